@@ -1,0 +1,298 @@
+"""Truth: does the verdict of ``fanin.check`` agree with what training shows?
+
+    python benchmarks/trainability.py label      trains every network, writes the labels (minutes)
+    python benchmarks/trainability.py compare    checks every network against its label (seconds)
+
+**How a network is labelled.**  All starts of one architecture are trained on the same data by SGD
+with momentum and by Adam, each at several learning rates, for :data:`STEPS` small batches, twice,
+with different orders of the samples.  A start's loss is the lowest of these runs (over all the
+data, averaged over the end of the run).  Its *progress* is that loss on a scale from 0, the loss
+of the best constant answer, to 1, the loss of the best start of the same architecture.  It is
+
+- ``sound`` when the progress is at least :data:`SOUND` for both orders,
+- ``faulty`` when it is at most :data:`FAULTY` for both,
+- ``grey`` otherwise: training itself does not say,
+- ``untrainable`` when not even the best start of the architecture learned: nothing to compare.
+
+Agreement is counted on ``sound`` and ``faulty`` alone.  All copies of an architecture (starts ×
+learning rates) run side by side in one ``torch.func.vmap``, so one core is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call, grad_and_value, replace_all_batch_norm_modules_, vjp, vmap
+from trainability_networks import RECIPES, Recipe, Recurrent, Task, build, task
+
+LABELS = Path(__file__).with_name("trainability_labels.json")
+STEPS = 160
+BATCH = 32
+RATES = {"sgd": (0.1, 0.03, 0.01, 0.001), "adam": (0.03, 0.01, 0.003, 0.001)}
+MOMENTUM = 0.9
+ORDERS = (0, 1)  # seeds of the order of the samples
+LAST = (130, 140, 150, 160)  # steps whose full losses are averaged
+SOUND, FAULTY = 0.8, 0.4
+LEARNED = 0.4  # share of the chance loss the best start of an architecture must take away
+
+
+# -------------------------------------------------------------------------------------- label
+
+
+class Copies:
+    """Many copies of one architecture, trained side by side: row i of ``values`` is one copy."""
+
+    def __init__(self, nets: list[nn.Module]) -> None:
+        self.skeleton = deepcopy(nets[0])
+        replace_all_batch_norm_modules_(self.skeleton)  # no running statistics under vmap
+        named = {name: p for name, p in self.skeleton.named_parameters() if p.requires_grad}
+        self.shapes = {name: p.shape for name, p in named.items()}
+        self.values = torch.stack([self._flat(net, self.shapes) for net in nets])
+        others = [name for name, p in nets[0].named_parameters() if not p.requires_grad]
+        self.frozen = {
+            name: torch.stack([net.get_parameter(name).detach() for net in nets])
+            for name in others
+        }
+
+    @staticmethod
+    def _flat(net: nn.Module, names: Iterable[str]) -> Tensor:
+        return torch.cat([net.get_parameter(name).detach().flatten() for name in names])
+
+    def output(self, flat: Tensor, frozen: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in self.shapes.values()])
+        named = zip(self.shapes.items(), parts, strict=True)
+        values = {name: part.view(shape) for (name, shape), part in named}
+        return functional_call(self.skeleton, {**values, **frozen}, (inputs,))
+
+
+def train(copies: Copies, t: Task, rates: Tensor, adam: Tensor, order: int) -> tuple[Tensor, ...]:
+    """Final loss and accuracy of every copy; ``rates`` and ``adam`` say how each is trained."""
+
+    def loss(flat: Tensor, frozen: dict[str, Tensor], rows: Tensor) -> Tensor:
+        return t.loss(copies.output(flat, frozen, t.inputs[rows]), t.targets[rows])
+
+    def look(flat: Tensor, frozen: dict[str, Tensor]) -> Tensor:
+        # Through vjp because vmap alone has no rule for the fused recurrent layers.
+        return vjp(lambda flat: copies.output(flat, frozen, t.inputs), flat)[0].detach()
+
+    step = vmap(grad_and_value(loss), in_dims=(0, 0, None))
+    draw = torch.Generator().manual_seed(order)
+    values = copies.values.clone()
+    first, second = torch.zeros_like(values), torch.zeros_like(values)
+    losses, rights = [], []
+    for k in range(1, STEPS + 1):
+        rows = torch.randint(len(t.inputs), (BATCH,), generator=draw)
+        gradient, _ = step(values, copies.frozen, rows)
+        first.mul_(torch.where(adam, 0.9, MOMENTUM)).add_(
+            gradient * torch.where(adam, 0.1, 1.0)
+        )
+        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scaled = (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
+        values -= rates * torch.where(adam, scaled, first)
+        if k in LAST:
+            outputs = vmap(look)(values, copies.frozen)
+            losses.append(torch.stack([t.loss(output) for output in outputs]))
+            rights.append(torch.stack([_accuracy(output, t) for output in outputs]))
+    return torch.stack(losses).mean(0), torch.stack(rights).mean(0)
+
+
+def _accuracy(output: Tensor, t: Task) -> Tensor:
+    return (output.argmax(-1) == t.targets).float().mean() if t.classes else torch.tensor(math.nan)
+
+
+def label_architecture(recipes: list[Recipe]) -> list[dict[str, Any]]:
+    """Train all starts of one architecture; one record for each."""
+    t = task(recipes[0])
+    ways = [(name, rate) for name, rates in RATES.items() for rate in rates]
+    copies = Copies([build(recipe)[0] for recipe in recipes for _ in ways])
+    rates = torch.tensor([rate for _, rate in ways] * len(recipes))[:, None]
+    adam = torch.tensor([name == "adam" for name, _ in ways] * len(recipes))[:, None]
+    records = [{**asdict(r), "chance": t.chance, "orders": []} for r in recipes]
+    fused = not isinstance(copies.skeleton, Recurrent)  # oneDNN's recurrent layers cannot vmap
+    for order in ORDERS:
+        with torch.backends.mkldnn.flags(enabled=fused), sdpa_kernel(SDPBackend.MATH):
+            losses, rights = train(copies, t, rates, adam, order)
+        for i, record in enumerate(records):
+            part = slice(i * len(ways), (i + 1) * len(ways))
+            record["orders"].append(_summary(ways, losses[part], rights[part]))
+    _judge(records, t.chance)
+    return records
+
+
+def _summary(ways: list[tuple[str, float]], losses: Tensor, rights: Tensor) -> dict[str, Any]:
+    """The best run of one start, over all and by optimizer."""
+    losses = losses.nan_to_num(math.inf)
+    best = int(losses.argmin())
+    result = {"loss": _short(losses[best]), "accuracy": _short(rights[best])}
+    for name in RATES:
+        mine = [i for i, way in enumerate(ways) if way[0] == name]
+        i = min(mine, key=lambda i: float(losses[i]))
+        result[name] = {"loss": _short(losses[i]), "rate": ways[i][1]}
+    return result
+
+
+def _short(value: Tensor) -> float | None:
+    return float(f"{float(value):.4g}") if math.isfinite(value) else None
+
+
+def _judge(records: list[dict[str, Any]], chance: float) -> None:
+    """Add progress, label and which optimizers train to the records of one architecture."""
+
+    def progress(loss: float | None, best: float) -> float:
+        return -1.0 if loss is None else round(max(-1.0, (chance - loss) / (chance - best)), 3)
+
+    bests = [min(r["orders"][i]["loss"] or math.inf for r in records) for i in range(len(ORDERS))]
+    learned = all(chance - best >= LEARNED * chance for best in bests)
+    for record in records:
+        both = list(zip(record["orders"], bests, strict=True))
+        record["best"] = bests
+        record["progress"] = [progress(run["loss"], best) for run, best in both]
+        record["label"] = _label(record["progress"]) if learned else "untrainable"
+        record["trains_with"] = [
+            name
+            for name in RATES
+            if learned and all(progress(run[name]["loss"], best) >= SOUND for run, best in both)
+        ]
+
+
+def _label(progress: list[float]) -> str:
+    if min(progress) >= SOUND:
+        return "sound"
+    return "faulty" if max(progress) <= FAULTY else "grey"
+
+
+def label(recipes: Iterable[Recipe]) -> dict[str, Any]:
+    """Label all recipes, architecture by architecture."""
+    records = []
+    start = time.perf_counter()
+    for architecture, group in groupby(
+        sorted(recipes, key=lambda r: r.architecture), key=lambda r: r.architecture
+    ):
+        begin = time.perf_counter()
+        new = label_architecture(list(group))
+        records += new
+        seconds = time.perf_counter() - begin
+        counts = dict(Counter(record["label"] for record in new))
+        print(*architecture, counts, f"{seconds:.1f} s", file=sys.stderr, flush=True)
+    return {
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - start),
+        "steps": STEPS,
+        "batch": BATCH,
+        "rates": RATES,
+        "sound": SOUND,
+        "faulty": FAULTY,
+        "learned": LEARNED,
+        "networks": records,
+    }
+
+
+# ------------------------------------------------------------------------------------ compare
+
+
+def compare(networks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Check every labelled network; one row for each, and what they add up to."""
+    import fanin
+
+    rows = []
+    start = time.perf_counter()
+    for network in networks:
+        recipe = Recipe(*(network[k] for k in ("family", "activation", "depth", "start", "seed")))
+        report = fanin.check(*build(recipe))
+        found = [f"{f.code} {f.severity} {f.layer}" for f in report.findings]
+        rows.append({**network, "ok": report.ok, "findings": found, "name": str(recipe)})
+    return {"seconds": round(time.perf_counter() - start, 1), **summary(rows), "networks": rows}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Agreement, false alarms and missed faults, over all and along family and start."""
+    judged = [row for row in rows if row["label"] in ("sound", "faulty")]
+    sound = [row for row in judged if row["label"] == "sound"]
+    alarms = [row["name"] for row in sound if not row["ok"]]
+    missed = [row["name"] for row in judged if row["label"] == "faulty" and row["ok"]]
+    return {
+        "labels": dict(Counter(row["label"] for row in rows)),
+        "agreement": 1 - (len(alarms) + len(missed)) / max(1, len(judged)),
+        "false_alarm_rate": len(alarms) / max(1, len(sound)),
+        "false_alarms": alarms,
+        "missed_faults": missed,
+        "by_family": _confusion(rows, "family"),
+        "by_start": _confusion(rows, "start"),
+    }
+
+
+def _confusion(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(CELLS, 0))
+    for row in rows:
+        verdict = "ok" if row["ok"] else "error"
+        label = row["label"] if row["label"] in ("sound", "faulty") else "grey"
+        table[row[key]][f"{label} {verdict}"] += 1
+    return dict(sorted(table.items()))
+
+
+CELLS = ("sound ok", "sound error", "faulty error", "faulty ok", "grey ok", "grey error")
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the result of ``compare`` as text."""
+    for key in ("by_family", "by_start"):
+        print(f"{key[3:]:20s}" + "".join(f"{cell:>14s}" for cell in CELLS))
+        for name, cells in result[key].items():
+            print(f"{name:20s}" + "".join(f"{cells[cell] or '·':>14}" for cell in CELLS))
+        print()
+    print("disagreements")
+    wrong = {*result["false_alarms"], *result["missed_faults"]}
+    for row in result["networks"]:
+        if row["name"] in wrong:
+            kind = "missed fault" if row["ok"] else "false alarm"
+            print(f"  {kind:13s}{row['name']:42s}progress {row['progress']}  {row['findings']}")
+    print()
+    print("labels", result["labels"], f"checked in {result['seconds']} s")
+    print(f"agreement outside the grey zone  {result['agreement']:.1%}")
+    print(f"false alarms                     {result['false_alarm_rate']:.1%} of the sound ones")
+    print(f"missed faults                    {len(result['missed_faults'])}")
+
+
+def table(networks: list[dict[str, Any]]) -> None:
+    """Print the labels: one line for each architecture."""
+    letter = {"sound": "+", "faulty": "−", "grey": "?", "untrainable": "x"}
+    key = lambda n: (n["family"], n["activation"], n["depth"])  # noqa: E731
+    for architecture, group in groupby(networks, key=key):
+        marks = " ".join(f"{letter[n['label']]}{n['start']}" for n in group)
+        print("{} {} {}: ".format(*architecture) + marks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("verb", nargs="?", default="compare", choices=["label", "compare", "table"])
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.verb == "label":
+        torch.set_flush_denormal(True)
+        LABELS.write_text(json.dumps(label(RECIPES), indent=1) + "\n")
+        return
+    networks = json.loads(LABELS.read_text())["networks"]
+    if arguments.verb == "table":
+        table(networks)
+        return
+    result = compare(networks)
+    print(json.dumps(result, indent=1)) if arguments.json else show(result)
+
+
+if __name__ == "__main__":
+    main()

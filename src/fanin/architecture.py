@@ -1,0 +1,241 @@
+"""Read the calls of a trace as layers: what each is named, what it uses, what it feeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from fanin.operations import ACTIVATIONS, NORMS, PASSIVE
+from fanin.trace import Call, Trace
+
+__all__ = ["Architecture", "Layer", "Parameter", "read"]
+
+_PRIME = (1 << 61) - 1
+_CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter tensor: its canonical path, all paths it is reached by, and its size."""
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weighted layer: all the calls that use the same weight in the same way.
+
+    Attributes:
+        name: module path where the module is this one layer, else the weight's parameter path.
+        op: canonical operation.
+        weight: parameters that make up the main weight.
+        parameters: every parameter it uses, the main weight's first.
+        calls: indices of its calls in the trace.
+        units: output channels, None for an elementwise parameter.
+        fan_in: inputs summed into one output value.
+        fan_out: outputs that one input value reaches.
+        activation: the nonlinearity that follows, through norms and reshapes; None if there is none.
+        trainable: whether any of its parameters requires a gradient.
+    """
+
+    name: str
+    op: str
+    weight: tuple[str, ...]
+    parameters: tuple[str, ...]
+    calls: tuple[int, ...]
+    units: int | None
+    fan_in: int | None
+    fan_out: int | None
+    activation: str | None
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The layers of a model in order of execution, with the calls that link them.
+
+    Attributes:
+        layers: in order of first execution.
+        parameters: every parameter of the model.
+        unnamed: (parameter, torch function) whose role is not known; "unused" if never seen.
+        trace: the calls.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: tuple[Parameter, ...]
+    unnamed: tuple[tuple[str, str], ...]
+    trace: Trace
+
+    @property
+    def goal(self) -> tuple[int, ...]:
+        """The calls that the gradient starts from: the loss, or the outputs without one."""
+        return self.trace.outputs if self.trace.loss is None else (self.trace.loss,)
+
+    def reached(self, without: Collection[int] = ()) -> bool:
+        """Whether the batch reaches the output through some layer, around the calls in `without`."""
+        plain, layered = set(), set()
+        for call in self.trace.calls:
+            if call.index in without:
+                continue
+            through = any(i in layered for i in call.behind)
+            if call.entry or through or any(i in plain for i in call.behind):
+                (layered if through or call.units is not None else plain).add(call.index)
+        return any(i in layered for i in self.goal)
+
+    def trunk(self) -> tuple[int, ...]:
+        """Calls that every path from the batch to the output (or the loss) passes, in order.
+
+        A call is on every path when the paths through it are all the paths there are; they are
+        counted modulo a prime, so that their number stays small.
+        """
+        calls = self.trace.calls
+        into, onward = [0] * len(calls), [0] * len(calls)
+        for call in calls:
+            into[call.index] = (call.entry + sum(into[i] for i in call.behind)) % _PRIME
+        for index in self.goal:
+            onward[index] = 1
+        for call in reversed(calls):
+            for i in call.behind:
+                onward[i] = (onward[i] + onward[call.index]) % _PRIME
+        total = sum(into[i] for i in self.goal) % _PRIME
+        return tuple(i for i in range(len(calls)) if total and into[i] * onward[i] % _PRIME == total)
+
+    def ancestors(self, start: Iterable[int]) -> set[int]:
+        """Calls from which `start` is reached, `start` included."""
+        seen: set[int] = set()
+        queue = list(start)
+        while queue:
+            index = queue.pop()
+            if index not in seen:
+                seen.add(index)
+                queue += self.trace.calls[index].behind
+        return seen
+
+    def descendants(self, start: Collection[int]) -> set[int]:
+        """Calls that `start` reaches, `start` included."""
+        seen = set(start)
+        for call in self.trace.calls:
+            if call.index not in seen and any(i in seen for i in call.behind):
+                seen.add(call.index)
+        return seen
+
+
+def read(trace: Trace, model: nn.Module) -> Architecture:
+    """Group the calls of `trace` into the layers of `model`."""
+    parameters = parameters_of(model)
+    groups: dict[tuple[str, tuple[str, ...]], list[Call]] = {}
+    for call in trace.calls:
+        if call.operands and not call.op.startswith("unnamed:") and call.operands[0].parameters:
+            groups.setdefault((call.op, call.operands[0].parameters), []).append(call)
+    owners = {key: _owner(calls[0], parameters) for key, calls in groups.items()}
+    shared = Counter(owner for owner, _ in owners.values())
+    followers = _followers(trace)
+    trainable = {p.name for p in parameters if p.trainable}
+    layers = []
+    for key, calls in groups.items():
+        owner, path = owners[key]
+        names = tuple(dict.fromkeys(p for c in calls for p in c.parameters))
+        whole = shared[owner] == 1 and owner != "" and not _holds(owner, owners.values())
+        layers.append(
+            Layer(
+                name=owner if whole else path,
+                op=key[0],
+                weight=key[1],
+                parameters=names,
+                calls=tuple(c.index for c in calls),
+                units=calls[0].units,
+                fan_in=calls[0].fan_in,
+                fan_out=calls[0].fan_out,
+                activation=_activation(trace, calls[0], followers),
+                trainable=any(n in trainable for n in names),
+            )
+        )
+    return Architecture(tuple(layers), parameters, _unnamed(trace, parameters), trace)
+
+
+def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
+    """Every parameter once, with all the paths that lead to it."""
+    paths: dict[int, list[str]] = {}
+    tensors = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(name)
+        tensors[id(parameter)] = parameter
+    return tuple(
+        Parameter(names[0], tuple(names), tuple(tensors[key].shape), tensors[key].requires_grad)
+        for key, names in paths.items()
+    )
+
+
+def weighted_source(calls: tuple[Call, ...] | list[Call], call: Call) -> Call | None:
+    """The nearest weighted call whose units `call` still shows, through norms and reshapes."""
+    while True:
+        if not call.behind:
+            return None
+        call = calls[max(call.behind)]
+        if call.units is not None:
+            return call
+        if call.op not in _CARRIERS:
+            return None
+
+
+def _owner(call: Call, parameters: tuple[Parameter, ...]) -> tuple[str, str]:
+    """The module that a weighted call belongs to, and the path of its main weight there."""
+    aliases = {p.name: p.aliases for p in parameters}
+    paths = [a for name in call.operands[0].parameters for a in aliases.get(name, (name,))]
+    own = [p for p in paths if _module_of(p) == call.module]
+    path = own[0] if own else paths[0]
+    return _module_of(path), path
+
+
+def _module_of(path: str) -> str:
+    owner = path.rpartition(".")[0]
+    return owner.partition(".parametrizations")[0] if ".parametrizations." in f".{owner}." else owner
+
+
+def _holds(owner: str, owners: Iterable[tuple[str, str]]) -> bool:
+    """Whether a module holds other layers further down."""
+    return any(other.startswith(f"{owner}.") for other, _ in owners)
+
+
+def _followers(trace: Trace) -> dict[int, list[Call]]:
+    followers: dict[int, list[Call]] = {}
+    for call in trace.calls:
+        for index in call.behind:
+            followers.setdefault(index, []).append(call)
+    return followers
+
+
+def _activation(trace: Trace, call: Call, followers: dict[int, list[Call]]) -> str | None:
+    """The first nonlinearity downstream, through norms, reshapes and sums."""
+    queue, seen = list(followers.get(call.index, ())), 0
+    while queue and seen < 16:
+        after = queue.pop(0)
+        seen += 1
+        if after.op in ACTIVATIONS:
+            return after.op
+        if after.op in _CARRIERS and after.units is None:
+            queue += followers.get(after.index, ())
+    return None
+
+
+def _unnamed(trace: Trace, parameters: tuple[Parameter, ...]) -> tuple[tuple[str, str], ...]:
+    seen: dict[str, set[str]] = {}
+    named: set[str] = set()
+    for call in trace.calls:
+        for operand in call.operands:
+            for name in operand.parameters:
+                if call.op.startswith("unnamed:"):
+                    seen.setdefault(name, set()).add(f"torch.{call.op.removeprefix('unnamed:')}")
+                else:
+                    named.add(name)
+    return tuple(
+        (p.name, ", ".join(sorted(seen.get(p.name, {"unused"}))))
+        for p in parameters
+        if p.name not in named
+    )

@@ -1,0 +1,328 @@
+"""`fanin.check`: trace → architecture → probe → symmetry → findings → report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import parameters_of
+from fanin.errors import ArgumentError, BatchError, LossError, ModelError
+from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
+from fanin.guard import Guard, untouched
+from fanin.numbers import Audit, Record, audit, recording
+from fanin.probe import FINGERPRINT_TOLERANCE, LayerStats, Pass, Recorder, layer_stats, relative_spread, run_pass, unit_labels
+from fanin.report import Report
+from fanin.symmetry import examine
+from fanin.trace import arguments, reject_scripted, tensors_in
+
+__all__ = ["check", "recording"]
+
+Loss = Callable[[Any], Tensor]
+
+
+def check(
+    model: nn.Module | Callable[[], nn.Module],
+    batch: Any,
+    loss: Loss | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | str | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    record: Record | None = None,
+) -> Report:
+    """Say whether a model's initialization is sound, and prove it.
+
+    Runs the model forward and backward once, in the mode it is in.  Only where units look like
+    copies, or a gradient is exactly zero, are a few virtual training steps taken, on a float64
+    copy.  The model, its gradients, buffers, mode and hooks, the batch and every random state are
+    left exactly as they were.
+
+    Args:
+        model: any module that runs; or a function without arguments that builds one, whose
+            construction is then watched too (W503, and N402 with certainty).
+        batch: a tensor (one positional argument), a tuple (positional arguments) or a dict
+            (keyword arguments).
+        loss: from the model's output to a scalar, the mean loss.  Without it the output's own
+            ``.loss`` is used, or else a random linear functional of the output.
+        seed: of everything random in the check.
+        dtype: the dtype that training will compute in, for the range that values must stay in
+            (N404); the model's own by default.
+        select: prefixes of the finding codes to report ("S", "P201"); all by default.
+        ignore: prefixes of the finding codes to leave out.
+        progress: told in a few words what is under way.
+        record: what `fanin.checking.recording` saw of the model's construction.
+
+    Raises:
+        ModelError: the model cannot be checked: no (trainable) parameters, meta, lazy or sparse
+            parameters, or a forward that changes its own parameters.
+        ForwardError: the model, its hooks or its backward pass raised.
+        BatchError: the batch is not finite or on another device.
+        LossError: the loss is not a finite scalar connected to a parameter.
+        ArgumentError: an option has a value that is not allowed.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> check(model, torch.randn(32, 8)).ok
+    True
+    >>> _ = [nn.init.zeros_(p) for p in model.parameters()]
+    >>> [f.code for f in check(model, torch.randn(32, 8)).findings]
+    ['S101', 'S102']
+    """
+    started = time.perf_counter()
+    tell = progress or (lambda _: None)
+    _check_arguments(seed, loss)
+    chosen = _codes(select, ignore)
+    if not isinstance(model, nn.Module):
+        model, record = _built(model)
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        batch = dict(batch)
+    _check_model(model)
+    _check_batch(model, batch)
+    limit = _limit(model, dtype)
+    samples = _samples(batch)
+    with untouched(model) as guard:
+        evidence = _look(model, batch, loss, guard, seed, samples, limit, tell, record)
+    findings = tuple(f for f in judge(evidence) if f.code in chosen)
+    return _report(model, evidence, findings, seed, samples, time.perf_counter() - started)
+
+
+def _look(
+    model: nn.Module, batch: Any, loss: Loss | None, guard: Guard, seed: int, samples: int | None,
+    limit: tuple[float, str], tell: Callable[[str], None], record: Record | None,
+) -> Evidence:  # fmt: skip
+    tell("reading the parameters")
+    audits = audit(model)
+    tell("running forward and backward")
+    seen = _first_pass(model, batch, loss, guard, seed, samples, audits, None)
+    bounded = limit[0] < torch.finfo(torch.float32).max
+    if bounded or not _finite(seen):
+        tell("looking for the first value out of range")
+        wide = min(limit[0], torch.finfo(torch.float32).max)
+        seen = _first_pass(model, batch, loss, guard, seed, samples, audits, wide)
+    tolerance = FINGERPRINT_TOLERANCE["float32"]
+    symmetry, distinct = examine(model, batch, loss, seen, guard, seed, samples, tell)
+    layers: list[LayerStats] = []
+    for layer in seen.architecture.layers:
+        count = distinct.get(layer.name)
+        if count is None and layer.units is not None:
+            numbers = unit_labels(layer, seen.cells, tolerance)
+            count = layer.units if numbers is None or layer.name not in distinct else int(numbers.max()) + 1
+        layers.append(layer_stats(layer, seen, count))
+    trunk = stations(seen)
+    return Evidence(
+        seen=seen,
+        layers=tuple(layers),
+        trunk=trunk,
+        symmetry=symmetry,
+        audits=audits,
+        depth=depth_of(trunk),
+        samples=samples,
+        input_variation=_input_variation(batch, samples),
+        limit=limit,
+        out_of_range=seen.first_bad,
+        unwritten=record.unwritten(model) if record is not None else (),
+        idle=record.idle(model) if record is not None else (),
+    )
+
+
+def _first_pass(
+    model: nn.Module, batch: Any, loss: Loss | None, guard: Guard, seed: int, samples: int | None,
+    audits: tuple[Audit, ...], limit: float | None,
+) -> Pass:  # fmt: skip
+    recorder = Recorder(seed, samples, limit=limit)
+    parameters = dict(model.named_parameters())
+    try:
+        seen, _ = run_pass(model, model, _private(batch), loss, parameters, recorder, guard, seed)
+    finally:
+        changed = guard.changed()
+    if changed:
+        raise ModelError(
+            f"model: its forward changes the parameter {changed[0]!r} in place; a check needs a "
+            "forward that leaves parameters alone (the model was put back)"
+        )
+    return _sound_loss(seen, audits)
+
+
+def _sound_loss(seen: Pass, audits: tuple[Audit, ...]) -> Pass:
+    """A loss that is not finite is the loss's own fault only where everything before it is finite."""
+    cells = seen.cells.values()
+    explained = any(a.nonfinite for a in audits) or any(c.nonfinite for c in cells)
+    huge = any(c.max_abs > _HUGE for c in cells)
+    if not math.isfinite(seen.loss) and not explained and not huge and seen.first_bad is None:
+        raise LossError(f"loss: it is {seen.loss} although the model's layers give finite values")
+    return seen
+
+
+# A square of anything beyond this leaves float32; the loss cannot be blamed for that.
+_HUGE = 1e15
+
+
+def _finite(seen: Pass) -> bool:
+    return math.isfinite(seen.loss) and not any(
+        c.nonfinite or c.cotangent_nonfinite for c in seen.cells.values()
+    )
+
+
+# ---- the arguments -------------------------------------------------------------------------------
+
+
+def _built(build: Any) -> tuple[nn.Module, Record]:
+    if not callable(build):
+        raise ArgumentError(
+            f"model: {type(build).__name__} is not a torch.nn.Module, nor a function that builds one"
+        )
+    with recording() as record:
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: the function given returned {type(model).__name__}, not a Module")
+    return model, record
+
+
+def _check_arguments(seed: Any, loss: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**63 - 1 is needed")
+    if loss is not None and not callable(loss):
+        raise ArgumentError(
+            f"loss: {type(loss).__name__} is not callable; give a function from the model's output to a scalar"
+        )
+
+
+def _codes(select: Iterable[str] | None, ignore: Iterable[str] | None) -> set[str]:
+    chosen = set(RULES) if select is None else _matching("select", select)
+    return chosen if ignore is None else chosen - _matching("ignore", ignore)
+
+
+def _matching(argument: str, prefixes: Iterable[str]) -> set[str]:
+    prefixes = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
+    found: set[str] = set()
+    for prefix in prefixes:
+        codes = {c for c in RULES if c.startswith(str(prefix).upper())}
+        if not codes or not prefix:
+            raise ArgumentError(f"{argument}: no finding code starts with {prefix!r}; known: {', '.join(RULES)}")
+        found |= codes
+    return found
+
+
+def _check_model(model: nn.Module) -> None:
+    reject_scripted(model)
+    named = list(model.named_parameters())
+    if not named:
+        raise ModelError("model: it has no parameters, so there is nothing to check")
+    for name, parameter in named:
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(f"model: the lazy parameter {name!r} is not materialized; run the model once first")
+        if parameter.is_meta:
+            raise ModelError(
+                f"model: the parameter {name!r} is on the meta device and has no values; "
+                "initialize it first (model.to_empty(device=...) and an init), then check"
+            )
+        if parameter.layout != torch.strided or parameter.is_quantized:
+            kind = "quantized" if parameter.is_quantized else f"sparse ({parameter.layout})"
+            raise ModelError(f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters")
+    for name, buffer in model.named_buffers():
+        if isinstance(buffer, nn.parameter.UninitializedBuffer):
+            raise ModelError(f"model: the lazy buffer {name!r} is not materialized; run the model once first")
+    if not any(p.requires_grad for _, p in named):
+        raise ModelError(f"model: all {len(named)} parameters are frozen (requires_grad=False); nothing would train")
+
+
+def _check_batch(model: nn.Module, batch: Any) -> None:
+    args, kwargs = arguments(batch)
+    places = {t.device for t in (*model.parameters(), *model.buffers())}
+    named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
+    for name, value in named:
+        for tensor in tensors_in(value):
+            if tensor.device not in places and tensor.dim() > 0:
+                here = ", ".join(sorted(str(p) for p in places))
+                raise BatchError(f"batch: input {name} is on {tensor.device}, the model on {here}; move one of them")
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise BatchError(f"batch: input {name} holds {bad} NaN or infinite values; a check needs a finite batch")
+
+
+def _limit(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[float, str]:
+    if dtype is None:
+        kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+        chosen = min(kinds, key=lambda d: torch.finfo(d).max, default=torch.float32)
+    else:
+        found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise ArgumentError(f"dtype: {dtype!r}; float16, bfloat16, float32 or float64 is needed")
+        chosen = found
+    return float(torch.finfo(chosen).max), str(chosen).removeprefix("torch.")
+
+
+def _samples(batch: Any) -> int | None:
+    for tensor in tensors_in(arguments(batch)):
+        if tensor.dim() > 0:
+            return tensor.shape[0]
+    return None
+
+
+def _input_variation(batch: Any, samples: int | None) -> float | None:
+    """Largest relative spread of the batch's tensors across samples; None when it cannot be known."""
+    found = []
+    for tensor in tensors_in(arguments(batch)):
+        if samples and samples > 1 and tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel():
+            spread = relative_spread(tensor.reshape(samples, -1).to(torch.float64), 0)
+            found += [spread] if spread is not None else []
+    return max(found, default=None)
+
+
+def _private(batch: Any) -> Any:
+    """A copy of the batch, so that a forward that writes into its inputs leaves the user's alone."""
+    if isinstance(batch, Tensor):
+        return batch.detach().clone().requires_grad_(batch.requires_grad)
+    if isinstance(batch, dict):
+        return {k: _private(v) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_private(v) for v in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_private(v) for v in batch)
+    return batch
+
+
+# ---- the report ----------------------------------------------------------------------------------
+
+
+def _report(
+    model: nn.Module, evidence: Evidence, findings: tuple[Finding, ...], seed: int,
+    samples: int | None, seconds: float,
+) -> Report:  # fmt: skip
+    first = next(model.parameters())
+    tensors = parameters_of(model)
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    return Report(
+        model=type(model).__name__,
+        parameters=sum(math.prod(p.shape) for p in tensors),
+        trainable=sum(math.prod(p.shape) for p in tensors if p.trainable),
+        tensors=len(tensors),
+        dtype=", ".join(sorted(kinds)),
+        device=str(first.device),
+        loss=evidence.seen.loss if evidence.seen.named_loss else None,
+        chance=evidence.seen.chance,
+        seed=seed,
+        samples=samples,
+        mode="train" if model.training else "eval",
+        layers=evidence.layers,
+        depth=evidence.depth,
+        symmetry=evidence.symmetry,
+        findings=findings,
+        unnamed=evidence.seen.architecture.unnamed,
+        seconds=seconds,
+        versions=(("fanin", _version()), ("torch", str(torch.__version__))),
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fanin")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+source"

@@ -1,0 +1,190 @@
+"""The command line: ``fanin check``, ``fanin explain`` and ``fanin demo``.
+
+Exit status: 0 the start is sound, 1 there are error findings, 2 the command line is wrong or the
+check could not run (one line on stderr, the traceback with ``--debug``), 130 interrupted.
+stdout holds the result and nothing else: what the user's own code prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+
+import click
+from rich.markdown import Markdown
+from rich.table import Table
+
+from fanin import __version__
+from fanin.checking import check as check_model
+from fanin.checking import recording
+from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
+from fanin.cli.program import Program, debug_option
+from fanin.cli.progress import Progress
+from fanin.demo import demo as run_demo
+from fanin.findings import RULES, document
+from fanin.report import Report, text
+from fanin.targets import load
+
+__all__ = ["cli", "main"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _codes(
+    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Read codes, prefixes of codes or names of rules, separated by commas."""
+    by_name = {rule.name.upper(): rule.code for rule in RULES.values()}
+    words = [word.strip().upper() for value in values for word in value.split(",")]
+    codes = tuple(by_name.get(word, word) for word in words if word)
+    for code in codes:
+        if not any(known.startswith(code) for known in RULES):
+            near = difflib.get_close_matches(code, [*RULES, *by_name], n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(by_name.get(n, n) for n in near)}?" if near else ""
+            raise click.BadParameter(f"there is no rule {code}{hint}")
+    if values and not codes:
+        raise click.BadParameter("it names no rule")
+    return codes or None
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fanin")
+@debug_option
+def cli() -> None:
+    """Say before training whether a PyTorch model starts well, and prove it."""
+
+
+@cli.command(short_help="Check how the model of TARGET starts.")
+@click.argument("target")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SPEC",
+    help="One input, e.g. 8x3x224x224, tokens:4x128@32000 or mask=4x128; repeatable.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the weights, the inputs and the check.",
+)
+@click.option("--device", metavar="DEVICE", help="Where to run, e.g. cuda; default: as built.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="What the training will run in: values beyond its range are found.",
+)
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="CODES",
+    callback=_codes,
+    help="Only these rules: codes or their beginnings, e.g. S,P201; repeatable.",
+)
+@click.option(
+    "--ignore", multiple=True, metavar="CODES", callback=_codes, help="Not these rules; repeatable."
+)
+@click.option("--json", "json_to", metavar="FILE", help="Write the report as JSON; - is stdout.")
+@click.option("--html", "html_to", metavar="FILE", help="Write the report as one HTML page.")
+@click.option("--full", is_flag=True, help="Show every layer.")
+@click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
+@debug_option
+def check(
+    target: str,
+    inputs: tuple[str, ...],
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+    select: tuple[str, ...] | None,
+    ignore: tuple[str, ...] | None,
+    json_to: str | None,
+    html_to: str | None,
+    full: bool,
+    quiet: bool,
+) -> int:
+    """Build the model of TARGET, run it once and say what is wrong with how it starts.
+
+    TARGET is path/to/file.py:factory, package.module:factory, timm:NAME, torchvision:NAME or
+    hf:NAME-or-config-path.  A factory takes no arguments and returns a model, (model, batch) or
+    (model, batch, loss).
+
+    \b
+    fanin check train.py:build --input 8x3x32x32
+    fanin check hf:gpt2 --json report.json
+
+    Exit status: 0 sound, 1 error findings, 2 could not run.
+    """
+    if html_to == STDOUT:
+        raise click.BadParameter("a page needs a file", param_hint="'--html'")
+    require_writable("--json", json_to)
+    require_writable("--html", html_to)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
+        progress(f"building {target}")
+        with recording() as record:
+            loaded = load(target, inputs=inputs, seed=seed, device=device)
+        report = check_model(
+            loaded.model,
+            loaded.batch,
+            loaded.loss,
+            seed=seed,
+            dtype=dtype,
+            select=select,
+            ignore=ignore,
+            progress=progress,
+            record=record,
+        )
+    _deliver(report, json_to, html_to, full=full, quiet=quiet)
+    return 0 if report.ok else 1
+
+
+def _deliver(
+    report: Report, json_to: str | None, html_to: str | None, *, full: bool, quiet: bool
+) -> None:
+    """Write the files that were asked for and show the text."""
+    if html_to is not None:
+        with replacing("--html", html_to) as path:
+            report.to_html(path)
+    if json_to is not None:
+        write_json(report.to_json(), json_to)
+    if not quiet and json_to != STDOUT:
+        show(text.render(report, full=full))
+
+
+@cli.command(short_help="Explain a rule, or list them all.")
+@click.argument("code", required=False)
+@debug_option
+def explain(code: str | None) -> int:
+    """Explain the rule of CODE (or of its name); without CODE, list every rule."""
+    if code is not None:
+        show(Markdown(document(code)))
+        return 0
+    table = Table("code", "name", "severity", "what it finds", box=None, pad_edge=False)
+    for rule in RULES.values():
+        table.add_row(rule.code, rule.name, ", ".join(rule.severities), rule.summary)
+    show(table)
+    return 0
+
+
+@cli.command(short_help="Check and train one small network from six starts.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the table as JSON; - is stdout.")
+@debug_option
+def demo(json_to: str | None) -> int:
+    """Check one small network at six starts, train each, and set verdict beside result."""
+    require_writable("--json", json_to)
+    with Progress() as progress:
+        result = run_demo(progress=progress)
+    if json_to is not None:
+        write_json(result.to_json(), json_to)
+    if json_to != STDOUT:
+        show(result)
+    return 0
+
+
+def main() -> None:
+    """Run the program; the entry point of the ``fanin`` command."""
+    cli(prog_name="fanin")

@@ -1,0 +1,52 @@
+"""What is under way, on a terminal, once the work has taken a second."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+
+__all__ = ["Progress"]
+
+PATIENCE = 1.0  # seconds of silence before the spinner appears
+
+
+class Progress:
+    """A spinner on stderr; nothing at all when stderr is not a terminal.
+
+    It also is the callable that the work reports to:
+
+        >>> with Progress() as progress:
+        ...     progress("measuring")
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, patience: float = PATIENCE
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._status = self._console.status("starting")
+        self._timer = threading.Timer(patience, self._status.start)
+        self._timer.daemon = True
+
+    def __call__(self, text: str) -> None:
+        """Say what is under way."""
+        self._status.update(escape(text))
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal and not self._quiet:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if self._timer.ident is not None:
+            self._timer.join()
+        self._status.stop()

@@ -1,0 +1,142 @@
+"""All that the rules may look at: what was measured, and nothing that can still be changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fanin.architecture import Layer
+from fanin.numbers import Audit
+from fanin.probe import Cell, Depth, LayerStats, Pass
+from fanin.symmetry import Symmetry
+from fanin.trace import Call
+
+__all__ = ["Evidence", "Station", "depth_of", "stations"]
+
+
+@dataclass(frozen=True)
+class Station:
+    """A place on the trunk: every path from the batch to the output passes it.
+
+    Attributes:
+        index: of its call.
+        place: layer name, or module path of a sum.
+        rms: of the signal there.
+        variation: RMS deviation across samples over rms.
+        norm: Euclidean norm of the cotangent; stays put under a fan_in start, whatever the shapes.
+        cell: everything measured there.
+        layer: the weighted layer, None for a sum.
+    """
+
+    index: int
+    place: str
+    rms: float
+    variation: float | None
+    norm: float | None
+    cell: Cell
+    layer: Layer | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules judge.
+
+    Attributes:
+        seen: the one forward and backward pass.
+        layers: statistics of each layer, in order of execution.
+        trunk: what was measured where every path passes.
+        symmetry: copies, deadlocks and clones.
+        audits: the entries of each parameter.
+        depth: growth along depth.
+        samples: batch size.
+        input_variation: how different the samples of the batch are, relative to their size.
+        limit: largest finite value of the dtype that training will use, and its name.
+        out_of_range: (call, value) of the first result beyond the limit.
+        unwritten: parameters that were allocated and never written (a watched construction).
+        idle: (parameter, std, bound in std) of truncations that cut nothing (a watched construction).
+    """
+
+    seen: Pass
+    layers: tuple[LayerStats, ...]
+    trunk: tuple[Station, ...]
+    symmetry: Symmetry
+    audits: tuple[Audit, ...]
+    depth: Depth
+    samples: int | None
+    input_variation: float | None
+    limit: tuple[float, str]
+    out_of_range: tuple[Call, float] | None = None
+    unwritten: tuple[str, ...] = ()
+    idle: tuple[tuple[str, float, float], ...] = ()
+
+    def place(self, call: Call) -> str:
+        """Name of the layer a call belongs to, else of the module it ran in."""
+        for layer in self.seen.architecture.layers:
+            if call.index in layer.calls:
+                return layer.name
+        return call.module
+
+    def order(self, name: str) -> int:
+        """Place of a layer or parameter in the order of execution."""
+        for i, layer in enumerate(self.layers):
+            if layer.name == name or name in layer.parameters:
+                return i
+        return len(self.layers)
+
+
+def stations(seen: Pass) -> tuple[Station, ...]:
+    """The measured calls that every path from the batch to the output passes."""
+    owner = {i: layer for layer in seen.architecture.layers for i in layer.calls}
+    found = []
+    for index in seen.architecture.trunk():
+        cell, layer = seen.cells.get(index), owner.get(index)
+        call = seen.architecture.trace.calls[index]
+        if cell is None or cell.count == 0 or not call.varies:
+            continue
+        found.append(
+            Station(
+                index=index,
+                place=layer.name if layer is not None else call.module,
+                rms=(cell.squares / cell.count) ** 0.5,
+                variation=cell.variation,
+                norm=None if cell.cotangent_squares is None else cell.cotangent_squares**0.5,
+                cell=cell,
+                layer=layer,
+            )
+        )
+    return tuple(found)
+
+
+# A turn is named only where a run of layers changes the scale by this factor in one direction.
+TURN = 10.0
+
+
+def depth_of(trunk: Sequence[Station]) -> Depth:
+    """Growth per layer along the trunk, and where the longest sustained change begins."""
+    signal = [(s.place, s.rms) for s in trunk if s.rms > 0 and math.isfinite(s.rms)]
+    back = [(s.place, s.norm) for s in reversed(trunk) if s.norm and math.isfinite(s.norm)]
+    return Depth(
+        signal_growth=_growth(signal),
+        cotangent_growth=_growth(back),
+        signal_turn=_turn(signal),
+        cotangent_turn=_turn(back),
+    )
+
+
+def _growth(values: Sequence[tuple[str, float]]) -> float | None:
+    if len(values) < 2:
+        return None
+    return float(math.exp(math.log(values[-1][1] / values[0][1]) / (len(values) - 1)))
+
+
+def _turn(values: Sequence[tuple[str, float]]) -> str | None:
+    best, where, start = math.log(TURN), None, 0
+    for i in range(1, len(values)):
+        rising = values[i][1] >= values[i - 1][1]
+        if i > 1 and rising != (values[i - 1][1] >= values[i - 2][1]):
+            start = i - 1
+        change = abs(math.log(values[i][1] / values[start][1]))
+        if change > best:
+            best, where = change, values[start][0]
+    return where

@@ -1,0 +1,132 @@
+"""N401–N404: values that are not numbers, were never written, or leave the dtype's range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from fanin.findings.evidence import Evidence
+from fanin.findings.rules import Finding, finding
+from fanin.trace import Call
+
+__all__ = ["RULES"]
+
+# Entries of this size are in no scheme's range (an embedding of variance one stays below 6).
+HUGE = 1e8
+# Share of entries below 1e-30 but not zero: integers or pointers read as floats.
+TINY_SHARE = 1e-3
+# A value this near the limit leaves the range within the growth of an ordinary training run; below
+# a tenth nothing is said.
+NEAR = 0.1
+
+
+def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
+    """N401: NaN or infinity inside a parameter."""
+    bad = [a for a in evidence.audits if a.nonfinite]
+    if bad:
+        counts = [f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad[:4]]
+        yield finding(
+            "N401",
+            "error",
+            (a.name for a in bad),
+            measured="; ".join(counts) + (f" (+{len(bad) - 4})" if len(bad) > 4 else "") + " not finite",
+            expected="0",
+            message=f"{sum(a.nonfinite for a in bad):,} entries in {len(bad)} parameter(s) are NaN or infinite.",
+            why="One NaN reaches every output in one step and every weight in the next.",
+            fix="Draw these entries again; look for torch.empty without an init, or a broken checkpoint.",
+        )
+
+
+def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
+    """N402: values that nobody drew, or memory that was allocated and never written."""
+    odd = [a for a in evidence.audits if a.max_abs > HUGE or a.tiny > TINY_SHARE]
+    names = dict.fromkeys([*evidence.unwritten, *(a.name for a in odd)])
+    if not names:
+        return
+    seen = evidence.seen
+    harmed = (
+        bool(evidence.unwritten)
+        or not math.isfinite(seen.loss)
+        or any(c.nonfinite or c.cotangent_nonfinite for c in seen.cells.values())
+        or any(s.rms > HUGE for s in evidence.trunk)
+    )
+    by_name = {a.name: a for a in evidence.audits}
+    texts = [f"{n}: up to {by_name[n].max_abs:.3g}" + (" (never written)" if n in evidence.unwritten else "") for n in names]
+    yield finding(
+        "N402",
+        "error" if harmed else "warning",
+        names,
+        measured="; ".join(texts[:4]) + (f" (+{len(texts) - 4})" if len(texts) > 4 else ""),
+        expected=f"entries between {1e-30:g} and {HUGE:g}",
+        message="A parameter holds values that no scheme draws: memory that was allocated and not written.",
+        why="What torch.empty finds differs from run to run: huge values, denormals, or leftovers of other tensors.",
+        fix="Initialize the parameter right where it is created (for example nn.init.normal_(p, std=0.02)).",
+    )
+
+
+def non_finite_signal(evidence: Evidence) -> Iterator[Finding]:
+    """N403: the pass itself makes NaN or infinity; the first operation is named."""
+    if any(a.nonfinite for a in evidence.audits):
+        return
+    bad = evidence.out_of_range
+    if bad is not None and not math.isfinite(bad[1]) and evidence.limit[1] not in ("float16",):
+        yield _first(evidence, bad[0], "forward")
+        return
+    cells = evidence.seen.cells
+    back = [i for i, c in cells.items() if c.cotangent_nonfinite]
+    if back and not any(c.nonfinite for c in cells.values()):
+        yield _first(evidence, evidence.seen.architecture.trace.calls[max(back)], "backward")
+
+
+def _first(evidence: Evidence, call: Call, way: str) -> Finding:
+    place = evidence.place(call)
+    return finding(
+        "N403",
+        "error",
+        (place,),
+        measured=f"first in {call.op} of {place or 'the model'} ({way})",
+        expected="finite values everywhere",
+        message=f"The {way} pass makes NaN or infinite values; {call.op} is the first to do so.",
+        why="A loss or gradient that is not finite ends training at the first step.",
+        fix="Look at this operation's input: a scale that overflowed, a division by zero, a log or square root of zero.",
+    )
+
+
+def out_of_range(evidence: Evidence) -> Iterator[Finding]:
+    """N404: values that the training dtype cannot hold."""
+    limit, name = evidence.limit
+    bad = evidence.out_of_range
+    if bad is not None and name in ("float16", "bfloat16") and (bad[1] > limit):
+        yield _range(evidence, bad[0], bad[1])
+        return
+    near = [s for s in evidence.layers if s.max_abs is not None and s.max_abs > NEAR * limit]
+    if near and name == "float16":
+        worst = max(near, key=lambda s: s.max_abs or 0.0)
+        yield finding(
+            "N404",
+            "warning",
+            [worst.name, *(s.name for s in near)],
+            measured=f"{worst.max_abs:.3g}",
+            expected=f"below {NEAR * limit:.3g}, a tenth of {name}'s largest value",
+            message=f"Values come near the end of {name}'s range at the start.",
+            why="A little growth during training takes them past it, to infinity.",
+            fix="Scale this layer's weights down, or train in bfloat16.",
+        )
+
+
+def _range(evidence: Evidence, call: Call, value: float) -> Finding:
+    limit, name = evidence.limit
+    place = evidence.place(call)
+    return finding(
+        "N404",
+        "error",
+        (place,),
+        measured=f"{value:.3g} in {call.op} of {place or 'the model'}",
+        expected=f"at most {limit:.5g}, the largest value of {name}",
+        message=f"The first value past {name}'s range is in {call.op} of {place or 'the model'}.",
+        why=f"In {name} it becomes infinite, and the loss NaN.",
+        fix="Scale the weights of this layer (or of those before it) down, or train in bfloat16 or float32.",
+    )
+
+
+RULES = (non_finite_parameter, unwritten_memory, non_finite_signal, out_of_range)

@@ -1,0 +1,133 @@
+"""O301 and W501–W505: losses, unused parameters, and recipes that did not do what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fanin.findings.evidence import Evidence
+from fanin.findings.rules import Finding, finding
+
+__all__ = ["RULES"]
+
+# Of 510 healthy architectures 99 % start below ln C + 1.05, the largest of them at ln C + 1.55;
+# nine library defaults start 3 to 32 nats above it and still train.
+ABOVE_CHANCE = 2.0
+
+
+def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
+    """O301: the model is sure of wrong answers before it has seen one."""
+    chance, loss = evidence.seen.chance, evidence.seen.loss
+    if chance is None or not loss - chance > ABOVE_CHANCE:
+        return
+    heads = [s for s in evidence.layers if s.units is not None]
+    place = heads[-1].name if heads else ""
+    yield finding(
+        "O301",
+        "warning",
+        (place,),
+        measured=f"loss {loss:.4g}",
+        expected=f"about {chance:.4g}, the loss of guessing",
+        message="The loss starts far above that of guessing.",
+        why="The first steps go into unlearning confident wrong answers; with a tied embedding it is the embedding's scale.",
+        fix="Start the output layer smaller (or its tied embedding: std 0.02, or 1/√width), or at zero.",
+    )
+
+
+def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
+    """W501: trainable parameters without a gradient because the forward does not use them."""
+    unused = [n for n, g in evidence.seen.gradients.items() if g is None]
+    if not unused:
+        return
+    used = {n for layer in evidence.seen.architecture.layers for n in layer.parameters}
+    aside = [n for n in unused if n in used]
+    yield finding(
+        "W501",
+        "warning",
+        unused,
+        measured=f"{len(unused)} parameter(s) without a path to the loss: "
+        + ", ".join(unused[:3]) + (f" (+{len(unused) - 3})" if len(unused) > 3 else ""),
+        expected="every trainable parameter used",
+        message="Trainable parameters play no part in the loss"
+        + (" (they run, but their output is not used)." if len(aside) == len(unused) else "."),
+        why="They cost memory, never change, and make distributed training wait for gradients that do not come.",
+        fix="Remove them, use them, or freeze them with requires_grad_(False).",
+    )  # fmt: skip
+
+
+# Two schemes' standard deviations are told apart by √2; sampling error at 64 entries is 9 %.
+SAME_STD = 0.05
+
+
+def packed_fan(evidence: Evidence) -> Iterator[Finding]:
+    """W502: three matrices in one tensor, drawn with the fans of one."""
+    audits = {a.name: a for a in evidence.audits}
+    found = []
+    for layer in evidence.seen.architecture.layers:
+        call = evidence.seen.architecture.trace.calls[layer.calls[0]]
+        shape = call.operands[0].shape
+        audit = audits.get(layer.weight[0]) if len(layer.weight) == 1 else None
+        if audit is None or layer.op != "linear" or len(shape) != 2 or not _is_packed(evidence, layer.calls[0], layer.weight[0], shape):
+            continue
+        packed, apart = (2 / (shape[1] + 3 * shape[1])) ** 0.5, (2 / (2 * shape[1])) ** 0.5
+        if abs(audit.rms / packed - 1) < SAME_STD and audit.uniform:
+            found.append((layer.name, audit.rms, apart))
+    if found:
+        yield finding(
+            "W502",
+            "warning",
+            (n for n, _, _ in found),
+            measured=f"std {found[0][1]:.4g} ({found[0][0]})",
+            expected=f"std {found[0][2]:.4g}: Xavier of each block [E, E]",
+            message="A packed q, k, v matrix was drawn with Xavier over [3E, E], as if it were one.",
+            why="Each block's fan_out is E, not 3E: its weights start √2 too small and attention scores half as wide.",
+            fix="Draw the three blocks apart: for w in in_proj_weight.chunk(3): nn.init.xavier_uniform_(w).",
+        )
+
+
+def _is_packed(evidence: Evidence, index: int, weight: str, shape: tuple[int, ...]) -> bool:
+    """[3E, E] whose output is cut in three and goes into attention."""
+    parameter = next(p for p in evidence.seen.architecture.parameters if p.name == weight)
+    if parameter.shape[0] != 3 * parameter.shape[1]:
+        return False
+    trace = evidence.seen.architecture.trace
+    call = trace.calls[index]
+    if call.inside == "multi_head_attention_forward":
+        return True
+    after = evidence.seen.architecture.descendants({index})
+    near = [trace.calls[i].op for i in sorted(after)[:24]]
+    return shape[0] == parameter.shape[0] and any(op in ("scaled_dot_product_attention", "softmax") for op in near)
+
+
+def idle_truncation(evidence: Evidence) -> Iterator[Finding]:
+    """W503: a truncated normal whose bounds lie where nothing is ever drawn."""
+    if evidence.idle:
+        name, std, bound = evidence.idle[0]
+        yield finding(
+            "W503",
+            "warning",
+            (n for n, _, _ in evidence.idle),
+            measured=f"{name}: std {std:g}, bounds at ±{bound:.0f} σ",
+            expected="bounds within a few σ (usually ±2 σ)",
+            message="The truncation truncates nothing: trunc_normal_ takes its bounds as values, not in σ.",
+            why="The recipe meant a truncated normal and got a plain one, with its full tails and std.",
+            fix=f"Give the bounds in units of the weights: trunc_normal_(w, std={std:g}, a={-2 * std:g}, b={2 * std:g}).",
+        )
+
+
+def clamped_outliers(evidence: Evidence) -> Iterator[Finding]:
+    """W505: entries clamped onto a bound that lies far out in the tail."""
+    odd = [a for a in evidence.audits if a.outliers]
+    if odd:
+        yield finding(
+            "W505",
+            "warning",
+            (a.name for a in odd),
+            measured="; ".join(f"{a.name}: {a.outliers} entries at ±{a.bound:g} ({a.bound / a.rms:.0f} × rms)" for a in odd[:3]),
+            expected="no entry beyond 8 σ",
+            message="A few entries lie exactly on a bound far out in the tail of the others.",
+            why="A truncated normal that clamps stray samples puts them on the bound: single weights that drown a unit.",
+            fix="Draw these entries again; with bounds in σ (a=-2*std, b=2*std) they cannot occur.",
+        )
+
+
+RULES = (loss_above_chance, unused_parameter, packed_fan, idle_truncation, clamped_outliers)

@@ -1,0 +1,155 @@
+"""Leave no trace: whatever happens inside, model, batch and random state come out as they went in.
+
+Parameters are copied only when something is about to write into them (`Guard.protect`), so a
+well-behaved model pays for its buffers alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Guard", "random_state", "untouched"]
+
+_CONTAINERS = (list, dict, set)
+
+
+class Guard:
+    """What is needed to put a model back: buffers, attributes, and any parameter that is written to.
+
+    Attributes:
+        written: paths of the parameters that the forward tried to change, in order.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.written: list[str] = []
+        self._parameters = list(model.named_parameters(remove_duplicate=True))
+        self._versions = [p._version for _, p in self._parameters]
+        self._requires_grad = [p.requires_grad for _, p in self._parameters]
+        self._grads = [p.grad for _, p in self._parameters]
+        self._by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, parameter in self._parameters:
+            key = _storage(parameter)
+            if key is not None:
+                self._by_storage.setdefault(key, []).append((name, parameter))
+        self._copies: dict[str, Tensor] = {}
+        self._modules = [(m, _attributes(m)) for m in model.modules()]
+        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+
+    def protect(self, target: Tensor) -> None:
+        """Keep a copy of every parameter that shares memory with `target`, about to be written."""
+        for name, parameter in self._by_storage.get(_storage(target) or -1, ()):
+            if name not in self._copies:
+                self._copies[name] = parameter.detach().clone()
+                self.written.append(name)
+
+    def changed(self) -> list[str]:
+        """Paths of parameters whose values are no longer what they were, or may not be."""
+        named = zip(self._parameters, self._versions, strict=True)
+        moved = [name for (name, p), version in named if p._version != version]
+        for name, parameter in self._parameters:
+            saved = self._copies.get(name)
+            if saved is not None and name not in moved and not _same_bits(saved, parameter):
+                moved.append(name)
+        return moved
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, saved in self._modules:
+            _restore_attributes(module, saved)
+        with torch.no_grad():
+            for buffer, value in self._buffers:
+                if not _same_bits(value, buffer):
+                    buffer.copy_(value)
+            for name, parameter in self._parameters:
+                if name in self._copies:
+                    parameter.data.copy_(self._copies[name])
+        rest = zip(self._parameters, self._requires_grad, self._grads, strict=True)
+        for (_, parameter), requires_grad, grad in rest:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[Guard]:
+    """Run a block and put `model` and all random states back afterwards, also on an exception."""
+    guard = Guard(model)
+    with random_state(model):
+        try:
+            yield guard
+        finally:
+            guard.restore()
+
+
+@contextmanager
+def random_state(model: nn.Module | None = None) -> Iterator[None]:
+    """Keep the random states of torch (CPU and the model's devices), numpy and Python."""
+    devices = set() if model is None else {p.device for p in model.parameters()}
+    indices = [d.index or 0 for d in devices if d.type == "cuda"]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=indices):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Each attribute with a shallow copy of its content where it is a plain container."""
+    return {
+        key: (value, copy.copy(value) if isinstance(value, _CONTAINERS) else None)
+        for key, value in module.__dict__.items()
+    }
+
+
+def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
+    here = module.__dict__
+    for key in [k for k in here if k not in saved]:
+        del here[key]
+    for key, (value, content) in saved.items():
+        if key not in here or here[key] is not value:
+            here[key] = value
+        if content is not None and not _same_members(value, content):
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
+
+
+def _same_members(now: Any, before: Any) -> bool:
+    if len(now) != len(before):
+        return False
+    if isinstance(now, dict):
+        return all(
+            a is b and now[a] is before[b] for a, b in zip(now, before, strict=True)
+        )
+    if isinstance(now, set):
+        return bool(now == before)
+    return all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _storage(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse and other storage-less tensors
+        return None
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit, NaN included."""
+    a, b = a.detach(), b.detach()
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.is_floating_point or a.dtype.is_complex:
+        return bool(torch.equal(torch.isnan(a), torch.isnan(b))) and bool(
+            torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        )
+    return bool(torch.equal(a, b))

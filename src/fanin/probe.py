@@ -1,0 +1,475 @@
+"""Statistics of one forward and one backward pass, taken while they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import Architecture, Layer, read, weighted_source
+from fanin.errors import ForwardError, LossError
+from fanin.guard import Guard
+from fanin.operations import Weighted
+from fanin.sketch import Directions, labels, project
+from fanin.slopes import flat_parts
+from fanin.trace import Call, Watch, tensors_in, trace
+
+__all__ = ["Cell", "Depth", "LayerStats", "Pass", "Recorder", "layer_stats", "relative_spread", "run_pass", "unit_labels"]
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One weighted layer, in order of execution, and what was measured at its output.
+
+    The output of a weighted layer is its *pre-activation*; the *cotangent* is the gradient of the
+    loss with respect to it.
+
+    Attributes:
+        name: module or parameter path, as ``named_modules``/``named_parameters`` gives it.
+        op: what it does: "linear", "conv2d", "matmul", "embedding", "lstm", "layer_norm", …
+        parameters: every parameter path the layer uses.
+        calls: how many times it ran in one forward pass.
+        fan_in: inputs summed into one output value.
+        fan_out: outputs that one input value reaches.
+        units: output channels; None for elementwise parameters.
+        distinct_units: units that can be told apart by pre-activation or cotangent.
+        activation: what follows it, or None.
+        rms: root mean square of the pre-activation.
+        mean: mean of the pre-activation.
+        max_abs: largest magnitude of the pre-activation.
+        variation: RMS deviation across samples over rms; 0 means all samples look the same.
+        token_variation: the same across positions within a sample.
+        cotangent_rms: RMS of the gradient of the loss at the pre-activation.
+        gradient_rms: RMS of the gradient of the loss with respect to the weight.
+        dead: share of units whose activation has slope zero on the whole batch.
+        saturated: share of (unit, sample) pairs in the flat part of the activation.
+        nonfinite: values of the pre-activation that are NaN or infinite.
+        trainable: whether any of its parameters requires a gradient.
+    """
+
+    name: str
+    op: str
+    parameters: tuple[str, ...]
+    calls: int = 1
+    fan_in: int | None = None
+    fan_out: int | None = None
+    units: int | None = None
+    distinct_units: int | None = None
+    activation: str | None = None
+    rms: float | None = None
+    mean: float | None = None
+    max_abs: float | None = None
+    variation: float | None = None
+    token_variation: float | None = None
+    cotangent_rms: float | None = None
+    gradient_rms: float | None = None
+    dead: float | None = None
+    saturated: float | None = None
+    nonfinite: int = 0
+    trainable: bool = True
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How signal and cotangent change along depth.
+
+    Attributes:
+        signal_growth: geometric mean factor of the signal's rms per layer; 1 is preserved.
+        cotangent_growth: the same for the cotangent, from the output towards the input.
+        signal_turn: layer where the longest sustained decay or growth begins; None when flat.
+        cotangent_turn: the same for the cotangent.
+    """
+
+    signal_growth: float | None = None
+    cotangent_growth: float | None = None
+    signal_turn: str | None = None
+    cotangent_turn: str | None = None
+
+
+@dataclass
+class Cell:
+    """What was measured at one weighted call (filled while the pass runs)."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    max_abs: float = 0.0
+    nonfinite: int = 0
+    variation: float | None = None
+    token_variation: float | None = None
+    forward: np.ndarray | None = None
+    cotangent: np.ndarray | None = None
+    cotangent_squares: float | None = None
+    cotangent_nonfinite: int = 0
+    dead: float | None = None
+    saturated: float | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass.
+
+    Attributes:
+        architecture: the layers that were seen.
+        loss: value of the loss, or of the random linear functional without one.
+        named_loss: whether `loss` is the user's (or the model's own).
+        chance: loss of guessing, where a classification loss was seen.
+        gradients: RMS of each trainable parameter's gradient; None for one that has none.
+        cells: what was measured at each weighted call, by its index.
+        first_bad: (call, value) of the first result outside of the range that was watched for.
+    """
+
+    architecture: Architecture
+    loss: float
+    named_loss: bool
+    chance: float | None
+    gradients: Mapping[str, float | None]
+    cells: Mapping[int, Cell]
+    first_bad: tuple[Call, float] | None = None
+
+
+class Recorder:
+    """Measures every weighted call while the pass runs; keeps numbers, not tensors.
+
+    Args:
+        seed: of the directions that units are compared along.
+        samples: batch size, or None.
+        limit: magnitude at which a result counts as out of range; None to not look at every call.
+        keep: (op, main weight) of the layers whose tensors are kept for the certificate.
+    """
+
+    def __init__(
+        self, seed: int, samples: int | None, *, limit: float | None = None,
+        keep: frozenset[tuple[str, tuple[str, ...]]] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
+        self.chance: float | None = None
+        self.first_bad: tuple[Call, float] | None = None
+        self.calls: list[Call] = []
+        self._samples, self._limit, self._keep = samples, limit, keep
+        self._directions = Directions(seed)
+        self._unit_dims: dict[int, tuple[int, ...]] = {}
+        self._occurrences: dict[tuple[str, tuple[str, ...]], int] = {}
+
+    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
+        """Measure the output of a weighted call, and its cotangent when that arrives."""
+        cell = self.cells[call.index] = Cell()
+        values = output.detach()
+        key = (call.op, call.operands[0].parameters)
+        occurrence = self._occurrences.get(key, 0)
+        self._occurrences[key] = occurrence + 1
+        _measure(cell, values)
+        if call.varies and self._samples:
+            cell.variation = _spread(values, self._samples)
+        dims = weighted.unit_dims
+        if dims and values.numel():
+            self._unit_dims[call.index] = dims
+            cell.token_variation = _token_spread(values, dims, self._samples)
+            cell.forward = _numpy(project(values, dims, self._directions, occurrence))
+        keep = key in self._keep
+        if keep:
+            _keep_forward(cell, weighted, values)
+        if output.requires_grad:
+            output.register_hook(lambda g: self._backward(cell, g, dims, occurrence, keep))
+
+    def _backward(
+        self, cell: Cell, gradient: Tensor, dims: tuple[int, ...], occurrence: int, keep: bool
+    ) -> None:
+        norm = float(torch.linalg.vector_norm(gradient.detach(), dtype=_wide(gradient)))
+        cell.cotangent_squares = norm * norm
+        if not math.isfinite(norm):
+            cell.cotangent_nonfinite = int((~torch.isfinite(gradient)).sum())
+        if dims and gradient.numel():
+            cell.cotangent = _numpy(project(gradient, dims, self._directions, occurrence))
+        if keep:
+            cell.kept["cotangent"] = _by_unit(gradient.detach(), dims)
+
+    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
+        """Count dead and saturated units at a nonlinearity, for the layer that feeds it."""
+        source = weighted_source(self.calls, call)
+        cell = self.cells.get(source.index) if source is not None else None
+        if source is None or cell is None or not inputs.is_floating_point():
+            return
+        dims = self._unit_dims[source.index] if len(source.shape) == inputs.dim() else ()
+        dead, saturated = flat_parts(call.op, inputs, dims)
+        cell.dead = dead if cell.dead is None else cell.dead
+        cell.saturated = saturated if cell.saturated is None else cell.saturated
+        if cell.kept and dims and output.shape == source.shape:
+            cell.kept["output"] = _by_unit(output.detach(), dims)
+
+    def produced(self, call: Call, output: Tensor) -> None:
+        """Measure where branches meet; look for the first result outside of the range."""
+        if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel():
+            self._merge(call, output)
+        if self._limit is None or self.first_bad is not None or output.numel() == 0:
+            return
+        largest = float(output.detach().abs().max())
+        if not largest <= self._limit:  # NaN compares false
+            self.first_bad = (call, largest)
+
+    def _merge(self, call: Call, output: Tensor) -> None:
+        cell = self.cells[call.index] = Cell()
+        values = output.detach()
+        _measure(cell, values)
+        if call.varies and self._samples:
+            cell.variation = _spread(values, self._samples)
+        if output.requires_grad:
+            output.register_hook(lambda g: self._backward(cell, g, (), 0, False))
+
+    def criterion(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The loss of guessing: ln C for C classes, ln 2 for a binary target."""
+        if self.chance is not None or kwargs.get("reduction", "mean") != "mean":
+            return
+        if kwargs.get("weight") is not None:
+            return
+        scores = args[0] if args else kwargs.get("input")
+        if name.startswith("binary"):
+            self.chance = math.log(2.0)
+        elif isinstance(scores, Tensor) and scores.dim() > 0:
+            self.chance = math.log(scores.shape[1 if scores.dim() > 1 else 0])
+
+
+def _measure(cell: Cell, values: Tensor) -> None:
+    cell.count = values.numel()
+    if cell.count == 0:
+        return
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    norm = float(torch.linalg.vector_norm(values, dtype=_wide(values)))
+    if not math.isfinite(norm):
+        cell.nonfinite = int((~torch.isfinite(values)).sum())
+        values = torch.where(torch.isfinite(values), values, 0).double()
+        norm = float(torch.linalg.vector_norm(values))
+    low, high = torch.aminmax(values)
+    cell.squares, cell.max_abs = norm * norm, max(abs(float(low)), abs(float(high)))
+    cell.total = float(values.sum(dtype=_wide(values)))
+
+
+def _wide(values: Tensor) -> torch.dtype | None:
+    """float32 for sums over half-precision values; the values' own dtype otherwise."""
+    return torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return np.asarray(values.detach().cpu().numpy())
+
+
+def _by_unit(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    dims = tuple(d % values.dim() for d in dims)
+    moved = values.movedim(dims, tuple(range(len(dims))))
+    return moved.reshape(math.prod(moved.shape[: len(dims)]), -1)
+
+
+def _keep_forward(cell: Cell, weighted: Weighted, values: Tensor) -> None:
+    cell.kept["input"] = _by_unit(values, weighted.unit_dims)
+    if weighted.rows is None:
+        return
+    weight, rows = weighted.weights[0][1], weighted.rows
+    cell.kept["weight"] = rows(weight.detach()).clone()
+    if weight.requires_grad:
+
+        def keep(gradient: Tensor) -> None:
+            cell.kept["gradient"] = rows(gradient.detach()).clone()
+
+        weight.register_hook(keep)
+
+
+# Columns looked at for the variation across samples: enough that the RMS over them is within 2 %.
+_COLUMNS = 4096
+
+
+def _spread(values: Tensor, samples: int) -> float | None:
+    """RMS deviation across samples over RMS, in float64, on evenly spread columns."""
+    if samples < 2 or values.dim() == 0 or values.shape[0] % samples or values.numel() == 0:
+        return None
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    flat = values.reshape(samples, -1)
+    step = max(1, flat.shape[1] // _COLUMNS)
+    if step > 1:
+        step -= 1 - step % 2  # odd, so that it does not stay on one residue of an even width
+    return relative_spread(flat[:, ::step].double(), 0)
+
+
+def _token_spread(values: Tensor, dims: tuple[int, ...], samples: int | None) -> float | None:
+    """The same across the positions inside one sample (the first samples, some units)."""
+    units = {d % values.dim() for d in dims}
+    places = [d for d in range(1, values.dim()) if d not in units]
+    if not samples or values.shape[0] != samples or not places or values.is_complex():
+        return None
+    part = values[:2].movedim(places, tuple(range(1, 1 + len(places)))).flatten(1, len(places))
+    part = part.flatten(2) if part.dim() > 2 else part.unsqueeze(-1)
+    if part.shape[1] < 2:
+        return None
+    rows, columns = max(1, part.shape[1] // 64), max(1, part.shape[2] // 64)
+    return relative_spread(part[:, ::rows, ::columns].double(), 1)
+
+
+def relative_spread(values: Tensor, dim: int) -> float | None:
+    rms = float(values.square().mean().sqrt())
+    if not math.isfinite(rms) or rms == 0.0:
+        return None
+    deviation = values - values.mean(dim, keepdim=True)
+    return float(deviation.square().mean().sqrt()) / rms
+
+
+def run_pass(
+    call: Callable[..., Any],
+    model: nn.Module,
+    batch: Any,
+    loss: Callable[[Any], Tensor] | None,
+    parameters: Mapping[str, Tensor],
+    recorder: Recorder,
+    guard: Guard,
+    seed: int,
+    substitute: Mapping[int, Tensor] | None = None,
+    promote: torch.dtype | None = None,
+) -> tuple[Pass, dict[str, Tensor | None]]:
+    """One watched forward and backward pass, with the gradient of each trainable parameter.
+
+    Raises:
+        ForwardError: model, loss or backward raised.
+        LossError: the loss is not a scalar connected to a parameter.
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    watch = Watch(model, parameters.items(), guard, recorder, substitute, promote)
+    recorder.calls = watch.calls
+    seen, output, value = trace(call, batch, loss, watch)
+    value, named = _objective(output, value, seed)
+    architecture = read(seen, model)
+    wanted = {n: p for n, p in parameters.items() if p.requires_grad}
+    try:
+        found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise ForwardError(f"model: its backward pass raised {type(error).__name__}: {told}") from error
+    gradients = dict(zip(wanted, found, strict=True))
+    if all(g is None for g in found):
+        raise LossError("loss: it is not connected to any trainable parameter of the model")
+    result = Pass(
+        architecture=architecture,
+        loss=float(value.detach()),
+        named_loss=named,
+        chance=recorder.chance if named else None,
+        gradients={n: None if g is None else _rms(g) for n, g in gradients.items()},
+        cells=recorder.cells,
+        first_bad=recorder.first_bad,
+    )
+    return result, gradients
+
+
+def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
+    """The scalar to differentiate: the loss, or a random linear functional of the output."""
+    if value is not None:
+        if not isinstance(value, Tensor):
+            raise LossError(f"loss: it returned {type(value).__name__}; a scalar tensor is needed")
+        if value.numel() != 1 or not value.is_floating_point():
+            kind = f"{tuple(value.shape)} of {value.dtype}"
+            raise LossError(f"loss: it returned a tensor {kind}; a real floating scalar is needed")
+        if not value.requires_grad:
+            raise LossError("loss: it is not connected to any trainable parameter of the model")
+        return value.reshape(()), True
+    outputs = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+    if not outputs:
+        raise LossError("model: its output holds no floating tensor; give a loss")
+    outputs = [t for t in outputs if t.requires_grad]
+    if not outputs:
+        raise LossError("model: its output is not connected to any trainable parameter")
+    return _functional(outputs, seed), False
+
+
+def _functional(outputs: list[Tensor], seed: int) -> Tensor:
+    """Σ cᵢ·outputᵢ with cᵢ ~ N(0, 1): a generic cotangent of unit scale at every output."""
+    generator = torch.Generator().manual_seed(seed)
+    terms = []
+    for tensor in outputs:
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        weights = torch.randn(real.shape, generator=generator, dtype=torch.float64)
+        terms.append((real * weights.to(device=real.device, dtype=real.dtype)).sum())
+    return torch.stack([t.to(terms[0]) for t in terms]).sum()
+
+
+def _rms(gradient: Tensor) -> float:
+    gradient = gradient.detach()
+    if gradient.layout != torch.strided:
+        gradient = gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient.to_dense()
+    if gradient.numel() == 0:
+        return 0.0
+    return float(torch.linalg.vector_norm(gradient, dtype=_wide(gradient))) / gradient.numel() ** 0.5
+
+
+# ---- per layer -------------------------------------------------------------------------------------
+
+# float32 products of equal rows differ by rounding alone, about 1e-6 of the layer's scale.
+FINGERPRINT_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+
+
+def fingerprints(layer: Layer, cells: Mapping[int, Cell]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Forward and cotangent fingerprints of a layer's units over all its calls."""
+    parts = [cells[i] for i in layer.calls if i in cells]
+    forward = [c.forward for c in parts if c.forward is not None]
+    cotangent = [c.cotangent for c in parts if c.cotangent is not None]
+    same = all(f.shape == forward[0].shape for f in forward)
+    return (
+        np.sum(forward, axis=0) if forward and same else None,
+        np.sum(cotangent, axis=0) if cotangent and same else None,
+    )
+
+
+def unit_labels(layer: Layer, cells: Mapping[int, Cell], tolerance: float) -> np.ndarray | None:
+    """Class of each unit: same class when pre-activations and cotangents agree."""
+    forward, cotangent = fingerprints(layer, cells)
+    if forward is None:
+        return None
+    first = labels(forward, tolerance)
+    if cotangent is None or cotangent.shape != forward.shape:
+        return first
+    second = labels(cotangent, tolerance)
+    return np.unique(first * (second.max() + 1) + second, return_inverse=True)[1]
+
+
+def layer_stats(
+    layer: Layer, seen: Pass, distinct: int | None
+) -> LayerStats:
+    """Everything measured about one layer, over all its calls."""
+    cells = [seen.cells[i] for i in layer.calls if i in seen.cells]
+    count = sum(c.count for c in cells)
+    squares = [c.cotangent_squares for c in cells if c.cotangent_squares is not None]
+    gradients = [g for n in layer.weight if (g := seen.gradients.get(n)) is not None]
+    return LayerStats(
+        name=layer.name,
+        op=layer.op,
+        parameters=layer.parameters,
+        calls=len(layer.calls),
+        fan_in=layer.fan_in,
+        fan_out=layer.fan_out,
+        units=layer.units,
+        distinct_units=distinct,
+        activation=layer.activation,
+        rms=(sum(c.squares for c in cells) / count) ** 0.5 if count else None,
+        mean=sum(c.total for c in cells) / count if count else None,
+        max_abs=max((c.max_abs for c in cells), default=None),
+        variation=_most(c.variation for c in cells),
+        token_variation=_most(c.token_variation for c in cells),
+        cotangent_rms=(sum(squares) / count) ** 0.5 if squares and count else None,
+        gradient_rms=max(gradients, default=None),
+        dead=_least(c.dead for c in cells),
+        saturated=_least(c.saturated for c in cells),
+        nonfinite=sum(c.nonfinite for c in cells),
+        trainable=layer.trainable,
+    )
+
+
+def _most(values: Any) -> float | None:
+    return max((v for v in values if v is not None), default=None)
+
+
+def _least(values: Any) -> float | None:
+    return min((v for v in values if v is not None), default=None)

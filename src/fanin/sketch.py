@@ -1,0 +1,110 @@
+"""Short fingerprints of units, and the classes of units whose fingerprints agree.
+
+The output of a layer is projected over (samples × positions) onto a few fixed random directions: one
+short vector per unit.  Two units give the same values exactly when their vectors agree (with
+probability one), so comparing 50,000 units costs one small matrix product.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["DIRECTIONS", "Directions", "classes", "labels", "project"]
+
+# Four numbers per unit and pass; a chance agreement of two different units needs all eight of
+# forward and backward to agree to the tolerance.
+DIRECTIONS = 4
+_PERIOD = 65_521  # rows of random numbers that are really drawn; a prime, so no grid has this period
+
+
+class Directions:
+    """The fixed random directions, drawn from a seed and independent of every other random state."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._kept: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+
+    def rows(self, count: int, occurrence: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Directions [count, DIRECTIONS] for the `occurrence`-th call of a layer."""
+        key = (count, occurrence, device, dtype)
+        if key not in self._kept:
+            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + occurrence) % 2**63)
+            drawn = torch.randn(
+                min(count, _PERIOD), DIRECTIONS, generator=generator, dtype=torch.float64
+            )
+            tiled = drawn if count <= _PERIOD else drawn.repeat(-(-count // _PERIOD), 1)[:count]
+            self._kept[key] = tiled.to(device=device, dtype=dtype)
+        return self._kept[key]
+
+
+def project(values: Tensor, unit_dims: tuple[int, ...], directions: Directions, occurrence: int) -> Tensor:
+    """Fingerprints [units, DIRECTIONS] of `values`, divided by √(samples × positions).
+
+    Computed in the dtype of the values, or float32 where that is shorter.
+    """
+    values = values.detach()
+    if values.is_complex():
+        values = values.real + 0.7320508 * values.imag  # any generic real combination
+    dtype = values.dtype if values.dtype == torch.float64 else torch.float32
+    dims = tuple(d % values.dim() for d in unit_dims)
+    units = 1
+    for d in dims:
+        units *= values.shape[d]
+    count = values.numel() // max(units, 1)
+    rows = directions.rows(count, occurrence, values.device, dtype)
+    if dims == (values.dim() - 1,):
+        drawn = (rows.T @ values.reshape(count, units).to(dtype)).T
+    elif dims == (1,) and values.dim() > 2:
+        batch = values.shape[0]
+        flat = values.flatten(2).to(dtype)
+        drawn = torch.matmul(flat, rows.reshape(batch, -1, DIRECTIONS)).sum(0)
+    else:
+        moved = values.movedim(dims, tuple(range(len(dims)))).reshape(units, count).to(dtype)
+        drawn = moved @ rows
+    return (drawn / max(count, 1) ** 0.5).to(torch.float64)
+
+
+def labels(vectors: np.ndarray, tolerance: float) -> np.ndarray:
+    """A class number for every row of `vectors`; rows that agree to `tolerance` share one.
+
+    Rows are sorted and split at gaps, column by column, so that two equal values are never parted
+    by the border of a grid.  A gap is measured against the larger of the two rows it parts, and
+    never against less than the noise that a product of the whole layer's scale carries.
+
+    >>> labels(np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0 + 1e-12]]), 1e-9).tolist()
+    [0, 1, 0]
+    """
+    count = len(vectors)
+    if count == 0 or not np.isfinite(vectors).all():
+        return np.arange(count)
+    norms = np.linalg.norm(vectors, axis=1)
+    floor = tolerance * 0.1 * float(np.sqrt(np.mean(norms**2)))
+    current = np.zeros(count, dtype=np.int64)
+    for column in range(vectors.shape[1]):
+        sizes = np.bincount(current)
+        rows = np.flatnonzero(sizes[current] > 1)
+        if len(rows) == 0:
+            break
+        rows = rows[np.lexsort((vectors[rows, column], current[rows]))]
+        value, old, norm = vectors[rows, column], current[rows], norms[rows]
+        gap = np.diff(value) > tolerance * np.maximum(norm[1:], norm[:-1]) + floor
+        first = np.concatenate([[True], gap | (np.diff(old) != 0)])
+        current[rows] = len(sizes) + np.cumsum(first)
+        current = np.unique(current, return_inverse=True)[1]
+    order = np.unique(current, return_index=True)[1]
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[np.argsort(order, kind="stable")] = np.arange(len(order))
+    return np.asarray(rank[current])
+
+
+def classes(numbers: np.ndarray) -> list[tuple[int, ...]]:
+    """Classes with more than one member, as tuples of row numbers.
+
+    >>> classes(np.array([0, 1, 0, 2]))
+    [(0, 2)]
+    """
+    order = np.argsort(numbers, kind="stable")
+    starts = np.flatnonzero(np.diff(numbers[order])) + 1
+    return [tuple(int(i) for i in part) for part in np.split(order, starts) if len(part) > 1]

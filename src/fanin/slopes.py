@@ -1,0 +1,68 @@
+"""Where an activation is flat: the borders beyond which its slope is zero, or next to nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["FLAT", "Flat", "flat_parts"]
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Borders of the flat parts of an activation.
+
+    Attributes:
+        zero_below: slope is exactly zero at and below this input.
+        zero_above: slope is exactly zero at and above this input.
+        weak: slope is under 5 % of its largest beyond ± this input.
+    """
+
+    zero_below: float | None = None
+    zero_above: float | None = None
+    weak: float | None = None
+
+
+# tanh: 1 - tanh² < 0.05 beyond 2.178; sigmoid: σ(1-σ) < 0.05/4 beyond 4.357; the others by their
+# definitions in torch.nn.functional.
+FLAT = {
+    "relu": Flat(zero_below=0.0),
+    "relu6": Flat(zero_below=0.0, zero_above=6.0),
+    "threshold": Flat(zero_below=0.0),
+    "hardtanh": Flat(zero_below=-1.0, zero_above=1.0, weak=1.0),
+    "hardsigmoid": Flat(zero_below=-3.0, zero_above=3.0, weak=3.0),
+    "hardswish": Flat(zero_below=-3.0),
+    "sigmoid": Flat(weak=4.357),
+    "logsigmoid": Flat(),
+    "tanh": Flat(weak=2.178),
+    "softsign": Flat(weak=3.472),
+    "erf": Flat(weak=1.731),
+}
+
+
+def flat_parts(op: str, inputs: Tensor, unit_dims: tuple[int, ...]) -> tuple[float | None, float | None]:
+    """Share of dead units, and share of saturated (unit, sample) pairs, of an activation's inputs.
+
+    A unit is dead when its slope is exactly zero on the whole batch.  None where it does not apply.
+
+    >>> import torch
+    >>> flat_parts("relu", torch.tensor([[-1.0, 2.0], [-3.0, -4.0]]), (-1,))
+    (0.5, None)
+    """
+    flat = FLAT.get(op)
+    if flat is None or inputs.numel() == 0:
+        return None, None
+    inputs = inputs.detach()
+    dead = None
+    if unit_dims and flat.zero_below is not None:
+        units = {d % inputs.dim() for d in unit_dims}
+        others = tuple(d for d in range(inputs.dim()) if d not in units)
+        mask = (inputs.amax(others) if others else inputs) <= flat.zero_below
+        if flat.zero_above is not None:
+            mask = mask | ((inputs.amin(others) if others else inputs) >= flat.zero_above)
+        dead = float(mask.float().mean())
+    weak = None
+    if flat.weak is not None:
+        weak = float((inputs.abs() > flat.weak).float().mean())
+    return dead, weak

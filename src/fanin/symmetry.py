@@ -1,0 +1,493 @@
+"""Which units are copies of one another, and the proof of it.
+
+Units whose pre-activations and cotangents agree are candidates.  On a float64 copy of the parameters
+a few steps of permutation-equivariant training (per-tensor normalized gradients) are taken: what is
+still equal is locked, what has separated was breaking by itself, and a parameter that never received
+a gradient is deadlocked.  A model without candidates pays for no copy and no step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import Architecture, Layer
+from fanin.guard import Guard
+from fanin.probe import FINGERPRINT_TOLERANCE, Cell, Pass, Recorder, fingerprints, run_pass, unit_labels
+from fanin.sketch import classes, labels
+
+__all__ = ["Deadlock", "Identity", "Symmetry", "UnitClass", "clones", "examine"]
+
+STEPS = 4  # virtual steps: a zero factor delays by one step each, and no intended start stacks more than two
+STEP_SIZE = 0.1  # of each tensor's own RMS; large enough to separate, small enough to kill nothing
+# Equal values drift apart by round-off alone, by a factor of about two a step; 1e-16 · 2⁴ is far below.
+LOCK_TOLERANCE = 1e-9
+# In float64 a sum that cancels exactly leaves about 1e-16 of its terms.
+NOISE = 1e-12
+
+Key = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The four identities of a class of units at one virtual step.
+
+    Each value is the largest absolute difference between two members of the class: of what they
+    receive (pre-activation), what they give (after the activation), the gradient of their incoming
+    weights, and the update of these weights.
+    """
+
+    step: int
+    inputs: float
+    outputs: float
+    gradients: float
+    updates: float
+
+
+@dataclass(frozen=True)
+class UnitClass:
+    """Units of one layer that start as copies of one another.
+
+    Attributes:
+        layer: module or parameter path.
+        units: indices of the copies.
+        kind: "locked", "self-breaking" or "mirrored".
+        step: locked and mirrored: virtual steps it was shown for; self-breaking: the step at which
+            the class had separated.
+        certificate: the four identities at every virtual step.
+    """
+
+    layer: str
+    units: tuple[int, ...]
+    kind: str
+    step: int
+    certificate: tuple[Identity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deadlock:
+    """A parameter that received no gradient in any virtual step.
+
+    Attributes:
+        parameter: its path.
+        layer: the layer that uses it.
+        cause: "two zero factors", "dead units" or "unused".
+        because: the parameters or layers that hold it.
+    """
+
+    parameter: str
+    layer: str
+    cause: str
+    because: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Everything found about copies.
+
+    Attributes:
+        steps: virtual steps taken; 0 means that there was nothing to prove.
+        dtype: dtype of the virtual steps, or None.
+        classes: classes of identical or mirrored units.
+        deadlocks: parameters that never receive a gradient.
+        clones: groups of module or parameter paths that start bit-identical.
+    """
+
+    steps: int = 0
+    dtype: str | None = None
+    classes: tuple[UnitClass, ...] = ()
+    deadlocks: tuple[Deadlock, ...] = ()
+    clones: tuple[tuple[str, ...], ...] = ()
+
+
+def examine(
+    model: nn.Module,
+    batch: Any,
+    loss: Callable[[Any], Tensor] | None,
+    seen: Pass,
+    guard: Guard,
+    seed: int,
+    samples: int | None,
+    progress: Callable[[str], None],
+) -> tuple[Symmetry, dict[str, int]]:
+    """Find copies in a pass that was seen, and prove them by virtual steps.
+
+    Returns:
+        what was found, and the distinct units of each layer that has copies, by name.
+    """
+    twins = clones(model)
+    suspects = _suspects(seen)
+    stuck = [n for n, g in seen.gradients.items() if g == 0.0 and _size(model, n) > 0]
+    if not suspects and not stuck:
+        return Symmetry(clones=twins), {}
+    progress("proving symmetry")
+    run = _VirtualRun(model, batch, loss, seen, guard, seed, samples, suspects)
+    run.train()
+    found, distinct = run.classes()
+    return (
+        Symmetry(
+            steps=STEPS,
+            dtype="float64",
+            classes=found,
+            deadlocks=run.deadlocks(stuck),
+            clones=twins,
+        ),
+        distinct,
+    )
+
+
+def _suspects(seen: Pass) -> frozenset[Key]:
+    """Layers where some units agree to the precision of the pass."""
+    found = set()
+    for layer in seen.architecture.layers:
+        if layer.units is None or layer.units < 2 or not layer.trainable:
+            continue
+        forward, cotangent = fingerprints(layer, seen.cells)
+        if forward is None or cotangent is None or not np.any(np.isfinite(forward)):
+            continue
+        tolerance = FINGERPRINT_TOLERANCE["float32"]
+        both = unit_labels(layer, seen.cells, tolerance)
+        moving = np.flatnonzero(np.linalg.norm(forward, axis=1) > 0)
+        if (
+            (both is not None and classes(both))
+            or classes(labels(forward[moving], tolerance))
+            or _mirrored(forward, cotangent, tolerance)
+        ):
+            found.add((layer.op, layer.weight))
+    return frozenset(found)
+
+
+def _mirrored(forward: np.ndarray, cotangent: np.ndarray, tolerance: float) -> list[tuple[int, ...]]:
+    """Pairs of units that are each other's negative, forward and backward."""
+    if forward.shape != cotangent.shape:
+        return []
+    moving = np.flatnonzero(
+        (np.linalg.norm(forward, axis=1) > 0) & (np.linalg.norm(cotangent, axis=1) > 0)
+    )
+    if len(moving) < 2:
+        return []
+    f, c = forward[moving], cotangent[moving]
+    lead = np.abs(f).argmax(axis=1)
+    sign = np.sign(f[np.arange(len(f)), lead])[:, None]
+    scaled = np.hstack([sign * f / _scale(f), sign * c / _scale(c)])
+    pairs = classes(labels(scaled, tolerance))
+    opposite = [p for p in pairs if len(set(sign[list(p), 0])) == 2]
+    return [tuple(int(moving[i]) for i in p) for p in opposite]
+
+
+def _scale(vectors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(vectors)))) or 1.0
+
+
+def _size(model: nn.Module, name: str) -> int:
+    return model.get_parameter(name).numel()
+
+
+class _VirtualRun:
+    """A few training steps on a float64 copy of the parameters, and what they showed."""
+
+    def __init__(
+        self, model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None, seen: Pass,
+        guard: Guard, seed: int, samples: int | None, keep: frozenset[Key],
+    ) -> None:  # fmt: skip
+        self._model, self._loss, self._seen = model, loss, seen
+        self._guard, self._seed, self._samples, self._keep = guard, seed, samples, keep
+        self._batch = _double(batch)
+        self._originals = dict(model.named_parameters())
+        self._copies = {
+            n: _double(p.detach()).clone().requires_grad_(p.requires_grad)
+            for n, p in self._originals.items()
+        }
+        self._buffers = {n: _double(b.detach()).clone() for n, b in model.named_buffers()}
+        self._zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
+        self.passes: list[Pass] = []
+        self._moved: set[str] = set()
+
+    def train(self) -> None:
+        """Take the virtual steps; the last pass only looks."""
+        for step in range(STEPS + 1):
+            seen, gradients = self._pass()
+            self.passes.append(seen)
+            moving = {n: g for n, g in gradients.items() if g is not None and not self._noise(n, g, seen, step)}
+            self._moved |= moving.keys()
+            if step < STEPS:
+                self._step(moving)
+
+    def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
+        recorder = Recorder(self._seed, self._samples, keep=self._keep)
+        tensors = {**self._copies, **self._buffers}
+        named_buffers = dict(self._model.named_buffers())
+        substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
+        substitute |= {id(named_buffers[n]): b for n, b in self._buffers.items()}
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(self._model, tensors, args, kwargs)
+
+        return run_pass(
+            call, self._model, _copied(self._batch), self._loss, self._copies, recorder, self._guard,
+            self._seed, substitute, torch.float64,
+        )  # fmt: skip
+
+    def _noise(self, name: str, gradient: Tensor, seen: Pass, step: int) -> bool:
+        """Whether a gradient is nothing but the round-off of a sum that cancels."""
+        rms = seen.gradients[name]
+        if not rms or not math.isfinite(rms):
+            return True
+        largest = max(g for g in seen.gradients.values() if g is not None and math.isfinite(g))
+        if rms > NOISE * largest:
+            return False
+        first = self._seen.gradients.get(name)
+        return step > 0 or not first or not 0.5 < first / rms < 2.0
+
+    @torch.no_grad()
+    def _step(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            parameter = self._copies[name]
+            rms = float(gradient.abs().square().mean().sqrt())
+            scale = float(parameter.abs().square().mean().sqrt())
+            if scale == 0.0:
+                width = parameter[0].numel() if parameter.dim() > 1 else 100
+                scale = 1.0 / max(width, 1) ** 0.5
+            parameter.add_(gradient, alpha=-STEP_SIZE * scale / rms)
+
+    # ---- what the steps showed --------------------------------------------------------------------
+
+    def classes(self) -> tuple[tuple[UnitClass, ...], dict[str, int]]:
+        """Locked, self-breaking and mirrored classes, and distinct units by layer name."""
+        found: list[UnitClass] = []
+        distinct: dict[str, int] = {}
+        for layer in self._seen.architecture.layers:
+            if (layer.op, layer.weight) not in self._keep or layer.units is None:
+                continue
+            locked = self._locked(layer)
+            gone = sum(len(c) - 1 for c in locked)
+            distinct[layer.name] = layer.units - gone
+            found += [UnitClass(layer.name, c, "locked", STEPS, self._certificate(layer, c)) for c in locked]
+            found += self._breaking(layer, locked)
+            found += self._mirrors(layer, locked)
+        return tuple(found), distinct
+
+    def _locked(self, layer: Layer) -> list[tuple[int, ...]]:
+        numbers = None
+        for seen in self.passes:
+            now = _joint(layer, seen)
+            if now is None or (numbers is not None and len(now) != len(numbers)):
+                return []
+            numbers = now if numbers is None else np.unique(
+                numbers * (now.max() + 1) + now, return_inverse=True
+            )[1]
+        if numbers is None:
+            return []
+        parts = [p for c in classes(numbers) for p in self._alike(layer, c)]
+        return sorted(parts)
+
+    def _alike(self, layer: Layer, members: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Units that never received a gradient are copies only where their weights agree too; units
+        of different weights are merely silent on this batch."""
+        silent = all(
+            (c := fingerprints(_of(p, layer), p.cells)[1]) is not None and not c[list(members)].any()
+            for p in self.passes
+        )
+        rows = self._kept(0, layer, "weight")
+        if not silent or rows is None or max(members) >= len(rows):
+            return [members]
+        flat = rows[list(members)].reshape(len(members), -1).cpu().numpy()
+        if not flat.any():
+            return [members]
+        return [tuple(members[i] for i in part) for part in classes(labels(flat, LOCK_TOLERANCE))]
+
+    def _breaking(self, layer: Layer, locked: list[tuple[int, ...]]) -> list[UnitClass]:
+        """Classes that start with equal, non-zero pre-activations and separate."""
+        forward, _ = fingerprints(_of(self.passes[0], layer), self.passes[0].cells)
+        if forward is None:
+            return []
+        moving = np.flatnonzero(np.linalg.norm(forward, axis=1) > 0)
+        together = {frozenset(c) for c in locked}
+        result = []
+        for part in classes(labels(forward[moving], LOCK_TOLERANCE)):
+            members = tuple(int(moving[i]) for i in part)
+            step = self._separated(layer, members)
+            if frozenset(members) not in together and step is not None:
+                certificate = self._certificate(layer, members)
+                result.append(UnitClass(layer.name, members, "self-breaking", step, certificate))
+        return result
+
+    def _separated(self, layer: Layer, members: tuple[int, ...]) -> int | None:
+        for step, seen in enumerate(self.passes):
+            forward, _ = fingerprints(_of(seen, layer), seen.cells)
+            if forward is not None and len(set(labels(forward, LOCK_TOLERANCE)[list(members)])) == len(members):
+                return step
+        return None
+
+    def _mirrors(self, layer: Layer, locked: list[tuple[int, ...]]) -> list[UnitClass]:
+        held: set[tuple[int, ...]] | None = None
+        for seen in self.passes:
+            forward, cotangent = fingerprints(_of(seen, layer), seen.cells)
+            if forward is None or cotangent is None:
+                return []
+            now = set(_mirrored(forward, cotangent, LOCK_TOLERANCE))
+            held = now if held is None else held & now
+        return [UnitClass(layer.name, pair, "mirrored", STEPS) for pair in sorted(held or ())]
+
+    def _certificate(self, layer: Layer, members: tuple[int, ...]) -> tuple[Identity, ...]:
+        rows = []
+        for step in range(STEPS):
+            weight, later = self._kept(step, layer, "weight"), self._kept(step + 1, layer, "weight")
+            update = None if weight is None or later is None else later - weight
+            inputs = _difference(self._kept(step, layer, "input"), members)
+            output = self._kept(step, layer, "output")
+            rows.append(
+                Identity(
+                    step=step,
+                    inputs=inputs,
+                    outputs=inputs if output is None else _difference(output, members),
+                    gradients=_difference(self._kept(step, layer, "gradient"), members, update),
+                    updates=_difference(update, members),
+                )
+            )
+        return tuple(rows)
+
+    def _kept(self, step: int, layer: Layer, what: str) -> Tensor | None:
+        seen = self.passes[step]
+        for index in _of(seen, layer).calls:
+            cell: Cell | None = seen.cells.get(index)
+            if cell is not None and what in cell.kept:
+                return cell.kept[what]
+        return None
+
+    def deadlocks(self, stuck: list[str]) -> tuple[Deadlock, ...]:
+        """Parameters of `stuck` that no virtual step moved, each with what holds it."""
+        held = [n for n in stuck if n not in self._moved]
+        if not held:
+            return ()
+        read = self.passes[0].architecture
+        dead = {i for i, c in self.passes[0].cells.items() if c.dead == 1.0}
+        dead = {i for i in dead if all(_dead_at(p, i) for p in self.passes)}
+        return tuple(d for name in held if (d := self._deadlock(name, held, dead, read)) is not None)
+
+    def _deadlock(self, name: str, held: list[str], dead: set[int], read: Architecture) -> Deadlock | None:
+        users = [layer for layer in read.layers if name in layer.parameters]
+        if not users:
+            return None
+        own = {i for layer in users for i in layer.calls}
+        zeros = {n: {i for y in read.layers if n in y.parameters for i in y.calls} for n in held if n in self._zero}
+        cells = self.passes[0].cells
+        silent = not any((cells[i].cotangent_squares or 0.0) > 0.0 for i in own if i in cells)
+        reach = read.descendants(own) if silent else read.ancestors(own)
+        factors = [n for n, at in zeros.items() if n != name and at & reach and (len(_shape(read, n)) > 1 or not at & own)]
+        flat = [y.name for y in read.layers if set(y.calls) & dead & reach]
+        if not factors and not flat:
+            return None
+        weights = [n for n in factors if len(_shape(read, n)) > 1]
+        cause = "two zero factors" if name in self._zero or weights or not flat else "dead units"
+        return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*(weights or factors), *flat]))[:8])
+
+
+def _dead_at(seen: Pass, index: int) -> bool:
+    return index in seen.cells and seen.cells[index].dead == 1.0
+
+
+def _shape(read: Architecture, name: str) -> tuple[int, ...]:
+    return next(p.shape for p in read.parameters if p.name == name)
+
+
+def _of(seen: Pass, layer: Layer) -> Layer:
+    """The same layer as it was seen in another pass."""
+    for other in seen.architecture.layers:
+        if other.op == layer.op and other.weight == layer.weight:
+            return other
+    return layer
+
+
+def _joint(layer: Layer, seen: Pass) -> np.ndarray | None:
+    there = _of(seen, layer)
+    if fingerprints(there, seen.cells)[1] is None:
+        return None
+    return unit_labels(there, seen.cells, LOCK_TOLERANCE)
+
+
+def _difference(rows: Tensor | None, members: tuple[int, ...], like: Tensor | None = None) -> float:
+    """Largest absolute difference between members; 0 for a gradient that never came."""
+    if rows is None:
+        return 0.0 if like is not None else math.nan
+    inside = [m for m in members if m < len(rows)]
+    if len(inside) < 2:
+        return math.nan
+    part = rows[inside]
+    return float((part - part[:1]).abs().max()) if part.numel() else 0.0
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return _mapped(value, _double)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return _mapped(value, _copied)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {k: function(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(function(v) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(function(v) for v in value)
+    return value
+
+
+# ---- clones --------------------------------------------------------------------------------------
+
+_SAMPLE = 4096  # entries looked at to tell a random start from a designed one
+
+
+def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Groups of modules or parameters that start bit-identical without being tied.
+
+    Only trainable matrices with random-looking entries count: zeros, ones, identities, tables and
+    repeated rows are designs, not accidents.
+    """
+    buckets: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dim() > 1 and parameter.numel() > 3 and _random_looking(parameter):
+            head = parameter.detach().flatten()[:8].tolist()
+            buckets.setdefault((parameter.shape, parameter.dtype, *head), []).append((name, parameter))
+    groups: dict[tuple[str, ...], None] = {}
+    for bucket in buckets.values():
+        while len(bucket) > 1:
+            name, first = bucket[0]
+            same = [n for n, p in bucket if p.device == first.device and torch.equal(p, first)]
+            if len(same) > 1:
+                groups[_places(same)] = None
+            bucket = [(n, p) for n, p in bucket if n not in same]
+    return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
+
+
+def _random_looking(parameter: Tensor) -> bool:
+    part = parameter.detach().flatten()
+    part = part[:: max(1, part.numel() // _SAMPLE)]
+    return part.is_floating_point() and len(part.unique()) > 0.5 * len(part)
+
+
+def _places(names: list[str]) -> tuple[str, ...]:
+    """Paths up to and including the part in which they differ."""
+    split = [n.split(".") for n in names]
+    tail = 0
+    while all(len(s) > tail + 1 for s in split) and len({s[-1 - tail] for s in split}) == 1:
+        tail += 1
+    return tuple(".".join(s[: len(s) - tail] if tail else s) for s in split)
+
+
+def _inside(group: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    return len(group) == len(other) and all(
+        a != b and a.startswith(f"{b}.") for a, b in zip(group, other, strict=True)
+    )

@@ -1,0 +1,89 @@
+"""What a kind of target gives to ``load``: how to construct it, and how to infer its batch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fanin.errors import MissingPackageError, TargetError
+
+__all__ = ["Infer", "Loss", "Source", "did_you_mean", "first_line", "guarded", "kind", "package"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Loss = Callable[[Any], Tensor]
+Infer = Callable[[nn.Module, torch.Generator], tuple[Any, Loss | None]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A target that was found but not built yet.
+
+    ``construct`` builds a model, or (model, batch), or (model, batch, loss).  ``infer`` gives
+    batch and loss of a model whose library says what it takes; it is None for a user's factory.
+    """
+
+    name: str
+    construct: Callable[[], object]
+    infer: Infer | None = None
+
+
+def guarded(problem: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` with what a library raises in it turned into a TargetError."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except TargetError:
+            raise
+        except Exception as error:
+            raise TargetError(f"{problem}: {first_line(error)}") from error
+
+    return call
+
+
+def package(name: str, target: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        MissingPackageError: it is not installed; the message holds the install command.
+        TargetError: it is installed but cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise MissingPackageError(
+                f"{target} needs the package {name}, which is not installed: pip install {name}"
+            ) from error
+        raise TargetError(f"{name} cannot be imported: {first_line(error)}") from error
+    except Exception as error:
+        raise TargetError(f"{name} cannot be imported: {first_line(error)}") from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" for the nearest known names, or nothing.
+
+    Example:
+        >>> did_you_mean("gtp2", ["gpt2", "bert"])
+        '; did you mean gpt2?'
+    """
+    names = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def kind(value: object) -> str:
+    """Name the type of a value in a sentence: "None", "a dict"."""
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return "Type: message", of the message only its first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

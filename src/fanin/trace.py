@@ -1,0 +1,544 @@
+"""Watch a model run: which torch calls really happened, on which parameters, linked to one another.
+
+A `torch.overrides.TorchFunctionMode` stands between every torch-level call and its result, so any
+Python control flow is followed and nothing is asked of the model.  Tensors are told apart by what
+they are made of: *learned* values are parameters or computed from parameters alone; *signals* depend
+on a layer or on the batch; everything else is a constant.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
+
+from fanin.errors import ForwardError, ModelError
+from fanin.guard import Guard
+from fanin.operations import ACTIVATIONS, LEARNED_INPUT, PASSIVE, RECURRENT, Weighted, describe, recurrent
+
+__all__ = ["Call", "Observer", "Operand", "Trace", "Watch", "tensors_in", "trace"]
+
+BATCH = -1  # the batch's floating tensors, among the producers of a call
+INTEGERS = -2  # its integer tensors: tokens, but also masks and labels
+_ENTRIES = frozenset({"embedding", "embedding_bag", "one_hot"})  # where integers become a signal
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A parameter-derived operand of a call: its role there and the parameters it comes from."""
+
+    role: str
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One torch call that took part in the forward pass.
+
+    Attributes:
+        index: place in the order of execution.
+        op: canonical name of the operation.
+        module: path of the innermost module that was running.
+        inputs: indices of the calls that made its signal operands; -1 is the batch's floating
+            tensors, -2 its integers (tokens, but also masks and labels).
+        shape: of its (first) output.
+        operands: what it takes from parameters; empty for a call without weights.
+        units: output channels of a weighted call.
+        fan_in: inputs summed into one output value.
+        fan_out: outputs that one input value reaches.
+        varies: whether the output depends on the batch.
+        inside: the composite function it was seen in, such as "multi_head_attention_forward".
+    """
+
+    index: int
+    op: str
+    module: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    operands: tuple[Operand, ...] = ()
+    units: int | None = None
+    fan_in: int | None = None
+    fan_out: int | None = None
+    varies: bool = True
+    inside: str | None = None
+
+    @property
+    def behind(self) -> tuple[int, ...]:
+        """The calls among `inputs`."""
+        return tuple(i for i in self.inputs if i >= 0)
+
+    @property
+    def entry(self) -> bool:
+        """Whether the samples enter here: a floating input, or tokens that are looked up."""
+        return BATCH in self.inputs or (self.op in _ENTRIES and self.varies)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Every parameter path the call uses, the main weight's first."""
+        return tuple(dict.fromkeys(p for operand in self.operands for p in operand.parameters))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The calls of one forward pass, in order.
+
+    Attributes:
+        calls: in order of execution.
+        outputs: indices of the calls that made the model's output.
+        loss: index of the call that made the loss, None when it was not watched.
+    """
+
+    calls: tuple[Call, ...]
+    outputs: tuple[int, ...]
+    loss: int | None = None
+
+
+class Observer(Protocol):
+    """Takes its measurements while the pass runs, so that nothing has to be kept."""
+
+    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
+        """A call that uses parameters has run."""
+
+    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
+        """An elementwise nonlinearity has run."""
+
+    def produced(self, call: Call, output: Tensor) -> None:
+        """Any call on a signal has run."""
+
+    def criterion(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A classification loss is about to run."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a tensor is made of: `call` for a signal, `parameters` for a learned value."""
+
+    call: int | None
+    parameters: tuple[str, ...] = ()
+    varies: bool = True
+
+
+CRITERIA = frozenset({"cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy"})
+_CONSTANT = frozenset({"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli"})
+
+
+class Watch(TorchFunctionMode):
+    """Records every call on a signal or a parameter.
+
+    Args:
+        model: the model whose modules give the calls their place.
+        parameters: tensor → path of each parameter as it is called in this run.
+        guard: told before something is written in place.
+        observer: takes measurements.
+        substitute: id of a tensor → the tensor to use in its place.
+        promote: floating dtype that every result is brought to, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Iterable[tuple[str, Tensor]],
+        guard: Guard,
+        observer: Observer,
+        substitute: Mapping[int, Tensor] | None = None,
+        promote: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.failure: BaseException | None = None
+        self._guard, self._observer = guard, observer
+        self._substitute, self._promote = substitute or {}, promote
+        self._records: dict[int, tuple[weakref.ref[Tensor], _Record]] = {}
+        self._paths = {id(m): path for path, m in model.named_modules()}
+        self._stack: list[str] = [""]
+        self._inside: list[str] = []
+        for name, parameter in parameters:
+            self._note(parameter, _Record(None, (name,), varies=False))
+
+    # ---- provenance -----------------------------------------------------------------------------
+
+    def note_batch(self, batch: Any) -> None:
+        """Mark every tensor of the batch as a signal."""
+        for tensor in tensors_in(batch):
+            floating = tensor.is_floating_point() or tensor.is_complex()
+            self._note(tensor, _Record(BATCH if floating else INTEGERS))
+
+    def producers(self, value: Any) -> tuple[int, ...]:
+        """Indices of the calls that made the tensors of `value`."""
+        records = (self._record_of(t) for t in tensors_in(value))
+        return tuple(dict.fromkeys(r.call for r in records if r is not None and r.call is not None))
+
+    def _note(self, tensor: Tensor, record: _Record) -> None:
+        self._records[id(tensor)] = (weakref.ref(tensor), record)
+
+    def _known(self, tensor: Tensor) -> _Record | None:
+        entry = self._records.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def _record_of(self, tensor: Tensor) -> _Record | None:
+        record = self._known(tensor)
+        base = tensor._base
+        if base is not None and (record is None or record.call is None):
+            below = self._known(base)
+            if below is not None and (record is None or below.call is not None):
+                record = below
+        if record is None and tensor.grad_fn is not None:
+            record = self._unseen(tensor)
+        return record
+
+    def _unseen(self, tensor: Tensor) -> _Record:
+        """A tensor made by something that torch functions do not show (a custom autograd Function):
+        its producers are found in the autograd graph."""
+        nodes = {}
+        for reference, record in self._records.values():
+            other = reference()
+            if other is not None and other.grad_fn is not None:
+                nodes[other.grad_fn] = record
+        found: list[_Record] = []
+        queue, seen = [tensor.grad_fn], set()
+        while queue:
+            node = queue.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in nodes:
+                found.append(nodes[node])
+            elif hasattr(node, "variable"):
+                record = self._known(node.variable)
+                found += [record] if record is not None else []
+            else:
+                queue += [n for n, _ in node.next_functions]
+        inputs = tuple(sorted({r.call for r in found if r.call is not None}))
+        names = tuple(dict.fromkeys(p for r in found for p in r.parameters))
+        if not inputs and names:
+            return self._mark([tensor], _Record(None, names, varies=False))
+        operands = (Operand("unknown", names, ()),) if names else ()
+        op = type(tensor.grad_fn).__name__.removesuffix("Backward")
+        call = self._add_call(f"unnamed:{op}", inputs or (BATCH,), tensor, operands, None, True)
+        return self._mark([tensor], _Record(call.index))
+
+    def _mark(self, outputs: Iterable[Tensor], record: _Record) -> _Record:
+        for tensor in outputs:
+            self._note(tensor, record)
+            base = tensor._base
+            known = self._known(base) if base is not None else None
+            if base is not None and (known is None or (known.call is None and record.call is not None)):
+                self._note(base, record)
+        return record
+
+    def learned(self, value: Any) -> bool:
+        """Whether a value is a parameter or computed from parameters alone."""
+        record = self._record_of(value) if isinstance(value, Tensor) else None
+        return record is not None and record.call is None and bool(record.parameters)
+
+    # ---- the watch ------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, in_place = _name(func)
+        if self._substitute:
+            args, kwargs = _map_tensors(self._swap, args), _map_tensors(self._swap, kwargs)
+        if name in RECURRENT and (len(args) > 8):
+            with self:
+                return _open_recurrent(name, func, args, self._recurrent)
+        if name == "multi_head_attention_forward":
+            self._inside.append(name)
+            try:
+                with self:
+                    return _transparent(func)(*args, **kwargs)
+            finally:
+                self._inside.pop()
+        if in_place or kwargs.get("inplace") or kwargs.get("out") is not None:
+            target = kwargs.get("out") if kwargs.get("out") is not None else args[0] if args else None
+            for tensor in tensors_in(target):
+                self._guard.protect(tensor)
+                if self._known(tensor) is None and tensor._base is None and tensor.grad_fn is None:
+                    self._note(tensor, _Record(None))
+        if name in CRITERIA:
+            self._observed(self._observer.criterion, name, args, kwargs)
+        out = func(*args, **kwargs)
+        if self._promote is not None and not in_place:
+            out = _map_tensors(self._lift, out)
+        self._observed(self._seen, name, args, kwargs, args[0] if name == "__setitem__" else out)
+        return out
+
+    def _observed(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def _swap(self, tensor: Tensor) -> Tensor:
+        tensor = self._substitute.get(id(tensor), tensor)
+        if self._promote is not None and tensor.is_floating_point() and tensor.dtype != self._promote:
+            lifted = tensor.to(self._promote)
+            record = self._known(tensor)
+            if record is not None:
+                self._note(lifted, record)
+            return lifted
+        return tensor
+
+    def _lift(self, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.dtype != self._promote:
+            return tensor.to(self._promote)
+        return tensor
+
+    def _seen(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        outputs = list(tensors_in(out))
+        if not outputs or name in _CONSTANT or name.startswith("new_"):
+            return
+        operands = list(tensors_in((args, kwargs)))
+        if name in PASSIVE:
+            base = self._record_of(operands[0]) if operands else None
+            picked = base is not None and base.call is None and any(
+                (r := self._record_of(t)) is not None and r.call is not None and not t.is_floating_point()
+                for t in operands[1:]
+            )  # fmt: skip
+            operands = operands if picked else operands[:1]
+        records = [r for t in operands if (r := self._record_of(t)) is not None]
+        records = [r for r in records if r.call is not None or r.parameters]
+        signals = [r for r in records if r.call is not None]
+        names = tuple(dict.fromkeys(p for r in records for p in r.parameters))
+        if not records or (not signals and (name not in LEARNED_INPUT or not names)):
+            if records:
+                self._mark(outputs, _Record(None, names, varies=False))
+            return
+        self._signal(name, args, kwargs, outputs, signals, names)
+
+    def _signal(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any],
+        outputs: list[Tensor], signals: list[_Record], names: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        weighted = describe(name, args, kwargs, self.learned) if names else None
+        if weighted is not None and not weighted.weights:
+            weighted = None
+        inputs = tuple(sorted({r.call for r in signals if r.call is not None}))
+        varies = any(r.varies for r in signals)
+        if names and weighted is None:
+            operands: tuple[Operand, ...] = (Operand("unknown", names, ()),)
+            call = self._add_call(f"unnamed:{name}", inputs, outputs[0], operands, None, varies)
+        else:
+            operands = tuple(self._operand(role, t) for role, t in weighted.weights) if weighted else ()
+            op = weighted.op if weighted else name
+            call = self._add_call(op, inputs, outputs[0], operands, weighted, varies)
+        self._mark(outputs, _Record(call.index, varies=varies))
+        self._report(call, weighted, args, outputs[0])
+
+    def _recurrent(self, weighted: Weighted, outputs: tuple[Tensor, ...]) -> None:
+        """One layer of a fused recurrent call."""
+        records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
+        inputs = tuple(sorted({r.call for r in records if r.call is not None}))
+        operands = tuple(self._operand(role, t) for role, t in weighted.weights)
+        varies = any(r.varies for r in records)
+        call = self._add_call(weighted.op, inputs, outputs[0], operands, weighted, varies)
+        self._mark(outputs, _Record(call.index, varies=varies))
+        self._observed(self._report, call, weighted, (), outputs[0])
+
+    def _report(self, call: Call, weighted: Weighted | None, args: tuple[Any, ...], output: Tensor) -> None:
+        if output.is_floating_point() or output.is_complex():
+            self._observer.produced(call, output)
+            if weighted is not None:
+                self._observer.weighted(call, weighted, output)
+        if call.op in ACTIVATIONS and args and isinstance(args[0], Tensor):
+            self._observer.activation(call, args[0], output)
+
+    def _operand(self, role: str, tensor: Tensor) -> Operand:
+        record = self._record_of(tensor)
+        return Operand(role, record.parameters if record is not None else (), tuple(tensor.shape))
+
+    def _add_call(
+        self, op: str, inputs: tuple[int, ...], output: Tensor, operands: tuple[Operand, ...],
+        weighted: Weighted | None, varies: bool,
+    ) -> Call:  # fmt: skip
+        units = None
+        if weighted is not None and weighted.unit_dims:
+            units = 1
+            for d in weighted.unit_dims:
+                units *= output.shape[d] if -output.dim() <= d < output.dim() else 1
+        call = Call(
+            index=len(self.calls),
+            op=op,
+            module=self._stack[-1],
+            inputs=inputs,
+            shape=tuple(output.shape),
+            operands=operands,
+            units=units,
+            fan_in=weighted.fan_in if weighted else None,
+            fan_out=weighted.fan_out if weighted else None,
+            varies=varies,
+            inside=self._inside[-1] if self._inside else None,
+        )
+        self.calls.append(call)
+        return call
+
+    @contextmanager
+    def places(self) -> Iterator[None]:
+        """Follow which module is running, for as long as the block lasts."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._stack.append(self._paths.get(id(module), self._stack[-1]))
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            if len(self._stack) > 1:
+                self._stack.pop()
+
+        first = nn_module.register_module_forward_pre_hook(enter)
+        last = nn_module.register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            first.remove()
+            last.remove()
+
+
+def trace(
+    model: Callable[..., Any], batch: Any, loss: Callable[[Any], Tensor] | None, watch: Watch
+) -> tuple[Trace, Any, Any]:
+    """Run `model` on `batch` and `loss` on its output under `watch`.
+
+    Returns:
+        the trace, the model's output, and the loss: what `loss` returned, else the output's own
+        ``.loss``, else None.
+
+    Raises:
+        ForwardError: the model or the loss raised; the cause is chained.
+    """
+    args, kwargs = arguments(batch)
+    watch.note_batch(batch)
+    what = "forward"
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), watch.places(), watch:
+            output = model(*args, **kwargs)
+            what = "loss"
+            value = None if loss is None else loss(output)
+    except Exception as error:
+        if error is watch.failure:
+            raise
+        told = " ".join(str(error).split()) or type(error).__name__
+        subject = "model: its forward" if what == "forward" else "loss: it"
+        raise ForwardError(f"{subject} raised {type(error).__name__}: {told}") from error
+    if value is None:
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        value = own if isinstance(own, Tensor) else None
+    outputs = tuple(i for i in watch.producers(output) if i >= 0)
+    made = [i for i in watch.producers(value) if i >= 0] if value is not None else []
+    return Trace(tuple(watch.calls), outputs, made[0] if made else None), output, value
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the forward pass: tensor, tuple or dict."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and dataclass-like outputs, in order.
+
+    >>> len(list(tensors_in((torch.ones(1), {"a": [torch.ones(2)]}))))
+    2
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for item in vars(value).values():
+            yield from tensors_in(item)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (tuple, list):
+        return type(value)(_map_tensors(function, v) for v in value)
+    if type(value) is dict:
+        return {k: _map_tensors(function, v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_tensors(function, v) for v in value))
+    return value
+
+
+def _name(func: Any) -> tuple[str, bool]:
+    """Canonical name of a torch function, and whether it writes into its first argument."""
+    name = getattr(func, "__name__", None) or str(func)
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name)), False
+    if name in ("__getitem__", "__setitem__"):
+        return name, name == "__setitem__"
+    if name.startswith("__") and name.endswith("__"):
+        bare = name.strip("_")
+        in_place = bare.startswith("i") and bare[1:] in ("add", "sub", "mul", "truediv", "matmul", "pow")
+        return (bare[1:] if in_place else bare), in_place
+    in_place = name.endswith("_")
+    return (name.rstrip("_") if in_place else name), in_place
+
+
+# ---- composite functions, opened -----------------------------------------------------------------
+
+
+def _transparent(func: Any) -> Any:
+    """A copy of a composite torch function whose inner calls reach the watch."""
+
+    def answer_false(*_: Any) -> bool:
+        return False
+
+    names = {n: answer_false for n in func.__globals__ if n.startswith("has_torch_function")}
+    scope = {**func.__globals__, **names}
+    copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _open_recurrent(
+    name: str, func: Any, args: tuple[Any, ...], report: Callable[[Weighted, tuple[Tensor, ...]], None]
+) -> tuple[Tensor, ...]:
+    """A fused recurrent call, one layer at a time, so that every hidden layer is seen."""
+    packed = isinstance(args[1], Tensor) and not isinstance(args[2], bool) and isinstance(args[3], (list, tuple))
+    if packed:
+        x, sizes, hidden, flat, biases, layers, dropout, training, both = args[:9]
+        batch_first = False
+    else:
+        x, hidden, flat, biases, layers, dropout, training, both, batch_first = args[:9]
+    directions, states = 2 if both else 1, hidden if name == "lstm" else (hidden,)
+    per = len(flat) // layers
+    last: list[tuple[Tensor, ...]] = []
+    for layer in range(layers):
+        part = list(flat[layer * per : (layer + 1) * per])
+        at = slice(layer * directions, (layer + 1) * directions)
+        start = tuple(s[at] for s in states)
+        given = start if name == "lstm" else start[0]
+        rest = (biases, 1, 0.0, training, both)
+        with torch._C.DisableTorchFunction():
+            out = func(x, sizes, given, part, *rest) if packed else func(x, given, part, *rest, batch_first)
+        report(recurrent(name, x, start, part, directions, biases), out)
+        x = out[0]
+        last.append(tuple(out[1:]))
+        if dropout and training and layer < layers - 1:
+            x = F.dropout(x, dropout, training=True)
+    return (x, *(torch.cat(parts) for parts in zip(*last, strict=True)))
+
+
+def reject_scripted(model: nn.Module) -> None:
+    """Raise for a ScriptModule, whose calls cannot be watched."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("model: a ScriptModule's calls cannot be watched; give the Python module it was made from")

@@ -1,0 +1,437 @@
+"""The command line: exit status, what goes to stdout and to stderr, and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_reports
+from click.testing import CliRunner, Result
+from rich.console import Console
+from torch import nn
+
+import fanin
+from fanin.cli import cli
+from fanin.cli.output import replacing
+from fanin.cli.progress import Progress
+from fanin.errors import ForwardError
+from fanin.findings import RULES
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+HEALTHY = f"{EXAMPLES / 'classifier.py'}:build"
+FAULTY = f"{EXAMPLES / 'zero_start.py'}:build"
+
+SOUND = replace(sample_reports.gpt2(), findings=())
+UNSOUND = sample_reports.zero_mlp()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fanin", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stand in for the check: note its arguments, and return a sound report."""
+    calls: list[dict[str, Any]] = []
+
+    def check(model: nn.Module, batch: Any, loss: Any, **options: Any) -> fanin.Report:
+        calls.append({"model": model, "batch": batch, "loss": loss, **options})
+        options["progress"]("measuring")
+        return SOUND
+
+    monkeypatch.setattr("fanin.cli.check_model", check)
+    return calls
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def check(*_arguments: Any, **_options: Any) -> Any:
+        raise error
+
+    return check
+
+
+class TestCheck:
+    def test_a_sound_report_is_status_0(self, checked: list[dict[str, Any]]) -> None:
+        result = run("check", HEALTHY)
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        assert result.stdout
+
+    def test_error_findings_are_status_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fanin.cli.check_model", lambda *_a, **_k: UNSOUND)
+        result = run("check", HEALTHY)
+        assert result.exit_code == 1
+        assert "S101" in result.stdout
+
+    def test_options_reach_the_check(self, checked: list[dict[str, Any]]) -> None:
+        arguments = "--seed 7 --dtype float16 --select s,P201 --select N4 --ignore locked-units"
+        assert run("check", HEALTHY, *arguments.split()).exit_code == 0
+        (call,) = checked
+        assert call["seed"] == 7
+        assert call["dtype"] == "float16"
+        assert call["select"] == ("S", "P201", "N4")
+        assert call["ignore"] == ("S101",)
+        assert call["loss"] is not None
+        assert call["record"] is not None
+
+    def test_nothing_is_selected_or_ignored_by_default(self, checked: list[dict[str, Any]]) -> None:
+        run("check", HEALTHY)
+        assert checked[0]["select"] is None
+        assert checked[0]["ignore"] is None
+        assert checked[0]["dtype"] is None
+
+    def test_the_seed_reaches_the_target(self, checked: list[dict[str, Any]]) -> None:
+        for seed in ("1", "1", "2"):
+            run("check", HEALTHY, "--seed", seed)
+        first, again, other = (call["batch"] for call in checked)
+        assert first.equal(again)
+        assert not first.equal(other)
+
+    def test_inputs_reach_the_target(self, checked: list[dict[str, Any]]) -> None:
+        model = f"{EXAMPLES / 'two_inputs.py'}:build"
+        run("check", model, "--input", "tokens=tokens:4x12@100", "--input", "scale=4x16")
+        assert list(checked[0]["batch"]) == ["tokens", "scale"]
+
+    def test_the_device_reaches_the_target(self, checked: list[dict[str, Any]]) -> None:
+        run("check", HEALTHY, "--device", "meta")
+        assert checked[0]["batch"].is_meta
+
+    def test_full_shows_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fanin.cli.check_model", lambda *_a, **_k: sample_reports.hundred())
+        short, full = run("check", HEALTHY).stdout, run("check", HEALTHY, "--full").stdout
+        assert len(full.splitlines()) > len(short.splitlines())
+
+    def test_quiet_shows_nothing(self, checked: list[dict[str, Any]]) -> None:
+        result = run("check", HEALTHY, "--quiet")
+        assert (result.exit_code, result.output) == (0, "")
+
+    def test_what_the_users_code_prints_goes_to_stderr(
+        self, tmp_path: Path, checked: list[dict[str, Any]]
+    ) -> None:
+        path = tmp_path / "chatty.py"
+        path.write_text(
+            "import torch\nprint('importing')\ndef build():\n    print('building')\n"
+            "    return torch.nn.Linear(1, 1), torch.ones(1, 1)\n"
+        )
+        result = run("check", f"{path}:build", "--json", "-")
+        assert json.loads(result.stdout)["schema_version"]
+        assert result.stderr == "importing\nbuilding\n"
+
+
+class TestRules:
+    @pytest.mark.parametrize("option", ["--select", "--ignore"])
+    def test_an_unknown_code_offers_the_nearest(self, option: str) -> None:
+        result = run("check", HEALTHY, option, "S101,P291")
+        assert result.exit_code == 2
+        assert "there is no rule P291; did you mean P201" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+    def test_an_unknown_name_offers_the_nearest_code(self) -> None:
+        assert "did you mean S101" in run("check", HEALTHY, "--select", "loked-units").stderr
+
+    def test_an_empty_selection_is_refused(self) -> None:
+        result = run("check", HEALTHY, "--select", " , ")
+        assert result.exit_code == 2
+        assert "names no rule" in result.stderr
+
+
+class TestJson:
+    def test_stdout_holds_only_the_document(self, checked: list[dict[str, Any]]) -> None:
+        result = run("check", HEALTHY, "--json", "-")
+        assert json.loads(result.stdout) == SOUND.to_dict()
+        assert result.stderr == ""
+
+    def test_a_file_comes_beside_the_text(
+        self, tmp_path: Path, checked: list[dict[str, Any]]
+    ) -> None:
+        place = tmp_path / "report.json"
+        result = run("check", HEALTHY, "--json", str(place))
+        assert json.loads(place.read_text(encoding="utf-8")) == SOUND.to_dict()
+        assert result.stdout
+
+    def test_quiet_still_writes(self, tmp_path: Path, checked: list[dict[str, Any]]) -> None:
+        place, page = tmp_path / "report.json", tmp_path / "report.html"
+        result = run("check", HEALTHY, "--quiet", "--json", str(place), "--html", str(page))
+        assert result.output == ""
+        assert place.stat().st_size
+        assert page.stat().st_size
+
+    def test_a_page_needs_a_file(self) -> None:
+        result = run("check", HEALTHY, "--html", "-")
+        assert result.exit_code == 2
+        assert "a page needs a file" in result.stderr
+
+
+class TestFiles:
+    @pytest.mark.parametrize("option", ["--json", "--html"])
+    def test_an_unwritable_place_is_known_before_the_work(
+        self, option: str, tmp_path: Path, checked: list[dict[str, Any]]
+    ) -> None:
+        for place in (tmp_path, tmp_path / "no folder" / "report"):
+            result = run("check", HEALTHY, option, str(place))
+            assert result.exit_code == 2
+            assert f"{option} {place}: cannot be written" in result.stderr
+            assert len(result.stderr.splitlines()) == 1
+        assert not checked
+
+    def test_nothing_else_is_left_in_the_folder(
+        self, tmp_path: Path, checked: list[dict[str, Any]]
+    ) -> None:
+        run("check", HEALTHY, "--json", str(tmp_path / "a"), "--html", str(tmp_path / "b"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+    def test_a_failed_writing_leaves_the_old_file(self, tmp_path: Path) -> None:
+        place = tmp_path / "report.json"
+        place.write_text("old")
+        with pytest.raises(KeyboardInterrupt), replacing("--json", str(place)) as path:
+            path.write_text("half of the n")
+            raise KeyboardInterrupt
+        assert place.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [place]
+
+    def test_the_mode_of_the_old_file_and_a_link_stay(self, tmp_path: Path) -> None:
+        place, link = tmp_path / "report.json", tmp_path / "link.json"
+        place.write_text("old")
+        place.chmod(0o640)
+        link.symlink_to(place)
+        with replacing("--json", str(link)) as path:
+            path.write_text("new")
+        assert link.is_symlink()
+        assert place.read_text() == "new"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o640
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+    def test_a_device_is_written_and_not_replaced(self, checked: list[dict[str, Any]]) -> None:
+        assert run("check", HEALTHY, "--json", "/dev/null").exit_code == 0
+        assert Path("/dev/null").is_char_device()
+        result = run("check", HEALTHY, "--json", "/dev/full")
+        assert result.exit_code == 2
+        assert "--json /dev/full: cannot be written: No space left" in result.stderr
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--nonsense"], "fanin: No such option"),
+            (["chek"], "fanin: No such command 'chek'"),
+            (["check"], "fanin check: Missing argument 'TARGET'"),
+            (["check", HEALTHY, "--sed", "1"], "fanin check: No such option '--sed'"),
+            (["check", HEALTHY, "--seed", "-1"], "fanin check: Invalid value for '--seed'"),
+            (["check", HEALTHY, "--seed", "x"], "fanin check: Invalid value for '--seed'"),
+            (["check", HEALTHY, "--dtype", "int8"], "fanin check: Invalid value for '--dtype'"),
+            (["check", HEALTHY, "--device", "nowhere"], "fanin: device 'nowhere' cannot be used"),
+            (["check", HEALTHY, "--input", "8y"], "fanin: --input 8y: allowed is"),
+            (["check", "no/file.py:build"], "fanin: there is no file no/file.py"),
+            (["explain", "S999"], "there is no rule 'S999'; did you mean"),
+        ],
+    )
+    def test_a_wrong_command_line_is_one_line_and_status_2(
+        self, arguments: list[str], message: str
+    ) -> None:
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stdout == ""
+
+    @pytest.mark.parametrize(
+        ("error", "status", "message"),
+        [
+            (ForwardError("model: its forward\nraised"), 2, "fanin: model: its forward raised\n"),
+            (
+                RuntimeError("a\nb"),
+                2,
+                "fanin: could not run: RuntimeError: a (--debug shows where)",
+            ),
+            (KeyError(), 2, "fanin: could not run: KeyError (--debug shows where)\n"),
+            (KeyboardInterrupt(), 130, "fanin: interrupted\n"),
+            (ForwardError("\x1b[31mred\x07"), 2, "fanin: ?[31mred?\n"),
+        ],
+    )
+    def test_a_check_that_fails_is_one_line(
+        self, error: BaseException, status: int, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fanin.cli.check_model", failing(error))
+        result = run("check", HEALTHY)
+        assert result.exit_code == status
+        assert result.stderr.startswith(message)
+        assert len(result.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "arguments", [["--debug", "check", HEALTHY], ["check", HEALTHY, "--debug"]]
+    )
+    @pytest.mark.parametrize(
+        ("error", "status"), [(ForwardError("no"), 2), (KeyboardInterrupt(), 130)]
+    )
+    def test_debug_shows_the_traceback(
+        self,
+        arguments: list[str],
+        error: BaseException,
+        status: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("fanin.cli.check_model", failing(error))
+        result = run(*arguments)
+        assert result.exit_code == status
+        assert "Traceback (most recent call last)" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("fanin: ")
+
+    def test_an_exit_of_the_users_code_is_a_failure(self, tmp_path: Path) -> None:
+        path = tmp_path / "exits.py"
+        path.write_text("import sys\ndef build(): sys.exit(0)\n")
+        assert run("check", f"{path}:build").exit_code == 2
+
+
+class TestExplain:
+    def test_without_a_code_every_rule_is_listed(self) -> None:
+        result = run("explain")
+        assert result.exit_code == 0
+        for rule in RULES.values():
+            assert rule.code in result.stdout
+            assert rule.name in result.stdout
+
+    @pytest.mark.parametrize("name", ["S101", "s101", "locked-units"])
+    def test_a_rule_is_explained_by_code_or_name(self, name: str) -> None:
+        result = run("explain", name)
+        assert result.exit_code == 0
+        assert "locked-units" in result.stdout
+        assert len(result.stdout.splitlines()) > 10
+
+
+class TestDemo:
+    class Table:
+        def to_json(self) -> str:
+            return '{"rows": []}'
+
+        def __rich__(self) -> str:
+            return "six starts"
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fanin.cli.run_demo", lambda progress: self.Table())
+
+    def test_the_table_is_shown(self) -> None:
+        assert run("demo").stdout == "six starts\n"
+
+    def test_json_is_the_same_table(self, tmp_path: Path) -> None:
+        assert json.loads(run("demo", "--json", "-").stdout) == {"rows": []}
+        place = tmp_path / "demo.json"
+        assert run("demo", "--json", str(place)).stdout == "six starts\n"
+        assert json.loads(place.read_text()) == {"rows": []}
+
+
+class TestHelp:
+    def test_version(self) -> None:
+        assert run("--version").stdout == f"fanin, version {fanin.__version__}\n"
+
+    def test_no_command_shows_the_help(self) -> None:
+        result = run()
+        assert result.exit_code == 2
+        assert "Commands:" in result.output
+
+    @pytest.mark.parametrize("command", ["check", "explain", "demo"])
+    def test_every_command_has_help(self, command: str) -> None:
+        for flag in ("-h", "--help"):
+            result = run(command, flag)
+            assert result.exit_code == 0
+            assert f"Usage: fanin {command}" in result.stdout.replace("cli", "fanin")
+            assert "--debug" in result.stdout
+
+
+class TestProgress:
+    def test_nothing_is_written_when_stderr_is_no_terminal(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with Progress(patience=0) as progress:
+            progress("measuring")
+            time.sleep(0.2)
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(("patience", "shown"), [(0.0, True), (60.0, False)])
+    def test_a_terminal_shows_it_once_the_work_takes_long(
+        self, patience: float, shown: bool
+    ) -> None:
+        console = Console(force_terminal=True, record=True, file=open(os.devnull, "w"))
+        stdout = sys.stdout
+        with Progress(console, patience=patience) as progress:
+            progress("measuring [bold]the layers")
+            time.sleep(0.3)
+        assert ("measuring [bold]the layers" in console.export_text()) == shown
+        assert sys.stdout is stdout
+
+
+class TestProcess:
+    """The real program and the real check."""
+
+    def test_the_healthy_example_is_sound(self) -> None:
+        done = program("check", HEALTHY)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+    def test_the_zero_start_is_not(self) -> None:
+        done = program("check", FAULTY, "--json", "-")
+        assert (done.returncode, done.stderr) == (1, "")
+        codes = [finding["code"] for finding in json.loads(done.stdout)["findings"]]
+        assert "S101" in codes
+
+    def test_the_model_alone_runs_with_inputs(self) -> None:
+        inputs = ["--input", "tokens=tokens:4x12@100", "--input", "scale=4x16"]
+        done = program("check", f"{EXAMPLES / 'two_inputs.py'}:build", *inputs)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_failure_is_one_line_on_stderr(self) -> None:
+        done = program("check", "no_such_module:build")
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr == "fanin: there is no module no_such_module\n"
+
+    def test_output_that_the_terminal_cannot_show_is_no_failure(self) -> None:
+        done = program("check", FAULTY, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 1
+        assert done.stderr == ""
+
+    def test_a_reader_that_leaves_early_is_no_traceback(self) -> None:
+        command = f"{sys.executable} -m fanin explain | head -1"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+        assert done.stderr == ""
+        assert len(done.stdout.splitlines()) == 1
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+    @pytest.mark.parametrize("arguments", [["explain"], ["check", FAULTY, "--json", "-"]])
+    def test_a_full_disk_is_one_line(self, arguments: list[str]) -> None:
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "fanin", *arguments]
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300
+            )
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "No space left" in done.stderr
+
+    @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+    def test_ctrl_c_is_status_130_and_one_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "endless.py"
+        path.write_text("import time\nprint('here', flush=True)\ntime.sleep(100)\n")
+        command = [sys.executable, "-m", "fanin", "check", f"{path}:build"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "here\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == "fanin: interrupted\n"
+        assert process.returncode == 130

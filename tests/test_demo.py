@@ -1,0 +1,215 @@
+"""The article's experiment comes back: its numbers, and the verdict beside each."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fanin.demo import Certificate, Demo, Published, Row, circles, demo, starts, train
+from fanin.errors import ArgumentError
+
+# start, cost at iteration 14,000, its tolerance, train and test accuracy, their tolerance.
+# randn×10 saturates the sigmoid: its path hangs on the last bits of exp and of the products.
+REFERENCE = [
+    ("zeros", 0.6931471805599453, 1e-9, 0.5, 0.5, 0.0),
+    ("randn×0.01", 0.6931473065831707, 1e-9, 139 / 300, 0.48, 0.0),
+    ("randn×10", 0.38276694641706693, 1e-3, 0.83, 0.86, 0.01),
+    ("He", 0.07357895962677363, 1e-9, 298 / 300, 0.96, 0.0),
+    ("Xavier", 0.10850689140892147, 1e-9, 0.99, 0.93, 0.0),
+    ("Glorot", 0.17480851671162975, 1e-9, 0.99, 0.95, 0.0),
+]
+
+
+@pytest.fixture(scope="module")
+def checked() -> Demo:
+    return demo(iterations=1)
+
+
+@pytest.fixture
+def table() -> Demo:
+    copies = Certificate("layer1", 10, 10, 8, 0.0, 0.0, 1.5e-17, 0.0)
+    locked = Row(
+        start="zeros",
+        verdict="error: S101 locked-units, S102 gradient-deadlock",
+        ok=False,
+        distinct=("1/10", "1/5", "1/1"),
+        cost=math.log(2),
+        train=0.5,
+        test=0.5,
+        published=Published(0.6931471805599453, 0.5),
+        certificate=(copies,),
+    )
+    sound = Row(
+        "randn×0.01", "sound", True, ("10/10", "5/5", "1/1"), math.inf, 0.993, 0.96, None, ()
+    )
+    return Demo(15_000, (locked, sound))
+
+
+@pytest.mark.parametrize(("start", "cost", "near", "training", "test", "point"), REFERENCE)
+def test_training_reproduces_the_reference(start, cost, near, training, test, point):
+    run = train(start)
+    assert run.start == start
+    assert len(run.costs) == 15
+    assert run.cost_14000 == pytest.approx(cost, rel=0, abs=near)
+    assert run.train_accuracy == pytest.approx(training, rel=0, abs=point + 1e-12)
+    assert run.test_accuracy == pytest.approx(test, rel=0, abs=point + 1e-12)
+
+
+def test_zeros_never_learn():
+    assert set(train("zeros", iterations=3_001).costs) == {math.log(2)}
+
+
+def test_cost_of_a_saturated_start_is_infinite_not_missing():
+    # A sample of label 0 at which the sigmoid is 1 costs -log 0; only 0·log 0 is missing.
+    assert train("randn×10", iterations=1).costs == (math.inf,)
+
+
+@pytest.mark.parametrize(
+    ("samples", "seed", "first", "last", "labels"),
+    [
+        (
+            300,
+            1,
+            [-0.07741354010048114, 0.8526022642742742],
+            [-0.061145412565262895, 0.9298264080659127],
+            [1, 0, 1, 1, 0, 0, 1, 0, 1, 1],
+        ),
+        (
+            100,
+            2,
+            [-0.5242373850862546, -0.6091036148461817],
+            [0.3438483715909715, -0.9192735912720769],
+            [1, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        ),
+    ],
+)
+def test_circles_are_those_of_scikit_learn(samples, seed, first, last, labels):
+    # Written by sklearn 1.9.1's make_circles; equal but for the last bits of cos and sin.
+    points, drawn = circles(samples, seed)
+    assert points[0] == pytest.approx(first, rel=1e-14)
+    assert points[-1] == pytest.approx(last, rel=1e-14)
+    assert drawn[:10].tolist() == labels
+    assert drawn.sum() == samples / 2
+
+
+def test_starts_differ_in_scale_alone():
+    drawn = starts()
+    assert list(drawn) == [start for start, *_ in REFERENCE]
+    for depth, fan_in, fan_out in [(0, 2, 10), (1, 10, 5), (2, 5, 1)]:
+        he, bias = drawn["He"][depth]
+        normal = he * (fan_in / 2) ** 0.5
+        assert he.shape == (fan_out, fan_in)
+        assert bias.shape == (fan_out, 1)
+        assert not bias.any()
+        for start, scale in [
+            ("zeros", 0),
+            ("randn×0.01", 0.01),
+            ("randn×10", 10),
+            ("Xavier", fan_in**-0.5),
+            ("Glorot", (2 / (fan_in + fan_out)) ** 0.5),
+        ]:
+            assert drawn[start][depth][0] == pytest.approx(normal * scale, rel=1e-14)
+    assert drawn["He"][0][0][0, 0] == pytest.approx(1.7886284734303186)  # randn after seed 3
+
+
+def test_global_generator_is_left_alone():
+    before = np.random.get_state()[1].tolist()
+    train("He", iterations=1)
+    assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: train("he"),
+        lambda: train("He", iterations=0),
+        lambda: demo(iterations=0),
+        lambda: circles(5, seed=0),
+    ],
+)
+def test_bad_arguments_are_named(call):
+    with pytest.raises(ArgumentError, match="must be"):
+        call()
+
+
+def test_check_finds_the_zeros_locked_and_no_other_start(checked):
+    verdicts = {row.start: row.verdict for row in checked.rows}
+    locked = [start for start, verdict in verdicts.items() if "S101 locked-units" in verdict]
+    assert locked == ["zeros"]
+    for row in checked.rows:
+        expected = ("1/10", "1/5", "1/1") if row.start == "zeros" else ("10/10", "5/5", "1/1")
+        assert row.distinct == expected
+
+
+@pytest.mark.parametrize("start", ["He", "Xavier", "Glorot"])
+def test_check_passes_the_starts_that_train(checked, start):
+    (row,) = [row for row in checked.rows if row.start == start]
+    assert row.ok
+    assert row.certificate == ()
+
+
+def test_zeros_carry_the_certificate_of_both_hidden_layers(checked):
+    shown = checked.rows[0].certificate
+    assert [(each.layer, each.units, each.of) for each in shown] == [
+        ("layer1", 10, 10),
+        ("layer2", 5, 5),
+    ]
+    for each in shown:
+        assert each.steps > 0
+        assert each.inputs == each.outputs == each.gradients == each.updates == 0
+
+
+def test_progress_is_told_of_every_start():
+    told = []
+    demo(told.append, iterations=1)
+    assert [line.split(":")[0] for line in told] == list(starts())
+
+
+def test_json_is_strict_and_holds_every_digit(table):
+    plain = json.loads(table.to_json(), parse_constant=pytest.fail)
+    assert plain == table.to_dict()
+    assert plain["schema_version"] == 1
+    assert plain["iterations"] == 15_000
+    locked, sound = plain["rows"]
+    assert locked["cost"] == math.log(2)
+    assert locked["published"] == {"cost": 0.6931471805599453, "test": 0.5}
+    assert locked["certificate"][0]["gradients"] == 1.5e-17
+    assert sound["cost"] == "inf"
+    assert sound["published"] is None
+
+
+def test_text_shows_each_row_and_the_certificate(table):
+    lines = [line.strip() for line in str(table).splitlines()]
+    (zeros,) = [line for line in lines if line.startswith("zeros") and "1/10" in line]
+    assert "S101 locked-units" in zeros
+    assert zeros.split()[-5:] == ["0.693147", "50.0%", "50%", "0.693147,", "50%"]
+    (sound,) = [line for line in lines if line.startswith("randn")]
+    assert sound.split() == [
+        "randn×0.01",
+        "sound",
+        "10/10",
+        "5/5",
+        "1/1",
+        "inf",
+        "99.3%",
+        "96%",
+        "–",
+    ]
+    (shown,) = [line for line in lines if line.startswith("layer1")]
+    assert shown.split() == ["layer1", "10", "of", "10", "8", "0", "0", "1.5e-17", "0"]
+    assert "iteration 14,000" in str(table)
+
+
+def test_text_fits_eighty_columns_without_losing_a_word(table):
+    page = io.StringIO()
+    Console(file=page, width=80, color_system=None).print(table)
+    shown = page.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("S101", "locked-units,", "S102", "gradient-deadlock", "10/10 5/5 1/1"):
+        assert word in shown

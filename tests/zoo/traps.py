@@ -1,0 +1,1466 @@
+"""Traps: models that look ill and are not.  None may get an error; some codes must not appear."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import Zoo, blocks
+from .blocks import BasicBlock, classify, he_, mlp, next_token, regress, zero_
+
+__all__ = ["TRAPS"]
+
+TRAPS = Zoo(ok=True)
+
+
+# ── intended zeros ───────────────────────────────────────────────────────────────────────────
+
+
+@TRAPS(thread="vision#5804", absent=("S101", "S102"))
+def zero_head_of_a_vit():
+    from .healthy import vit_by_hand
+
+    return vit_by_hand()
+
+
+@TRAPS(thread="mup#13", absent=("S101", "S102"))
+def zero_readout():
+    model = mlp(20, 64, 64, 5)
+    zero_(model[-1])
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_readout_without_a_loss():
+    model = mlp(20, 64, 64, 5, act=nn.Tanh)
+    zero_(model[-1])
+    return model, torch.randn(32, 20)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_readout_of_a_regression():
+    model = mlp(20, 64, 1, act=nn.GELU)
+    zero_(model[-1])
+    return model, torch.randn(32, 20), regress(32, 1)
+
+
+@TRAPS(absent=("S102",))
+def constant_last_layer_under_softmax():
+    """The residuals sum to zero, so the hidden gradient is exactly zero at step 0 only."""
+    model = mlp(20, 32, 5)
+    nn.init.constant_(model[-1].weight, 0.3)
+    zero_bias = model[-1].bias
+    nn.init.zeros_(zero_bias)
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@TRAPS(thread="DiT#82", absent=("S101", "S102"))
+def zero_modulation_of_a_dit():
+    from .healthy import dit_like
+
+    return dit_like()
+
+
+@TRAPS(thread="guided-diffusion", absent=("S101", "S102"))
+def zero_modules_of_a_diffusion_unet():
+    from .healthy import diffusion_unet_zero_modules
+
+    return diffusion_unet_zero_modules()
+
+
+@TRAPS(thread="LoRA#98", absent=("S101", "S102"))
+def lora_with_b_zero():
+    from .healthy import adapted
+
+    return adapted(blocks.LoRA)()
+
+
+@TRAPS(thread="LoRA#98", absent=("S101", "S102"))
+def lora_with_a_zero():
+    class Other(blocks.LoRA):
+        def __init__(self, base, rank=4):
+            super().__init__(base, rank)
+            nn.init.zeros_(self.A)
+            nn.init.normal_(self.B, std=0.1)
+
+    from .healthy import adapted
+
+    return adapted(Other)()
+
+
+@TRAPS(absent=("S101", "S102"))
+def lora_on_a_single_linear():
+    return blocks.LoRA(nn.Linear(12, 9), 3), torch.randn(16, 12), regress(16, 9)
+
+
+@TRAPS(absent=("S101", "S102"))
+def controlnet_zero_convolutions():
+    """A trainable copy beside a frozen backbone, joined by zero convolutions at both ends."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.locked = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+            self.copy = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+            self.copy.load_state_dict(self.locked.state_dict())
+            self.locked.requires_grad_(False)
+            self.inlet, self.outlet = nn.Conv2d(3, 3, 1), nn.Conv2d(8, 8, 1)
+            zero_(self.inlet, self.outlet)
+
+        def forward(self, x, hint):
+            return self.locked(x) + self.outlet(self.copy(x + self.inlet(hint)))
+
+    return Net(), (torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)), regress(4, 8, 8, 8)
+
+
+@TRAPS(absent=("S101", "S102", "S104"))
+def zero_gamma_in_the_last_norm_of_each_block():
+    model = blocks.ResNet(BasicBlock, (2, 2), (8, 16), 8, zero_norm=True)
+    return model, torch.randn(4, 3, 12, 12), classify(4, 10)
+
+
+@TRAPS(absent=("S101", "S102"))
+def fixup():
+    from .healthy import fixup_32
+
+    return fixup_32()
+
+
+@TRAPS(absent=("S101", "S102"))
+def rezero():
+    from .healthy import rezero_40
+
+    return rezero_40()
+
+
+@TRAPS(absent=("S101", "S102"))
+def skipinit():
+    from .healthy import skipinit_30
+
+    return skipinit_30()
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_last_layer_of_each_residual_mlp():
+    def block():
+        last = nn.Linear(48, 24)
+        zero_(last)
+        return blocks.Residual(nn.LayerNorm(24), nn.Linear(24, 48), nn.ReLU(), last)
+
+    model = nn.Sequential(nn.Linear(10, 24), *(block() for _ in range(6)), nn.Linear(24, 4))
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102", "P201", "P203"))
+def layer_scale_1e_6():
+    def block():
+        return blocks.Scaled(
+            nn.LayerNorm(24), nn.Linear(24, 96), nn.GELU(), nn.Linear(96, 24), start=1e-6, channels=24
+        )
+
+    model = nn.Sequential(nn.Linear(10, 24), *(block() for _ in range(12)), nn.LayerNorm(24), nn.Linear(24, 4))
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_over_layer_scale():
+    """Two intended small factors on the path of every block, one of them exactly zero."""
+    body = [blocks.Scaled(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU(), start=1e-6, channels=16) for _ in range(4)]
+    model = nn.Sequential(nn.Linear(10, 16), *body, nn.Linear(16, 4))
+    zero_(model[-1])
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_relative_position_tables():
+    from .healthy import swin_like
+
+    return swin_like()
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_class_token_and_positions():
+    class Net(nn.Module):
+        def __init__(self, width=24):
+            super().__init__()
+            self.inlet = nn.Linear(6, width)
+            self.token = nn.Parameter(torch.zeros(1, 1, width))
+            self.position = nn.Parameter(torch.zeros(1, 9, width))
+            self.blocks = nn.Sequential(blocks.Block(width, 4), blocks.Block(width, 4))
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 4)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.inlet(x)], 1) + self.position
+            return self.head(self.norm(self.blocks(x))[:, 0])
+
+    return Net(), torch.randn(8, 8, 6), classify(8, 4)
+
+
+@TRAPS(absent=("S101", "S102", "S104"))
+def zero_biases_everywhere():
+    model = mlp(20, 64, 64, 64, 5)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101", "S102", "S104"))
+def fresh_norms():
+    """Many norms, all γ = 1 and β = 0: bit-identical, and no clones."""
+    layers = []
+    for _ in range(5):
+        layers += [nn.Linear(24, 24), nn.LayerNorm(24), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(24, 4)), torch.randn(32, 24), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_first_layer_under_tanh():
+    """W1 = 0 and W2 random: the gradient reaches W1 and breaks it at the first step."""
+    model = mlp(20, 32, 5, act=nn.Tanh)
+    zero_(model[0])
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_layer_inside_a_residual_tanh_net():
+    last = nn.Linear(24, 24)
+    zero_(last)
+    body = [blocks.Residual(nn.Linear(24, 24), nn.Tanh()) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(10, 24), body[0], blocks.Residual(last, nn.Tanh()), *body[1:], nn.Linear(24, 4))
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(absent=("S102",))
+def zero_gates_of_a_gated_attention():
+    """Flamingo: tanh(α) with α = 0 before a branch that is random."""
+
+    class Gated(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.alpha, self.body = nn.Parameter(torch.zeros(1)), mlp(n, 2 * n, n, act=nn.GELU)
+
+        def forward(self, x):
+            return x + self.alpha.tanh() * self.body(x)
+
+    model = nn.Sequential(nn.Linear(10, 24), *(Gated(24) for _ in range(3)), nn.Linear(24, 4))
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS()
+def gelu_layer_that_starts_at_zero():
+    """φ′(0) = ½: one zero layer is a delay of one step."""
+    model = mlp(20, 32, 32, 5, act=nn.GELU)
+    zero_(model[2])
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+# ── units that look the same ─────────────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("S101",))
+def identical_units_with_distinct_outgoing_weights():
+    model = mlp(20, 16, 5)
+    with torch.no_grad():
+        model[0].weight[:] = model[0].weight[0].clone()
+        model[0].bias[:] = model[0].bias[0].clone()
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def constant_first_layer_with_distinct_outgoing_weights():
+    model = mlp(20, 16, 16, 5, act=nn.Tanh)
+    nn.init.constant_(model[0].weight, 0.1)
+    nn.init.zeros_(model[0].bias)
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def distinct_units_with_equal_outgoing_weights():
+    model = mlp(20, 16, 5, act=nn.Tanh)
+    with torch.no_grad():
+        model[2].weight[:] = model[2].weight[:, :1].clone()
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def equal_rows_that_differ_in_their_bias():
+    model = mlp(6, 12, 3, act=nn.Tanh)
+    nn.init.constant_(model[0].weight, 0.2)
+    nn.init.uniform_(model[0].bias, -1, 1)
+    return model, torch.randn(32, 6), classify(32, 3)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_start_identity_and_hadamard():
+    """ZerO: partial identity, and Hadamard where the width grows."""
+
+    def hadamard(n):
+        h = torch.ones(1, 1)
+        while len(h) < n:
+            h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+        return h
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.head = nn.Linear(16, 32, bias=False), nn.Linear(32, 4)
+            self.blocks = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+            with torch.no_grad():
+                self.inlet.weight.copy_(torch.eye(32)[:, :16] @ hadamard(16) / 4)
+                self.inlet.weight[16:] = hadamard(16) / 4 @ torch.diag(torch.linspace(0.5, 1, 16))
+            zero_(self.blocks, self.head)
+
+        def forward(self, x):
+            x = self.inlet(x)
+            for block in self.blocks:
+                x = x + block(x).relu() + block(x)
+            return self.head(x)
+
+    return Net(), torch.randn(32, 16), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def identity_starts():
+    """IRNN: recurrent matrix I, and linear layers at I in a residual-free stack."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(6, 24, nonlinearity="relu", batch_first=True)
+            self.middle, self.head = nn.Linear(24, 24), nn.Linear(24, 3)
+            with torch.no_grad():
+                nn.init.eye_(self.rnn.weight_hh_l0)
+                nn.init.normal_(self.rnn.weight_ih_l0, std=0.1)
+                nn.init.eye_(self.middle.weight)
+                for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0, self.middle.bias):
+                    nn.init.zeros_(bias)
+
+        def forward(self, x):
+            return self.head(self.middle(self.rnn(x)[0][:, -1]).relu())
+
+    return Net(), torch.randn(24, 9, 6), classify(24, 3)
+
+
+@TRAPS(absent=("S101",))
+def dirac_convolutions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    nn.init.dirac_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    return model, torch.randn(8, 3, 8, 8), classify(8, 4)
+
+
+@TRAPS(absent=("S101", "S105"))
+def looks_linear():
+    """Mirrored pairs under ReLU: [W; −W], then [W, −W; −W, W]: isometric at the start."""
+    model = mlp(10, 32, 32, 32, 4, bias=False)
+    first, second, third, last = (layer.weight for layer in model if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        w = nn.init.orthogonal_(torch.empty(16, 10))
+        first.copy_(torch.cat([w, -w]))
+        for middle in (second, third):
+            w = nn.init.orthogonal_(torch.empty(16, 16))
+            middle.copy_(torch.cat([torch.cat([w, -w], 1), torch.cat([-w, w], 1)]))
+        w = nn.init.orthogonal_(torch.empty(4, 16))
+        last.copy_(torch.cat([w, -w], 1))
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S105"))
+def mirrored_pairs_with_unrelated_outgoing_weights():
+    """Under tanh, rows w and −w whose outgoing columns are no mirror images."""
+    model = mlp(10, 16, 4, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[8:] = -model[0].weight[:8]
+        model[0].bias[8:] = -model[0].bias[:8]
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(absent=("S101",))
+def rademacher_weights():
+    """Every weight is ±σ: many units agree in many places, and all entries lie at the bound."""
+    model = mlp(40, 48, 48, 5)
+    with torch.no_grad():
+        for layer in model[:4:2]:
+            layer.weight.copy_(torch.randint(0, 2, layer.weight.shape) * 2 - 1).mul_(layer.in_features**-0.5)
+    return model, torch.randn(32, 40), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def sparse_start():
+    """Martens: a few random connections per unit, the rest zero."""
+    model = mlp(40, 48, 48, 5, act=nn.Tanh)
+    for layer in (model[0], model[2]):
+        nn.init.sparse_(layer.weight, sparsity=0.8, std=0.5)
+    return model, torch.randn(32, 40), classify(32, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def duplicated_input_features():
+    """The columns of the batch are equal; the units are not."""
+    batch = torch.randn(32, 5).repeat(1, 4)
+    return mlp(20, 32, 4), batch, classify(32, 4)
+
+
+@TRAPS(absent=("S101",))
+def nearly_equal_units():
+    """Copies with a little noise: they separate."""
+    model = mlp(12, 16, 4, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[8:] = model[0].weight[:8]
+        model[0].weight[8:] += 1e-2 * torch.randn(8, 12)
+        model[2].weight.div_(2)[:, 8:] = model[2].weight[:, :8]
+    return model, torch.randn(32, 12), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def linear_of_one_output():
+    model = mlp(20, 32, 1)
+    labels = torch.randint(0, 2, (32, 1)).float()
+    return model, torch.randn(32, 20), lambda out: F.binary_cross_entropy_with_logits(out, labels)
+
+
+@TRAPS(absent=("S101",))
+def two_output_units_that_start_equal():
+    """Softmax over two classes whose rows start equal: the labels tell them apart."""
+    model = mlp(20, 32, 2)
+    with torch.no_grad():
+        model[2].weight[1] = model[2].weight[0]
+        model[2].bias[1] = model[2].bias[0]
+    return model, torch.randn(32, 20), classify(32, 2)
+
+
+@TRAPS(absent=("S101", "S102"))
+def experts_with_distinct_routers():
+    """fastmoe#4 with a router that differs: the experts separate."""
+    model = nn.Sequential(nn.Linear(10, 16), blocks.BatchedExperts(), nn.Linear(16, 4))
+    with torch.no_grad():
+        for weight in (model[1].w1, model[1].w2):
+            weight[:] = weight[:1].clone()
+    return model, torch.randn(48, 10), classify(48, 4)
+
+
+@TRAPS(absent=("S101", "S104"))
+def tied_weights():
+    from .healthy import language_model
+
+    return language_model(tied=True)()
+
+
+@TRAPS(absent=("S101", "S104"))
+def one_module_under_two_names():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left = self.right = mlp(9, 24, 24)
+            self.head = nn.Linear(48, 3)
+
+        def forward(self, a, b):
+            return self.head(torch.cat([self.left(a), self.right(b)], -1))
+
+    return Net(), (torch.randn(20, 9), torch.randn(20, 9)), classify(20, 3)
+
+
+@TRAPS(absent=("S101",))
+def target_network():
+    """A frozen copy of the trained network: bit-identical on purpose."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.online, self.target = mlp(8, 32, 4), mlp(8, 32, 4)
+            self.target.load_state_dict(self.online.state_dict())
+            self.target.requires_grad_(False)
+
+        def forward(self, now, later):
+            return self.online(now), self.target(later)
+
+    return (
+        Net(),
+        (torch.randn(32, 8), torch.randn(32, 8)),
+        lambda out: F.smooth_l1_loss(out[0].amax(1), 0.9 * out[1].amax(1) + 0.1),
+    )
+
+
+@TRAPS(absent=("S101",))
+def batched_heads_of_an_ensemble():
+    """torch.vmap over stacked parameters: members differ."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w1, self.w2 = nn.Parameter(torch.randn(3, 10, 16) / 3), nn.Parameter(torch.randn(3, 16, 4) / 4)
+
+        def forward(self, x):
+            h = torch.bmm(x.expand(3, -1, -1), self.w1).relu()
+            return torch.bmm(h, self.w2).mean(0)
+
+    return Net(), torch.randn(32, 10), classify(32, 4)
+
+
+# ── gradients that are zero for an innocent reason ───────────────────────────────────────────
+
+
+@TRAPS(absent=("S102",))
+def bias_before_batch_norm():
+    """Its gradient is zero up to round-off, for ever; nothing is lost."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return model, torch.randn(8, 3, 8, 8), classify(8, 4)
+
+
+@TRAPS(absent=("S102",))
+def bias_of_the_attention_keys():
+    """Softmax does not see it."""
+
+    class Net(nn.Module):
+        def __init__(self, n=24):
+            super().__init__()
+            self.q, self.k, self.v, self.head = nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, 3)
+
+        def forward(self, x):
+            weights = (self.q(x) @ self.k(x).transpose(1, 2) / math.sqrt(24)).softmax(-1)
+            return self.head((weights @ self.v(x)).mean(1))
+
+    return Net(), torch.randn(8, 6, 24), classify(8, 3)
+
+
+@TRAPS(absent=("S102",))
+def sequence_of_one_token():
+    """Attention over one position: q and k cannot get a gradient from this batch."""
+    model = nn.Sequential(nn.Linear(6, 24), blocks.Block(24, 4), nn.Flatten(), nn.Linear(24, 3))
+    return model, torch.randn(16, 1, 6), classify(16, 3)
+
+
+@TRAPS(absent=("S102",))
+def single_step_of_an_lstm():
+    """One time step from a zero state: the recurrent weights get no gradient from this batch."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 16, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    return Net(), torch.randn(16, 1, 6), classify(16, 3)
+
+
+@TRAPS(absent=("S102",))
+def experts_nobody_visits():
+    """Top-1 routing of a few samples: some experts see none of this batch."""
+    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(blocks.RoutedExperts(experts=8, top=2)), nn.Linear(16, 4))
+    return model, torch.randn(3, 10), classify(3, 4)
+
+
+@TRAPS(absent=("S102",))
+def unseen_embedding_rows():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.kinds, self.head = nn.Embedding(500, 16), nn.Embedding(9, 16), nn.Linear(16, 3)
+
+        def forward(self, tokens):
+            return self.head((self.embed(tokens) + self.kinds(torch.zeros_like(tokens))).mean(1))
+
+    return Net(), torch.randint(0, 500, (4, 5)), classify(4, 3)
+
+
+@TRAPS(absent=("S102",))
+def padding_row_of_an_embedding():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(30, 16, padding_idx=0), nn.Linear(16, 3)
+
+        def forward(self, tokens):
+            return self.head(self.embed(tokens).mean(1))
+
+    tokens = torch.randint(1, 30, (12, 7))
+    tokens[:, 4:] = 0
+    return Net(), tokens, classify(12, 3)
+
+
+@TRAPS(absent=("S101", "S102"))
+def frozen_backbone():
+    from .healthy import frozen_backbone as build
+
+    return build()
+
+
+@TRAPS(absent=("S101", "S102", "S104"))
+def frozen_layers_that_are_constant():
+    """A fixed blur filter, the same for each channel: frozen, so no unit of it is to be trained."""
+    blur = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False).requires_grad_(False)
+    nn.init.constant_(blur.weight, 1 / 9)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), blur, nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return model, torch.randn(8, 3, 10, 10), classify(8, 4)
+
+
+@TRAPS()
+def head_that_the_loss_does_not_read():
+    """An auxiliary head, switched off: unused, not ill."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head, self.auxiliary = mlp(10, 24, 24), nn.Linear(24, 3), nn.Linear(24, 5)
+
+        def forward(self, x):
+            h = self.trunk(x).relu()
+            return self.head(h), self.auxiliary(h)
+
+    labels = torch.randint(0, 3, (16,))
+    return Net(), torch.randn(16, 10), lambda out: F.cross_entropy(out[0], labels)
+
+
+@TRAPS()
+def mask_token_that_is_not_used():
+    """A parameter that only another mode of the model reads."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask_token = nn.Parameter(torch.zeros(24))
+            self.inlet, self.block, self.head = nn.Linear(6, 24), blocks.Block(24, 4), nn.Linear(24, 3)
+
+        def forward(self, x, mask=None):
+            x = self.inlet(x)
+            if mask is not None:
+                x = torch.where(mask[..., None], self.mask_token, x)
+            return self.head(self.block(x).mean(1))
+
+    return Net(), torch.randn(8, 5, 6), classify(8, 3)
+
+
+# ── batches that look ill ────────────────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("S101", "S102"))
+def constant_input_channel():
+    batch = torch.randn(8, 4, 8, 8)
+    batch[:, 2] = 0.0
+    batch[:, 3] = 1.0
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return model, batch, classify(8, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def depthwise_on_a_zero_channel():
+    """Two channels of the batch are zero: their depthwise outputs agree, on this batch."""
+    batch = torch.randn(8, 4, 8, 8)
+    batch[:, 2:] = 0.0
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.Conv2d(4, 8, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return model, batch, classify(8, 4)
+
+
+@TRAPS()
+def sample_that_is_all_padding():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(30, 16, padding_idx=0)
+            self.rnn, self.head = nn.GRU(16, 16, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, tokens):
+            mask = (tokens != 0).unsqueeze(-1)
+            out = self.rnn(self.embed(tokens))[0] * mask
+            return self.head(out.sum(1) / mask.sum(1).clamp(min=1))
+
+    tokens = torch.randint(1, 30, (6, 8))
+    tokens[1] = 0
+    tokens[4, 5:] = 0
+    return Net(), tokens, classify(6, 3)
+
+
+@TRAPS(absent=("P207",))
+def identical_samples():
+    """The batch, not the model, is the reason why all samples look the same."""
+    return mlp(20, 32, 32, 5), torch.randn(1, 20).repeat(16, 1), classify(16, 5)
+
+
+@TRAPS(absent=("P207",))
+def batch_of_ones():
+    """`torch.ones`, the habitual stand-in for data."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return model, torch.ones(2, 3, 8, 8), classify(2, 4)
+
+
+@TRAPS()
+def batch_of_zeros():
+    return mlp(20, 32, 32, 5), torch.zeros(8, 20), classify(8, 5)
+
+
+@TRAPS()
+def batch_of_large_integers():
+    """Raw pixel values, 0 to 255, and a batch norm that takes them."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    return model, torch.randint(0, 256, (8, 3, 8, 8)).float(), classify(8, 4)
+
+
+@TRAPS(absent=("S101", "S102", "P207"))
+def batch_of_one():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    return model, torch.randn(1, 3, 8, 8), classify(1, 4)
+
+
+@TRAPS()
+def batch_norm_with_two_samples():
+    """Two samples: every normalised value is ±1."""
+    model = nn.Sequential(
+        nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(),
+        nn.Linear(64, 5),
+    )  # fmt: skip
+    return model, torch.randn(2, 20), classify(2, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def batch_norm_in_eval_mode():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return model.eval(), torch.randn(8, 3, 8, 8), classify(8, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def dropout_of_one_half():
+    model = nn.Sequential(
+        nn.Dropout(0.5), nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(64, 5),
+    )  # fmt: skip
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def dropout_with_a_zero_head():
+    """Random forwards, and candidates for the virtual steps."""
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 5))
+    zero_(model[-1])
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS()
+def layer_drop():
+    """Stochastic depth draws from Python's generator: a whole block may be missing."""
+    import random
+
+    class Drop(nn.Module):
+        def __init__(self, *body):
+            super().__init__()
+            self.body = nn.Sequential(*body)
+
+        def forward(self, x):
+            if self.training and random.random() < 0.3:
+                return x
+            return x + self.body(x)
+
+    model = nn.Sequential(
+        nn.Linear(10, 24), *(Drop(nn.Linear(24, 24), nn.GELU()) for _ in range(6)), nn.Linear(24, 4)
+    )
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+# ── layers that look ill ─────────────────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("S101", "S102"))
+def depthwise_convolutions():
+    from .healthy import mobilenet
+
+    return mobilenet()
+
+
+@TRAPS(absent=("S101", "S102", "S104"))
+def prelu_scalars():
+    """All slopes start at ¼, one per channel: equal, and fine."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 8, 3), nn.PReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 16), nn.PReLU(16), nn.Linear(16, 4),
+    )  # fmt: skip
+    return model, torch.randn(8, 3, 10, 10), classify(8, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def logistic_regression_at_zero():
+    from .healthy import logistic_regression_at_zero as build
+
+    return build()
+
+
+@TRAPS(absent=("S101", "S102"))
+def softmax_regression_at_zero():
+    """Convex as well, with several outputs."""
+    model = nn.Linear(20, 5)
+    zero_(model)
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def linear_regression_at_zero():
+    model = nn.Linear(7, 3)
+    zero_(model)
+    return model, torch.randn(32, 7), regress(32, 3)
+
+
+@TRAPS(absent=("S101", "S102", "P203"))
+def default_lenet_with_sigmoids():
+    """Three sigmoid layers at PyTorch's defaults: slow, and it trains."""
+    return mlp(20, 30, 30, 5, act=nn.Sigmoid), torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(thread="pytorch#18182", absent=("P201", "P207"))
+def default_relu_net_of_ordinary_depth():
+    return mlp(20, 256, 256, 256, 256, 5), torch.randn(64, 20), classify(64, 5)
+
+
+@TRAPS()
+def residual_net_without_norms_from_a_high_loss():
+    """He's weights in 40 residual blocks: a start loss in the hundreds or more, and it trains."""
+    body = (blocks.Residual(nn.Linear(32, 32), nn.ReLU()) for _ in range(16))
+    model = nn.Sequential(nn.Linear(10, 32), *body, nn.Linear(32, 5))
+    for layer in model[1:-1]:
+        nn.init.normal_(layer.body[0].weight, std=math.sqrt(1 / 32))
+    return model, torch.randn(64, 10), classify(64, 5)
+
+
+@TRAPS(absent=("P201", "P203"))
+def small_start_under_norms():
+    """Std 0.02 everywhere: a small signal that each norm restores."""
+    layers = []
+    for _ in range(10):
+        layers += [nn.Linear(48, 48, bias=False), nn.LayerNorm(48), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(48, 4))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+    return model, torch.randn(32, 48), classify(32, 4)
+
+
+@TRAPS(absent=("P205",))
+def some_dead_units():
+    """A few units whose bias keeps them off on this batch."""
+    model = mlp(20, 64, 64, 5)
+    with torch.no_grad():
+        model[0].bias[:4] = -20.0
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS()
+def half_of_the_units_are_dead():
+    model = mlp(20, 64, 5)
+    with torch.no_grad():
+        model[0].bias[:32] = -20.0
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("P206",))
+def gates_that_start_closed():
+    from .healthy import highway
+
+    return highway()
+
+
+@TRAPS(absent=("P206",))
+def sharp_attention():
+    """A softmax that is almost one-hot is no saturated layer."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.keys, self.values = nn.Parameter(torch.randn(12, 8)), nn.Parameter(torch.randn(12, 8))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head((4 * x @ self.keys.t() / math.sqrt(8)).softmax(-1) @ self.values)
+
+    return Net(), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("P207",))
+def branches_that_do_not_see_the_sample():
+    """Learned queries and positions are the same for each sample, as meant."""
+    from .healthy import detection_with_queries
+
+    return detection_with_queries()
+
+
+@TRAPS(absent=("P207",))
+def hypernetwork_codes():
+    from .healthy import hypernetwork
+
+    return hypernetwork()
+
+
+@TRAPS(absent=("P207",))
+def output_that_is_constant_by_its_head():
+    """A zero head makes all outputs equal; the layers before it tell the samples apart."""
+    model = mlp(20, 32, 32, 5, act=nn.GELU)
+    zero_(model[-1])
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("N404",))
+def large_signals_in_float32():
+    """1e5 is no matter where float32 is kept."""
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(3e5)
+    return model, torch.randn(32, 20), classify(32, 4)
+
+
+@TRAPS(absent=("N404",), options={"dtype": "float16"})
+def ordinary_signals_in_float16():
+    return mlp(20, 64, 64, 5), torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("N404",), options={"dtype": "bfloat16"})
+def large_signals_in_bfloat16():
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(3e5)
+    return model, torch.randn(32, 20), classify(32, 4)
+
+
+@TRAPS(absent=("N403", "N404"))
+def minus_infinity_in_masks():
+    """−inf before a softmax, in a buffer and by masked_fill: that is how masks are written."""
+
+    class Net(nn.Module):
+        def __init__(self, n=24, t=7):
+            super().__init__()
+            self.register_buffer("mask", torch.full((t, t), float("-inf")).triu(1))
+            self.inlet, self.q, self.k, self.v = (nn.Linear(m, n) for m in (6, n, n, n))
+            self.head = nn.Linear(n, 3)
+
+        def forward(self, x):
+            x = self.inlet(x)
+            scores = self.q(x) @ self.k(x).transpose(1, 2) / math.sqrt(24) + self.mask
+            scores = scores.masked_fill(torch.arange(7) > 5, float("-inf"))
+            return self.head((scores.softmax(-1) @ self.v(x)).mean(1))
+
+    return Net(), torch.randn(8, 7, 6), classify(8, 3)
+
+
+@TRAPS(absent=("N403", "N404"), options={"dtype": "float16"})
+def finfo_min_in_masks():
+    class Net(nn.Module):
+        def __init__(self, n=24):
+            super().__init__()
+            self.inlet, self.qkv, self.head = nn.Linear(6, n), nn.Linear(n, 3 * n), nn.Linear(n, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(self.inlet(x)).chunk(3, -1)
+            scores = q @ k.transpose(1, 2) / math.sqrt(24)
+            mask = torch.ones(7, 7, dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
+            return self.head((scores.softmax(-1) @ v).mean(1))
+
+    return Net(), torch.randn(8, 7, 6), classify(8, 3)
+
+
+@TRAPS(absent=("N403",))
+def nan_that_is_masked_away():
+    """A running log-sum whose −inf never reaches the loss."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = mlp(10, 24, 5)
+
+        def forward(self, x):
+            logits = self.head(x)
+            blank = torch.full_like(logits[:, :1], float("-inf"))
+            return torch.cat([logits, blank], -1)
+
+    return Net(), torch.randn(16, 10), classify(16, 5)
+
+
+@TRAPS(absent=("N401", "N402"))
+def nan_in_an_unread_buffer():
+    """A statistic nobody has written yet: it is no parameter, and no signal reads it."""
+    model = mlp(10, 24, 5)
+    model.register_buffer("best", torch.tensor(float("nan")))
+    model.register_buffer("lowest", torch.full((4,), float("inf")))
+    return model, torch.randn(16, 10), classify(16, 5)
+
+
+@TRAPS(absent=("N402",))
+def weights_with_a_wide_range():
+    """Log-uniform decay rates over six orders of magnitude: written on purpose."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(10 ** torch.empty(24).uniform_(-4, 2))
+            self.inlet, self.head = nn.Linear(10, 24), nn.Linear(24, 4)
+
+        def forward(self, x):
+            return self.head(self.inlet(x) * torch.exp(-self.rate))
+
+    return Net(), torch.randn(16, 10), classify(16, 4)
+
+
+@TRAPS(thread="transformers#40796")
+def one_plus_gamma_norm_started_at_one():
+    """Every norm doubles its output: odd, and it trains."""
+
+    class Norm(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(n))
+
+        def forward(self, x):
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+    def block():
+        return blocks.Residual(Norm(24), nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+
+    model = nn.Sequential(nn.Linear(10, 24), block(), block(), block(), Norm(24), nn.Linear(24, 4))
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@TRAPS(thread="cleanrl#358")
+def orthogonal_over_fused_gates():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 24, batch_first=True), nn.Linear(24, 3)
+            for name, parameter in self.rnn.named_parameters():
+                if "weight" in name:
+                    nn.init.orthogonal_(parameter)
+                else:
+                    nn.init.zeros_(parameter)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    return Net(), torch.randn(12, 9, 6), classify(12, 3)
+
+
+@TRAPS(absent=("W502",))
+def packed_projections_drawn_by_their_own_fan():
+    """qkv at PyTorch's default looks at fan_in only, so packing does not matter."""
+    model = nn.Sequential(nn.Linear(6, 24), blocks.Block(24, 4), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(24, 3))
+    return model, torch.randn(8, 7, 6), classify(8, 3)
+
+
+@TRAPS(absent=("W502",))
+def packed_projections_drawn_block_by_block():
+    attention = blocks.Attention(48, 4)
+    for block in attention.qkv.weight.data.chunk(3):
+        nn.init.xavier_uniform_(block)
+    nn.init.zeros_(attention.qkv.bias)
+    model = nn.Sequential(blocks.Residual(attention), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(48, 3))
+    return model, torch.randn(8, 7, 48), classify(8, 3)
+
+
+@TRAPS(absent=("W502",))
+def wide_layer_that_is_not_packed():
+    """Xavier over [3n, n], and nobody splits the output."""
+    model = mlp(48, 144, 4)
+    nn.init.xavier_uniform_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    return model, torch.randn(32, 48), classify(32, 4)
+
+
+@TRAPS(absent=("W503", "W505"))
+def truncation_at_two_sigma():
+    model = mlp(64, 128, 128, 4, act=nn.GELU)
+    for layer in model[::2]:
+        nn.init.trunc_normal_(layer.weight, std=0.05, a=-0.1, b=0.1)
+    return model, torch.randn(32, 64), classify(32, 4)
+
+
+@TRAPS(absent=("W503", "W505"))
+def plain_normal_weights():
+    model = mlp(64, 128, 128, 4, act=nn.GELU)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=0.1)
+    return model, torch.randn(32, 64), classify(32, 4)
+
+
+@TRAPS(absent=("W505",))
+def uniform_and_binary_weights():
+    """Many entries near, or at, the largest: a bound, but no outliers."""
+    model = mlp(64, 128, 128, 4)
+    nn.init.uniform_(model[0].weight, -0.2, 0.2)
+    with torch.no_grad():
+        model[2].weight.copy_(torch.randn(128, 128).sign() * 0.1)
+    return model, torch.randn(32, 64), classify(32, 4)
+
+
+@TRAPS(absent=("W501", "S104"))
+def parameters_in_lists_and_dicts():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList(nn.Parameter(torch.randn(12, 12) / 3.5) for _ in range(3))
+            self.scales = nn.ParameterDict({"a": nn.Parameter(torch.ones(12)), "b": nn.Parameter(torch.zeros(12))})
+            self.heads = nn.ModuleDict({"x": nn.Linear(12, 3)})
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = torch.tanh(x @ weight)
+            return self.heads["x"](x * self.scales["a"] + self.scales["b"])
+
+    return Net(), torch.randn(16, 12), classify(16, 3)
+
+
+# ── losses that look ill ─────────────────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("O301",))
+def cross_entropy_that_is_summed():
+    labels = torch.randint(0, 5, (64,))
+    return mlp(20, 32, 5), torch.randn(64, 20), lambda out: F.cross_entropy(out, labels, reduction="sum")
+
+
+@TRAPS(absent=("O301",))
+def regression_of_large_targets():
+    target = torch.randn(32, 1) * 1000 + 5000
+    return mlp(20, 32, 1), torch.randn(32, 20), lambda out: F.mse_loss(out, target)
+
+
+@TRAPS(absent=("O301",))
+def sum_of_several_losses():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.a, self.b = mlp(20, 32, 32), nn.Linear(32, 3), nn.Linear(32, 7)
+
+        def forward(self, x):
+            h = self.trunk(x).relu()
+            return self.a(h), self.b(h)
+
+    first, second = torch.randint(0, 3, (32,)), torch.randint(0, 7, (32,))
+    return (
+        Net(),
+        torch.randn(32, 20),
+        lambda out: 3 * F.cross_entropy(out[0], first) + 2 * F.cross_entropy(out[1], second) + 10,
+    )
+
+
+@TRAPS(absent=("O301",))
+def weighted_and_smoothed_cross_entropy():
+    labels, weight = torch.randint(0, 5, (64,)), torch.tensor([1.0, 20.0, 5.0, 0.1, 1.0])
+    return (
+        mlp(20, 32, 5),
+        torch.randn(64, 20),
+        lambda out: F.cross_entropy(out, labels, weight=weight, label_smoothing=0.1),
+    )
+
+
+@TRAPS()
+def loss_that_ignores_most_labels():
+    tokens = torch.randint(0, 101, (4, 12))
+    labels = tokens.clone()
+    labels[:, 2:] = -100
+    return (
+        blocks.LanguageModel(),
+        tokens,
+        lambda out: F.cross_entropy(out.flatten(0, 1), labels.flatten(), ignore_index=-100),
+    )
+
+
+@TRAPS()
+def loss_that_is_negative():
+    return mlp(10, 24, 6), torch.randn(16, 10), lambda out: -F.normalize(out, dim=-1).std(0).mean()
+
+
+@TRAPS()
+def negative_log_likelihood_of_probabilities():
+    """Softmax inside the model, log and NLL outside."""
+    labels = torch.randint(0, 5, (32,))
+    model = nn.Sequential(*mlp(20, 32, 5), nn.Softmax(-1))
+    return model, torch.randn(32, 20), lambda out: F.nll_loss(out.clamp_min(1e-9).log(), labels)
+
+
+# ── code that is hard to watch ───────────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("S101", "S102"))
+def state_in_float32_written_into_the_forward():
+    """A zero head asks for virtual steps in float64, and the forward makes float32 tensors."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step, self.state, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+            zero_(self.head)
+
+        def forward(self, x):
+            h = torch.zeros(len(x), 16)
+            for t in range(x.shape[1]):
+                h = torch.tanh(self.step(x[:, t].float()) + self.state(h))
+            return self.head(h)
+
+    return Net(), torch.randn(12, 5, 6), classify(12, 3)
+
+
+@TRAPS(absent=("S101", "S102"))
+def model_that_cannot_be_copied():
+    """A lock, a generator and a non-leaf tensor among its attributes, and a zero head."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lock, self.stream = threading.Lock(), iter(range(3))
+            self.a, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+            self.cached = self.a.weight * 2
+            zero_(self.head)
+
+        def forward(self, x):
+            with self.lock:
+                return self.head(self.a(x).relu())
+
+    return Net(), torch.randn(12, 6), classify(12, 3)
+
+
+@TRAPS(absent=("S101", "S102"))
+def old_weight_norm_under_a_zero_head():
+    """The hook of torch.nn.utils.weight_norm leaves a non-leaf tensor behind."""
+    from .healthy import normed
+
+    model, batch, loss = normed(nn.utils.weight_norm)()
+    zero_(model[-1])
+    return model, batch, loss
+
+
+@TRAPS(absent=("S101", "S102"))
+def spectral_norm_under_a_zero_head():
+    from .healthy import normed
+
+    model, batch, loss = normed(nn.utils.parametrizations.spectral_norm)()
+    zero_(model[-1])
+    return model, batch, loss
+
+
+@TRAPS()
+def gradient_checkpointing():
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(blocks.Block(24, 4) for _ in range(2))
+            self.head = nn.Linear(24, 3)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False)
+            return self.head(x.mean(1))
+
+    return Net(), torch.randn(6, 7, 24), classify(6, 3)
+
+
+@TRAPS()
+def own_autograd_function():
+    """A straight-through estimator, whose backward is not the derivative of its forward."""
+
+    class Sign(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sign()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * (ctx.saved_tensors[0].abs() <= 1)
+
+    model = nn.Sequential(nn.Linear(20, 48), blocks.Lambda(Sign.apply), nn.Linear(48, 5))
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS()
+def gradient_inside_the_forward():
+    """An energy model: the forward differentiates, and the loss differentiates again."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = mlp(6, 32, 32, 1, act=nn.Softplus)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+    return Net(), torch.randn(24, 6), regress(24, 6)
+
+
+@TRAPS()
+def autocast_inside_the_forward():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(20, 48, 48, 5)
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = self.net(x)
+            return x.float()
+
+    return Net(), torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS()
+def views_and_in_place_writes():
+    """Outputs written into slices of one tensor, and added to in place."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(10, 8), nn.Linear(10, 8), nn.Linear(16, 3)
+
+        def forward(self, x):
+            out = x.new_zeros(len(x), 16)
+            out[:, :8] = self.a(x)
+            out[:, 8:].add_(self.b(x))
+            out.clamp_(min=-5).tanh_()
+            return self.head(out.view(2, -1, 16).flatten(0, 1))
+
+    return Net(), torch.randn(16, 10), classify(16, 3)
+
+
+@TRAPS()
+def functional_call_inside_the_forward():
+    """MAML: an inner step on the weights, through torch.func."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(5, 24, 2, act=nn.Tanh)
+
+        def forward(self, support, goal, query):
+            weights = dict(self.net.named_parameters())
+            error = F.mse_loss(torch.func.functional_call(self.net, weights, (support,)), goal)
+            steps = torch.autograd.grad(error, tuple(weights.values()), create_graph=True)
+            moved = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), steps, strict=True)}
+            return torch.func.functional_call(self.net, moved, (query,))
+
+    batch = (torch.randn(8, 5), torch.randn(8, 2), torch.randn(9, 5))
+    return Net(), batch, regress(9, 2)
+
+
+@TRAPS()
+def scripted_module():
+    model = torch.jit.script(mlp(10, 24, 3))
+    return model, torch.randn(16, 10), classify(16, 3)
+
+
+@TRAPS()
+def outputs_in_a_dataclass():
+    from dataclasses import dataclass
+
+    @dataclass
+    class Out:
+        logits: torch.Tensor
+        hidden: list[torch.Tensor]
+        steps: int
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 24), nn.Linear(24, 3)
+
+        def forward(self, x):
+            h = self.a(x).tanh()
+            return Out(self.b(h), [h], 1)
+
+    return Net(), torch.randn(16, 10)
+
+
+@TRAPS()
+def nested_outputs_without_a_loss():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(10, 24), nn.Linear(24, 3), nn.Linear(24, 2)
+
+        def forward(self, x):
+            h = self.a(x).tanh()
+            return {"one": [self.b(h), None, "text"], "two": (self.c(h), h.argmax(-1)), "three": 3}
+
+    return Net(), torch.randn(16, 10)
+
+
+@TRAPS()
+def nested_batch():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(10, 24), nn.Linear(24, 3)
+
+        def forward(self, sides, *, scale=1.0, flags=None):
+            return self.head(sum(self.a(side["x"]) for side in sides).relu() * scale)
+
+    batch = {"sides": [{"x": torch.randn(16, 10)}, {"x": torch.randn(16, 10)}], "scale": 0.5, "flags": None}
+    return Net(), batch, classify(16, 3)
+
+
+@TRAPS()
+def parameters_under_several_dtypes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 24).bfloat16(), nn.Linear(24, 3).double()
+
+        def forward(self, x):
+            return self.b(self.a(x.bfloat16()).relu().double())
+
+    return Net(), torch.randn(16, 10)
+
+
+@TRAPS()
+def batch_that_asks_for_its_gradient():
+    batch = torch.randn(16, 10).requires_grad_()
+    batch.grad = torch.randn(16, 10)
+    return mlp(10, 24, 3), batch, classify(16, 3)
+
+
+@TRAPS()
+def gradients_that_are_already_there():
+    model = mlp(10, 24, 3)
+    for number, parameter in enumerate(model.parameters()):
+        if number != 1:
+            parameter.grad = torch.randn_like(parameter)
+    return model, torch.randn(16, 10), classify(16, 3)
+
+
+@TRAPS()
+def hooks_of_every_kind():
+    model = mlp(10, 24, 24, 3)
+    model[0].register_forward_hook(lambda module, args, out: out * 1.5)
+    model[0].register_forward_pre_hook(lambda module, args: (args[0] + 0.1,))
+    model[2].register_full_backward_hook(lambda module, grad_in, grad_out: None)
+    model[2].register_full_backward_pre_hook(lambda module, grad_out: None)
+    model[4].register_forward_hook(lambda module, args, kwargs, out: out, with_kwargs=True)
+    model.register_state_dict_post_hook(lambda *args: None)
+    model[0].weight.register_hook(lambda grad: grad * 2)
+    model[2].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    return model, torch.randn(16, 10), classify(16, 3)
