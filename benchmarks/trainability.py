@@ -10,7 +10,8 @@ data, averaged over the end of the run).  Its *progress* is that loss on a scale
 of the best constant answer, to 1, the loss of the best start of the same architecture.  It is
 
 - ``sound`` when the progress is at least :data:`SOUND` for both orders,
-- ``faulty`` when it is at most :data:`FAULTY` for both,
+- ``faulty`` when it is at most :data:`FAULTY` for both, and the accuracy does not contradict
+  (it stays below :data:`SOUND` of the best start's),
 - ``grey`` otherwise: training itself does not say,
 - ``untrainable`` when not even the best start of the architecture learned: nothing to compare.
 
@@ -35,17 +36,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.func import functional_call, grad_and_value, replace_all_batch_norm_modules_, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainability_networks import RECIPES, Recipe, Recurrent, Task, build, task
 
 LABELS = Path(__file__).with_name("trainability_labels.json")
-STEPS = 160
+STEPS = 320
 BATCH = 32
 RATES = {"sgd": (0.1, 0.03, 0.01, 0.001), "adam": (0.03, 0.01, 0.003, 0.001)}
 MOMENTUM = 0.9
 ORDERS = (0, 1)  # seeds of the order of the samples
-LAST = (130, 140, 150, 160)  # steps whose full losses are averaged
+LAST = (260, 280, 300, 320)  # steps whose full losses are averaged
 SOUND, FAULTY = 0.8, 0.4
 LEARNED = 0.4  # share of the chance loss the best start of an architecture must take away
 
@@ -64,8 +65,7 @@ class Copies:
         self.values = torch.stack([self._flat(net, self.shapes) for net in nets])
         others = [name for name, p in nets[0].named_parameters() if not p.requires_grad]
         self.frozen = {
-            name: torch.stack([net.get_parameter(name).detach() for net in nets])
-            for name in others
+            name: torch.stack([net.get_parameter(name).detach() for net in nets]) for name in others
         }
 
     @staticmethod
@@ -97,9 +97,7 @@ def train(copies: Copies, t: Task, rates: Tensor, adam: Tensor, order: int) -> t
     for k in range(1, STEPS + 1):
         rows = torch.randint(len(t.inputs), (BATCH,), generator=draw)
         gradient, _ = step(values, copies.frozen, rows)
-        first.mul_(torch.where(adam, 0.9, MOMENTUM)).add_(
-            gradient * torch.where(adam, 0.1, 1.0)
-        )
+        first.mul_(torch.where(adam, 0.9, MOMENTUM)).add_(gradient * torch.where(adam, 0.1, 1.0))
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         scaled = (first / (1 - 0.9**k)) / ((second / (1 - 0.999**k)).sqrt() + 1e-8)
         values -= rates * torch.where(adam, scaled, first)
@@ -151,28 +149,39 @@ def _short(value: Tensor) -> float | None:
 
 def _judge(records: list[dict[str, Any]], chance: float) -> None:
     """Add progress, label and which optimizers train to the records of one architecture."""
+    runs = [[record["orders"][i] for record in records] for i in range(len(ORDERS))]
+    lowest = [min(_loss(run) for run in order) for order in runs]
+    highest = [max(run["accuracy"] or 0.0 for run in order) for order in runs]
+    learned = all(chance - best >= LEARNED * chance for best in lowest)
 
-    def progress(loss: float | None, best: float) -> float:
-        return -1.0 if loss is None else round(max(-1.0, (chance - loss) / (chance - best)), 3)
+    def progress(run: dict[str, Any], best: float) -> float:
+        return round(max(-1.0, (chance - _loss(run)) / (chance - best)), 3)
 
-    bests = [min(r["orders"][i]["loss"] or math.inf for r in records) for i in range(len(ORDERS))]
-    learned = all(chance - best >= LEARNED * chance for best in bests)
     for record in records:
-        both = list(zip(record["orders"], bests, strict=True))
-        record["best"] = bests
-        record["progress"] = [progress(run["loss"], best) for run, best in both]
-        record["label"] = _label(record["progress"]) if learned else "untrainable"
+        both = list(zip(record["orders"], lowest, strict=True))
+        record["progress"] = [progress(run, best) for run, best in both]
+        record["right"] = [  # accuracy against that of the best start; 0 in a regression
+            round((run["accuracy"] or 0.0) / best, 3) if best else 0.0
+            for run, best in zip(record["orders"], highest, strict=True)
+        ]
+        record["label"] = _label(record) if learned else "untrainable"
         record["trains_with"] = [
             name
             for name in RATES
-            if learned and all(progress(run[name]["loss"], best) >= SOUND for run, best in both)
+            if learned and all(progress(run[name], best) >= SOUND for run, best in both)
         ]
 
 
-def _label(progress: list[float]) -> str:
-    if min(progress) >= SOUND:
+def _loss(run: dict[str, Any]) -> float:
+    return math.inf if run["loss"] is None else run["loss"]
+
+
+def _label(record: dict[str, Any]) -> str:
+    if min(record["progress"]) >= SOUND:
         return "sound"
-    return "faulty" if max(progress) <= FAULTY else "grey"
+    if max(record["progress"]) <= FAULTY and max(record["right"]) <= SOUND:
+        return "faulty"
+    return "grey"
 
 
 def label(recipes: Iterable[Recipe]) -> dict[str, Any]:
@@ -199,6 +208,13 @@ def label(recipes: Iterable[Recipe]) -> dict[str, Any]:
         "learned": LEARNED,
         "networks": records,
     }
+
+
+def dump(result: dict[str, Any]) -> str:
+    """JSON with one network on a line."""
+    head = json.dumps({**result, "networks": []}, indent=1).removesuffix("[]\n}")
+    lines = ",\n".join("  " + json.dumps(network) for network in result["networks"])
+    return f"{head}[\n{lines}\n ]\n}}\n"
 
 
 # ------------------------------------------------------------------------------------ compare
@@ -284,7 +300,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.verb == "label":
         torch.set_flush_denormal(True)
-        LABELS.write_text(json.dumps(label(RECIPES), indent=1) + "\n")
+        LABELS.write_text(dump(label(RECIPES)))
         return
     networks = json.loads(LABELS.read_text())["networks"]
     if arguments.verb == "table":

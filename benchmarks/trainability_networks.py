@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class Recipe:
     family: str
     activation: str
     depth: int  # layers with weights between input and output, the head included
-    start: str
+    start: str  # names of STARTS joined by "+"
     seed: int = 0
 
     @property
@@ -70,6 +71,13 @@ def _classify(inputs: Tensor, targets: Tensor) -> Task:
 def _regress(inputs: Tensor, targets: Tensor) -> Task:
     targets = (targets - targets.mean(0)) / targets.std(unbiased=False)
     return Task(inputs, targets, float(targets.var(0, unbiased=False).mean()))
+
+
+def blobs(g: torch.Generator, classes: int = 6, dims: int = 8) -> Task:
+    """One cluster for each class: a linear map is enough."""
+    which = torch.arange(SAMPLES) % classes
+    centres = 2 * torch.randn(classes, dims, generator=g)
+    return _classify(centres[which] + torch.randn(SAMPLES, dims, generator=g), which)
 
 
 def mixture(g: torch.Generator, classes: int = 6, dims: int = 8) -> Task:
@@ -319,7 +327,7 @@ class LoRA(nn.Module):
 
 
 def _linears(sizes: list[int], layer: Callable[[int, int], nn.Module] = nn.Linear) -> list:
-    return [layer(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    return [layer(a, b) for a, b in pairwise(sizes)]
 
 
 def _plain(t: Task, activation: str, depth: int, norm: bool = False) -> Network:
@@ -352,13 +360,14 @@ def _resnet(t: Task, activation: str, depth: int, channels: int = 8) -> Network:
     blocks = []
     for _ in range((depth - 2) // 2):
         inner, outer = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in "ab")
-        block = Block(nn.Sequential(inner, nn.BatchNorm2d(channels)), outer, nn.Identity(), activation)
+        block = Block(
+            nn.Sequential(inner, nn.BatchNorm2d(channels)), outer, nn.Identity(), activation
+        )
         block.last = nn.BatchNorm2d(channels)
         blocks.append(block)
-    stem = nn.Sequential(
+    stem = nn.Sequential(  # without activation: only the branches can bend
         nn.Conv2d(1, channels, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(channels),
-        ACTIVATIONS[activation](),
     )
     return Residual(stem, blocks, nn.Linear(channels, _outputs(t)))
 
@@ -374,6 +383,7 @@ def _outputs(t: Task) -> int:
 
 Builder = Callable[[Task, str, int], Network]
 FAMILIES: dict[str, tuple[Callable[[torch.Generator], Task], Builder]] = {
+    "logistic": (blobs, _plain),
     "plain": (mixture, _plain),
     "coordinate": (waves, _plain),
     "batchnorm": (spirals, lambda t, a, d: _plain(t, a, d, norm=True)),
@@ -392,13 +402,22 @@ FAMILIES: dict[str, tuple[Callable[[torch.Generator], Task], Builder]] = {
 
 # ------------------------------------------------------------------------------------- starts
 
-Start = Callable[[Network, str], None]
+Start = Callable[..., None]  # takes the network; two of them its activation's gain as well
 STARTS: dict[str, Start] = {}
 
 
 def _start(function: Start) -> Start:
     STARTS[function.__name__] = function
     return function
+
+
+def apply_start(net: Network, recipe: Recipe) -> None:
+    """Change the start of a network made by torch, one step of the recipe after the other."""
+    for name in recipe.start.split("+"):
+        if name in ("matched", "orthogonal"):
+            STARTS[name](net, GAIN[recipe.activation])
+        else:
+            STARTS[name](net)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -466,35 +485,35 @@ def _units(pair: tuple[nn.Module, nn.Module]) -> Tensor:
 
 
 @_start
-def default(net: Network, activation: str) -> None:
+def default(net: Network) -> None:
     """As torch left it."""
 
 
 @_start
-def he(net: Network, activation: str) -> None:
+def he(net: Network) -> None:
     _normal(net, lambda w: math.sqrt(2 / _fan_in(w)))
 
 
 @_start
-def xavier(net: Network, activation: str) -> None:
+def xavier(net: Network) -> None:
     _normal(net, lambda w: math.sqrt(2 / (_fan_in(w) + w[:, 0].numel())))
 
 
 @_start
-def matched(net: Network, activation: str) -> None:
+def matched(net: Network, gain: float) -> None:
     """Variance-preserving for this activation."""
-    _normal(net, lambda w: GAIN[activation] / math.sqrt(_fan_in(w)))
+    _normal(net, lambda w: gain / math.sqrt(_fan_in(w)))
 
 
 @_start
-def orthogonal(net: Network, activation: str) -> None:
+def orthogonal(net: Network, gain: float) -> None:
     _normal(net, lambda w: 1.0)
     for weight in weights(net):
-        nn.init.orthogonal_(weight, GAIN[activation])
+        nn.init.orthogonal_(weight, gain)
 
 
 @_start
-def critical(net: Network, activation: str) -> None:
+def critical(net: Network) -> None:
     """Gaussian, σw² = 1.76 and σb² = 0.05: the edge of chaos of tanh."""
     _normal(net, lambda w: math.sqrt(1.76 / _fan_in(w)))
     for bias in biases(net):
@@ -502,120 +521,120 @@ def critical(net: Network, activation: str) -> None:
 
 
 @_start
-def siren(net: Network, activation: str) -> None:
+def siren(net: Network) -> None:
     for i, weight in enumerate(weights(net)):
         bound = 3 if i == 0 else math.sqrt(6 / _fan_in(weight))
         weight.uniform_(-bound, bound)
 
 
 @_start
-def small(net: Network, activation: str) -> None:
+def small(net: Network) -> None:
     _normal(net, lambda w: 0.01)
 
 
 @_start
-def normal02(net: Network, activation: str) -> None:
+def normal02(net: Network) -> None:
     _normal(net, lambda w: 0.2)
 
 
 @_start
-def normal1(net: Network, activation: str) -> None:
+def normal1(net: Network) -> None:
     _normal(net, lambda w: 1.0)
 
 
 @_start
-def normal10(net: Network, activation: str) -> None:
+def normal10(net: Network) -> None:
     _normal(net, lambda w: 10.0)
 
 
 @_start
-def times3(net: Network, activation: str) -> None:
+def times3(net: Network) -> None:
     _scale(net, 3)
 
 
 @_start
-def times100(net: Network, activation: str) -> None:
+def times100(net: Network) -> None:
     _scale(net, 100)
 
 
 @_start
-def zeros(net: Network, activation: str) -> None:
+def zeros(net: Network) -> None:
     _normal(net, lambda w: 0.0)
 
 
 @_start
-def ones(net: Network, activation: str) -> None:
+def ones(net: Network) -> None:
     """Every weight of a layer 1 / fan_in: the signal stays alive, the units are one."""
-    zeros(net, activation)
+    zeros(net)
     for weight in weights(net):
         weight.fill_(1 / _fan_in(weight))
 
 
 @_start
-def constant(net: Network, activation: str) -> None:
-    zeros(net, activation)
+def constant(net: Network) -> None:
+    zeros(net)
     for weight in weights(net):
         weight.fill_(0.1)
 
 
 @_start
-def zeros_but_last(net: Network, activation: str) -> None:
+def zeros_but_last(net: Network) -> None:
     *body, _ = weights(net)
     for tensor in (*body, *biases(net)):
         tensor.zero_()
 
 
 @_start
-def zeros_but_first(net: Network, activation: str) -> None:
+def zeros_but_first(net: Network) -> None:
     _, *rest = weights(net)
     for tensor in (*rest, *biases(net)):
         tensor.zero_()
 
 
 @_start
-def zero_head(net: Network, activation: str) -> None:
+def zero_head(net: Network) -> None:
     for tensor in (list(weights(net))[-1], list(biases(net))[-1]):
         tensor.zero_()
 
 
 @_start
-def zero_first(net: Network, activation: str) -> None:
+def zero_first(net: Network) -> None:
     for tensor in (next(weights(net)), next(biases(net))):
         tensor.zero_()
 
 
 @_start
-def zero_middle(net: Network, activation: str) -> None:
+def zero_middle(net: Network) -> None:
     inner, _ = _middle(net)
     for tensor in inner.parameters():
         tensor.zero_()
 
 
 @_start
-def locked(net: Network, activation: str) -> None:
+def locked(net: Network) -> None:
     """All hidden units of every layer are one."""
     for pair in map(_bare, net.pairs()):
         _tie(pair, torch.zeros_like(_units(pair)))
 
 
 @_start
-def locked_middle(net: Network, activation: str) -> None:
+def locked_middle(net: Network) -> None:
     """All units of one layer are one; its biases leave that unit in work."""
     pair = _middle(net)
     _tie(pair, torch.zeros_like(_units(pair)))
 
 
 @_start
-def locked_first(net: Network, activation: str) -> None:
+def locked_first(net: Network) -> None:
     pair = _bare(net.pairs()[0])
     _tie(pair, torch.zeros_like(_units(pair)))
 
 
 @_start
-def circulant(net: Network, activation: str) -> None:
+def circulant(net: Network) -> None:
     """No two rows are equal from the second layer on, and yet every layer is one unit."""
     pairs = [_bare(pair) for pair in net.pairs()]
-    he(net, activation)
+    he(net)
     _tie(pairs[0], torch.zeros_like(_units(pairs[0])), outgoing=False)
     for middle, _ in pairs[1:]:
         row = middle.weight[0].abs()
@@ -625,28 +644,28 @@ def circulant(net: Network, activation: str) -> None:
 
 
 @_start
-def clones(net: Network, activation: str) -> None:
+def clones(net: Network) -> None:
     """In every layer each unit is there twice."""
     for pair in map(_bare, net.pairs()):
         _tie(pair, _units(pair) // 2 * 2)
 
 
 @_start
-def quarters(net: Network, activation: str) -> None:
+def quarters(net: Network) -> None:
     """In every layer only a quarter of the units are distinct."""
     for pair in map(_bare, net.pairs()):
         _tie(pair, _units(pair) // 4 * 4)
 
 
 @_start
-def two_units(net: Network, activation: str) -> None:
+def two_units(net: Network) -> None:
     """In every layer only two units are distinct."""
     for pair in map(_bare, net.pairs()):
         _tie(pair, _units(pair) % 2)
 
 
 @_start
-def one_pair(net: Network, activation: str) -> None:
+def one_pair(net: Network) -> None:
     pair = _middle(net)
     leader = _units(pair)
     leader[1] = 0
@@ -654,18 +673,18 @@ def one_pair(net: Network, activation: str) -> None:
 
 
 @_start
-def self_breaking(net: Network, activation: str) -> None:
+def self_breaking(net: Network) -> None:
     """The units of the first layer start equal, and leave it by different weights."""
     pair = _bare(net.pairs()[0])
     _tie(pair, torch.zeros_like(_units(pair)), outgoing=False)
 
 
 @_start
-def mirrored(net: Network, activation: str) -> None:
+def mirrored(net: Network) -> None:
     """Units come in pairs with opposite signs, before and after."""
     for pair in map(_bare, net.pairs()):
         sign = 1.0 - 2 * (_units(pair) % 2)
-        clones(_Only(pair), activation)
+        clones(_Only(pair))
         inner, outer = pair
         inner.weight.mul_(sign.reshape(-1, *[1] * (inner.weight.ndim - 1)))
         if inner.bias is not None:
@@ -685,55 +704,55 @@ class _Only(Network):
 
 
 @_start
-def dead(net: Network, activation: str) -> None:
+def dead(net: Network) -> None:
     """One layer whose bias is so negative that no input passes."""
     _middle(net)[0].bias.fill_(-100)
 
 
 @_start
-def half_dead(net: Network, activation: str) -> None:
+def half_dead(net: Network) -> None:
     bias = _middle(net)[0].bias
     bias[: len(bias) // 2] = -100
 
 
 @_start
-def one_alive(net: Network, activation: str) -> None:
+def one_alive(net: Network) -> None:
     """One layer in which a single unit works."""
     _middle(net)[0].bias[1:] = -100
 
 
 @_start
-def flooded(net: Network, activation: str) -> None:
+def flooded(net: Network) -> None:
     """One layer whose bias is a large positive number."""
     _middle(net)[0].bias.fill_(100)
 
 
 @_start
-def not_a_number(net: Network, activation: str) -> None:
+def not_a_number(net: Network) -> None:
     list(weights(net))[-2].view(-1)[3] = math.nan
 
 
 @_start
-def huge(net: Network, activation: str) -> None:
+def huge(net: Network) -> None:
     """One entry of one weight is 1e30, as left-over memory may be."""
     _middle(net)[0].weight.view(-1)[0] = 1e30
 
 
 @_start
-def zero_gamma(net: Network, activation: str) -> None:
+def zero_gamma(net: Network) -> None:
     for norm in norms(net):
         norm.weight.zero_()
 
 
 @_start
-def zero_last_gamma(net: Network, activation: str) -> None:
+def zero_last_gamma(net: Network) -> None:
     """The last norm of each residual block is zero: the block starts as the identity."""
     for block in net.blocks:
         block.last.weight.zero_()
 
 
 @_start
-def swapped_gamma(net: Network, activation: str) -> None:
+def swapped_gamma(net: Network) -> None:
     """γ = 0 and β = 1, as happens when the two are confused."""
     for norm in norms(net):
         norm.weight.zero_()
@@ -741,7 +760,7 @@ def swapped_gamma(net: Network, activation: str) -> None:
 
 
 @_start
-def zero_branches(net: Network, activation: str) -> None:
+def zero_branches(net: Network) -> None:
     """The last layer of each residual branch is zero."""
     for _, outer in net.pairs():
         for tensor in outer.parameters():
@@ -749,29 +768,29 @@ def zero_branches(net: Network, activation: str) -> None:
 
 
 @_start
-def zero_whole_branches(net: Network, activation: str) -> None:
+def zero_whole_branches(net: Network) -> None:
     """Both layers of each residual branch are zero."""
-    zero_branches(net, activation)
+    zero_branches(net)
     for inner, _ in map(_bare, net.pairs()):
         for tensor in inner.parameters():
             tensor.zero_()
 
 
 @_start
-def zero_attention(net: Network, activation: str) -> None:
+def zero_attention(net: Network) -> None:
     for block in net.blocks:
         for tensor in block.attention.parameters():
             tensor.zero_()
 
 
 @_start
-def zero_attention_out(net: Network, activation: str) -> None:
+def zero_attention_out(net: Network) -> None:
     for block in net.blocks:
         block.attention.out_proj.weight.zero_()
 
 
 @_start
-def identical_heads(net: Network, activation: str) -> None:
+def identical_heads(net: Network) -> None:
     """All heads of each attention are copies, in and out."""
     for block in net.blocks:
         attention = block.attention
@@ -783,17 +802,17 @@ def identical_heads(net: Network, activation: str) -> None:
 
 
 @_start
-def large_embedding(net: Network, activation: str) -> None:
+def large_embedding(net: Network) -> None:
     net.words.weight.mul_(1e4)
 
 
 @_start
-def zero_embedding(net: Network, activation: str) -> None:
+def zero_embedding(net: Network) -> None:
     net.words.weight.zero_()
 
 
 @_start
-def cloned_layers(net: Network, activation: str) -> None:
+def cloned_layers(net: Network) -> None:
     """All blocks start bit-identical, as in nn.TransformerEncoder."""
     first, *others = net.blocks
     for block in others:
@@ -801,7 +820,7 @@ def cloned_layers(net: Network, activation: str) -> None:
 
 
 @_start
-def locked_rnn(net: Network, activation: str) -> None:
+def locked_rnn(net: Network) -> None:
     """All hidden units of the first layer are one: gate by gate, in and out."""
     gates = net.rnn.weight_ih_l0.shape[0] // WIDTH
     leader = torch.arange(gates).repeat_interleave(WIDTH) * WIDTH
@@ -813,7 +832,7 @@ def locked_rnn(net: Network, activation: str) -> None:
 
 
 @_start
-def forget_bias(net: Network, activation: str) -> None:
+def forget_bias(net: Network) -> None:
     """Xavier and orthogonal matrices, forget gate open."""
     for name, parameter in net.rnn.named_parameters():
         if name.startswith("weight"):
@@ -826,7 +845,7 @@ def forget_bias(net: Network, activation: str) -> None:
 
 
 @_start
-def closed_gates(net: Network, activation: str) -> None:
+def closed_gates(net: Network) -> None:
     """Input gate (LSTM) or update of the state (GRU) shut by a bias of −100 or +100."""
     lstm = isinstance(net.rnn, nn.LSTM)
     for name, parameter in net.rnn.named_parameters():
@@ -836,34 +855,34 @@ def closed_gates(net: Network, activation: str) -> None:
 
 
 @_start
-def twins(net: Network, activation: str) -> None:
+def twins(net: Network) -> None:
     """All experts are copies and the router cannot tell them apart."""
-    twins_routed(net, activation)
+    twins_routed(net)
     net.router.weight.zero_()
     net.router.bias.zero_()
 
 
 @_start
-def twins_routed(net: Network, activation: str) -> None:
+def twins_routed(net: Network) -> None:
     """All experts are copies, the router rows differ."""
     for expert in net.experts[1:]:
         expert.load_state_dict(net.experts[0].state_dict())
 
 
 @_start
-def zero_router(net: Network, activation: str) -> None:
+def zero_router(net: Network) -> None:
     net.router.weight.zero_()
     net.router.bias.zero_()
 
 
 @_start
-def zero_experts(net: Network, activation: str) -> None:
+def zero_experts(net: Network) -> None:
     for parameter in net.experts.parameters():
         parameter.zero_()
 
 
 def _lora_start(a: float, b: float) -> Start:
-    def start(net: Network, activation: str) -> None:
+    def start(net: Network) -> None:
         for layer in net.layers:
             layer.base.weight.normal_(0, math.sqrt(2 / _fan_in(layer.base.weight)))
             layer.A.normal_(0, a / math.sqrt(_fan_in(layer.A)))
@@ -879,20 +898,20 @@ STARTS["lora_both"] = _lora_start(1, 1)
 
 
 @_start
-def lora_locked(net: Network, activation: str) -> None:
+def lora_locked(net: Network) -> None:
     """Rank one for ever: all rows of A, and all columns of B, are equal."""
     for layer in net.layers:
         layer.A.copy_(layer.A[:1].expand_as(layer.A))
 
 
 @_start
-def lora_dead(net: Network, activation: str) -> None:
+def lora_dead(net: Network) -> None:
     """B = 0 over a frozen base in which one layer is dead."""
     net.layers[len(net.layers) // 2].base.bias.fill_(-100)
 
 
 @_start
-def looks_linear(net: Network, activation: str) -> None:
+def looks_linear(net: Network) -> None:
     """Mirrored pairs under ReLU: the network starts as an orthogonal linear map."""
     layers = list(weights(net))
     for i, weight in enumerate(layers):
@@ -909,35 +928,40 @@ def looks_linear(net: Network, activation: str) -> None:
 # ------------------------------------------------------------------------------------ recipes
 
 SUITE = """
-plain relu 1: default zeros normal1 times100
+logistic relu 1: default zeros normal1 times100
 plain relu 2: default he matched small normal1 zeros zero_head zero_first constant self_breaking
 plain relu 2: locked clones quarters two_units one_pair dead half_dead one_alive mirrored flooded
 plain relu 4: default he orthogonal small normal1 zeros ones circulant locked_middle clones
 plain relu 4: zero_middle zeros_but_last zeros_but_first dead half_dead not_a_number huge
-plain relu 8: default he xavier looks_linear locked locked_middle zero_middle zero_head one_alive
-plain relu 16: default he orthogonal xavier looks_linear clones dead
-plain relu 30: default he orthogonal xavier looks_linear zero_head
+plain relu 8: default he xavier looks_linear he+locked he+locked_middle he+zero_middle
+plain relu 8: he+zero_head he+one_alive he+clones zeros_but_last
+plain relu 16: default he orthogonal xavier looks_linear orthogonal+clones
+plain relu 16: orthogonal+dead orthogonal+one_pair orthogonal+half_dead orthogonal+zero_head
+plain relu 30: default he orthogonal xavier looks_linear looks_linear+zero_head
+plain relu 30: looks_linear+dead looks_linear+zero_middle
 plain relu 50: default he orthogonal xavier looks_linear
-plain leaky_relu 8: default he orthogonal small zero_head locked_first mirrored quarters
+plain leaky_relu 8: default he orthogonal small he+zero_head he+locked_first he+mirrored
+plain leaky_relu 8: he+quarters he+zero_middle he+clones
 plain leaky_relu 30: default he orthogonal xavier
 plain tanh 2: default xavier normal1 normal10 zeros constant zeros_but_last locked mirrored flooded
 plain tanh 4: default matched critical small normal10 times100 zero_middle locked_middle
 plain tanh 4: clones circulant zeros_but_last zero_head one_pair
-plain tanh 8: default critical zeros ones one_pair zero_first
+plain tanh 8: default critical zeros ones critical+one_pair critical+zero_first
+plain tanh 8: critical+zero_head critical+locked_middle critical+zero_middle
 plain tanh 16: default critical orthogonal xavier small times100
 plain tanh 30: default critical orthogonal xavier
-plain tanh 50: default critical orthogonal
+plain tanh 50: default critical orthogonal orthogonal+zero_head
 plain sigmoid 2: default matched normal1 normal10 zeros constant locked clones zero_head times100
 plain sigmoid 4: default matched normal1 normal10 small times3 locked_middle
-plain sigmoid 8: default matched normal1 times3 zeros
+plain sigmoid 8: default matched normal1 times3 zeros normal1+clones normal1+zero_head
 plain gelu 4: default he small zeros zero_middle locked two_units dead one_pair
 plain gelu 8: default he orthogonal times100
-plain gelu 16: default matched orthogonal zero_head
+plain gelu 16: default matched orthogonal matched+zero_head matched+clones
 plain silu 4: default matched zeros ones zero_head mirrored
 plain silu 16: default matched orthogonal normal02
 plain elu 4: default matched normal1 locked_middle half_dead
-plain selu 16: default matched zero_first zeros orthogonal
-plain selu 50: default matched orthogonal
+plain selu 16: default matched matched+zero_head zeros orthogonal
+plain selu 50: default matched orthogonal orthogonal+locked_middle
 plain softplus 4: default matched zeros normal1 clones
 plain sin 4: default matched zeros times100
 coordinate sin 2: default siren matched zeros constant
@@ -954,7 +978,7 @@ batchnorm gelu 8: default small times100 zero_first quarters
 residual relu 4: default he zeros zero_branches zero_whole_branches zero_head zero_middle
 residual relu 4: locked clones dead
 residual relu 16: default he zero_branches normal1 times3 small zero_whole_branches
-residual relu 40: default xavier he zero_branches times100
+residual relu 40: default xavier he zero_branches times100 zero_head zero_branches+clones
 residual tanh 8: default critical zero_branches zeros normal10
 residual tanh 30: default xavier zero_head
 residual_norm gelu 4: default he zero_gamma swapped_gamma zero_branches zero_whole_branches times100
@@ -983,7 +1007,7 @@ autoencoder silu 8: default matched ones zero_first
 experts relu 2: default zeros twins twins_routed zero_router zero_experts zero_head normal1 locked
 experts gelu 2: default twins twins_routed zero_router constant times100
 lora relu 4: lora_b0 lora_a0 lora_ab0 lora_both lora_locked lora_dead
-lora tanh 2: lora_b0 lora_a0 lora_ab0 lora_both
+lora gelu 3: lora_b0 lora_a0 lora_ab0 lora_both
 """
 
 
@@ -1011,5 +1035,5 @@ def build(recipe: Recipe) -> tuple[nn.Module, Tensor, Callable[[Tensor], Tensor]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(recipe.seed)
         net = family(t, recipe.activation, recipe.depth)
-        STARTS[recipe.start](net, recipe.activation)
+        apply_start(net, recipe)
     return net, t.inputs, t.loss

@@ -79,6 +79,13 @@ def test_a_guilty_layer_is_never_folded_away() -> None:
     assert re.search(r"^! stage\.lea .* P202$", to_text(hundred(), width=80), re.MULTILINE)
 
 
+def test_a_finding_about_a_module_marks_the_layers_inside() -> None:
+    layers = [layer(name, "linear", 2, 2) for name in ("block.a", "block.b", "blocks", "head")]
+    text = to_text(report(layers, findings=(finding("S104", "warning", "block"),)), width=80)
+    marked = [line.split()[1] for line in text.splitlines() if line.endswith("S104")]
+    assert marked == ["block.a", "block.b"]
+
+
 def test_every_guilty_layer_is_shown_however_many() -> None:
     layers = [
         layer(f"w{chr(97 + at // 26)}{chr(97 + at % 26)}", "linear", at, 2) for at in range(99)
@@ -102,6 +109,8 @@ def test_long_lists_of_layers_fold_and_full_shows_all() -> None:
     assert "S101 locked-units  0, 2, 4 … (+23)" in text
     full = to_text(report([], findings=(found,)), full=True, width=300)
     assert f"S101 locked-units  {', '.join(names)}" in full
+    blocks = finding("S104", "warning", "head", *(f"h.{at}.mlp" for at in range(12)))
+    assert "head, h.{0..11}.mlp ×12" in to_text(report([], findings=(blocks,)), width=100)
 
 
 def test_what_is_the_same_for_a_code_is_explained_once() -> None:

@@ -530,9 +530,7 @@ class TestTransformers:
 
     def test_inputs_that_are_not_known_are_asked_for(self, tmp_path: Path) -> None:
         small = {"d_model": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn_dim": 8}
-        with pytest.raises(
-            TargetError, match=r"past_values is not known.*--input past_values"
-        ):
+        with pytest.raises(TargetError, match=r"past_values is not known.*--input past_values"):
             load(config(tmp_path, "patchtst", **small))
 
     def test_a_model_beyond_the_memory_is_refused_before_it_is_built(
@@ -583,9 +581,7 @@ class TestMissingPackages:
         write(tmp_path, "import its_own_dependency", "timm.py")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "timm", raising=False)
-        with pytest.raises(
-            TargetError, match=r"timm cannot be .*its_own_dependency"
-        ) as got:
+        with pytest.raises(TargetError, match=r"timm cannot be .*its_own_dependency") as got:
             load("timm:resnet18")
         assert not isinstance(got.value, MissingPackageError)
 

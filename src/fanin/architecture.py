@@ -13,6 +13,8 @@ from fanin.trace import Call, Trace
 
 __all__ = ["Architecture", "Layer", "Parameter", "read"]
 
+_NORMALIZING = NORMS | {"normalize", "softmax", "local_response_norm"}
+_ROOTS = frozenset({"rsqrt", "sqrt", "std", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm"})
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
 
@@ -77,16 +79,28 @@ class Architecture:
         """The calls that the gradient starts from: the loss, or the outputs without one."""
         return self.trace.outputs if self.trace.loss is None else (self.trace.loss,)
 
-    def reached(self, without: Collection[int] = ()) -> bool:
-        """Whether the batch reaches the output through some layer, around the calls in `without`."""
+    def reached(self, without: Collection[int], through: Collection[int]) -> bool:
+        """Whether the batch reaches the output around the calls in `without`, by way of at least one
+        of the calls in `through`."""
         plain, layered = set(), set()
         for call in self.trace.calls:
             if call.index in without:
                 continue
-            through = any(i in layered for i in call.behind)
-            if call.entry or through or any(i in plain for i in call.behind):
-                (layered if through or call.units is not None else plain).add(call.index)
+            passed = any(i in layered for i in call.behind)
+            if call.entry or passed or any(i in plain for i in call.behind):
+                (layered if passed or call.index in through else plain).add(call.index)
         return any(i in layered for i in self.goal)
+
+    def heads(self) -> tuple[Layer, ...]:
+        """Layers whose output goes to the goal alone, never meeting another signal on its way."""
+        found = []
+        for layer in self.layers:
+            after = self.descendants(layer.calls)
+            met = {i for index in after - set(layer.calls) for i in self.trace.calls[index].behind}
+            weighted = any(self.trace.calls[i].units for i in after - set(layer.calls))
+            if not weighted and met <= after:
+                found.append(layer)
+        return tuple(found)
 
     def trunk(self) -> tuple[int, ...]:
         """Calls that every path from the batch to the output (or the loss) passes, in order.
@@ -106,6 +120,27 @@ class Architecture:
         total = sum(into[i] for i in self.goal) % _PRIME
         return tuple(i for i in range(len(calls)) if total and into[i] * onward[i] % _PRIME == total)
 
+    def normalizations(self) -> tuple[int, ...]:
+        """Calls of the trunk that bring the signal to a scale of its own: norms, or hand-written ones
+        (a product with the inverse of a root, a standard deviation or a norm)."""
+        calls = self.trace.calls
+        return tuple(
+            i for i in self.trunk()
+            if calls[i].op in _NORMALIZING
+            or (calls[i].op in ("mul", "div", "scale") and self._by_root(calls[i]))
+        )  # fmt: skip
+
+    def _by_root(self, call: Call) -> bool:
+        for index in call.behind:
+            for _ in range(4):  # through an epsilon, a clamp, a reshape
+                behind = self.trace.calls[index]
+                if behind.op in _ROOTS:
+                    return True
+                if behind.op not in _CARRIERS | {"clamp", "clamp_min"} or len(behind.behind) != 1:
+                    break
+                index = behind.behind[0]
+        return False
+
     def ancestors(self, start: Iterable[int]) -> set[int]:
         """Calls from which `start` is reached, `start` included."""
         seen: set[int] = set()
@@ -117,7 +152,7 @@ class Architecture:
                 queue += self.trace.calls[index].behind
         return seen
 
-    def descendants(self, start: Collection[int]) -> set[int]:
+    def descendants(self, start: Iterable[int]) -> set[int]:
         """Calls that `start` reaches, `start` included."""
         seen = set(start)
         for call in self.trace.calls:

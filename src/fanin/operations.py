@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "ACTIVATIONS",
+    "ADDING",
     "LEARNED_INPUT",
     "NORMS",
     "PASSIVE",
@@ -292,10 +293,11 @@ _ELEMENTWISE = {
     "scaled_dot_product_attention": "attention", "index_put": "select", "copy": "token",
     "index_add": "shift", "scatter": "select", "__setitem__": "token", "setitem": "token",
 }  # fmt: skip
+ADDING = frozenset({"shift", "token", "select", "clamp"})  # operations that add or place a parameter
 _PICKS = frozenset({"__getitem__", "index_select", "gather", "take_along_dim"})  # with a signal index
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
-_PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "rmatmul", "_grouped_mm", "grouped_mm", "dot", "inner", "linalg_matmul"})
+_PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "rmatmul", "dot", "inner", "linalg_matmul"})
 _BIASED = frozenset({"addmm", "baddbmm", "addmv"})
 
 # Functions that are a layer even on an input that does not depend on the batch (position
@@ -354,6 +356,9 @@ def describe(
         if learned(left) or learned(right):
             return _product("linear" if name == "addmm" else name, left, right, bias if learned(bias) else None, learned(right))
         name = "add"
+    if name.endswith("grouped_mm") and len(args) > 1 and learned(args[1]):
+        weight = args[1]  # [experts, in, out]; each row of the input meets one expert
+        return Weighted("grouped_mm", _operands(("weight", weight)), (args[0],), (-1,), _last, weight.shape[-2], weight.shape[-1])
     if name in _PRODUCTS:
         left, right = (args[0], args[1]) if len(args) > 1 else (args[0], kwargs.get("other", kwargs.get("mat2")))
         return _product(name.strip("_"), left, right, None, learned(right))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer
 from fanin.guard import Guard
+from fanin.operations import ADDING
 from fanin.probe import FINGERPRINT_TOLERANCE, Cell, Pass, Recorder, fingerprints, run_pass, unit_labels
 from fanin.sketch import classes, labels
 
@@ -144,9 +145,11 @@ def examine(
 
 def _suspects(seen: Pass) -> frozenset[Key]:
     """Layers where some units agree to the precision of the pass."""
-    found = set()
+    # A head's units are told apart by the target alone: those of a zero head for classes that the
+    # batch lacks are equal, and there is nothing to mend.
+    found, heads = set(), seen.architecture.heads()
     for layer in seen.architecture.layers:
-        if layer.units is None or layer.units < 2 or not layer.trainable:
+        if layer.units is None or layer.units < 2 or not layer.trainable or layer in heads:
             continue
         forward, cotangent = fingerprints(layer, seen.cells)
         if forward is None or cotangent is None or not np.any(np.isfinite(forward)):
@@ -376,25 +379,30 @@ class _VirtualRun:
         if not users:
             return None
         own = {i for layer in users for i in layer.calls}
-        zeros = {n: {i for y in read.layers if n in y.parameters for i in y.calls} for n in held if n in self._zero}
+        zeros = {n: at for n in held if n in self._zero and (at := _factor_calls(read, n))}
         cells = self.passes[0].cells
         silent = not any((cells[i].cotangent_squares or 0.0) > 0.0 for i in own if i in cells)
         reach = read.descendants(own) if silent else read.ancestors(own)
-        factors = [n for n, at in zeros.items() if n != name and at & reach and (len(_shape(read, n)) > 1 or not at & own)]
+        factors = [n for n, at in zeros.items() if n != name and (at & reach) - own]
         flat = [y.name for y in read.layers if set(y.calls) & dead & reach]
         if not factors and not flat:
             return None
-        weights = [n for n in factors if len(_shape(read, n)) > 1]
-        cause = "two zero factors" if name in self._zero or weights or not flat else "dead units"
-        return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*(weights or factors), *flat]))[:8])
+        cause = "two zero factors" if factors or name in self._zero else "dead units"
+        return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
 
 
 def _dead_at(seen: Pass, index: int) -> bool:
     return index in seen.cells and seen.cells[index].dead == 1.0
 
 
-def _shape(read: Architecture, name: str) -> tuple[int, ...]:
-    return next(p.shape for p in read.parameters if p.name == name)
+def _factor_calls(read: Architecture, name: str) -> set[int]:
+    """Calls that multiply the signal with a parameter (a bias or a shift adds, and holds nothing)."""
+    return {
+        call.index
+        for call in read.trace.calls
+        for operand in call.operands
+        if name in operand.parameters and "bias" not in operand.role and call.op not in ADDING
+    }
 
 
 def _of(seen: Pass, layer: Layer) -> Layer:

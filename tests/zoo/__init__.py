@@ -55,6 +55,7 @@ class Case:
     needs: str | None = None  # a package without which the case is skipped
     thread: str = ""  # the public thread the case was reduced from
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of check
+    watched: bool = False  # check is given a function that builds the model
     codes: tuple[str, ...] = ()
     severities: tuple[str, ...] = ("error", "warning", "info")
     layers: tuple[Place, ...] = ()

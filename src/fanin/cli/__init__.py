@@ -49,7 +49,7 @@ def _codes(
     return codes or None
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("fanin", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fanin")
 @debug_option
 def cli() -> None:
@@ -63,11 +63,13 @@ def cli() -> None:
     "inputs",
     multiple=True,
     metavar="SPEC",
-    help="One input, e.g. 8x3x224x224, tokens:4x128@32000 or mask=4x128; repeatable.",
+    help="One input in place of the batch of TARGET: 8x3x224x224, tokens:4x128@32000 or "
+    "mask=4x128; repeatable.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
+    metavar="N",
     default=0,
     show_default=True,
     help="Of the weights, the inputs and the check.",
@@ -116,7 +118,7 @@ def check(
     fanin check train.py:build --input 8x3x32x32
     fanin check hf:gpt2 --json report.json
 
-    Exit status: 0 sound, 1 error findings, 2 could not run.
+    Exit status: 0 sound, 1 error findings, 2 could not run, 130 interrupted.
     """
     if html_to == STDOUT:
         raise click.BadParameter("a page needs a file", param_hint="'--html'")

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 
 from fanin.errors import ArgumentError
 
-__all__ = ["Out", "replacing", "require_writable", "write_json"]
+__all__ = ["STDOUT", "Out", "replacing", "require_writable", "show", "write_json"]
 
 STDOUT = "-"
 
@@ -29,8 +29,11 @@ class Out(Console):
 
 
 def show(renderable: RenderableType) -> None:
-    """Print on stdout."""
-    Out().print(renderable)
+    """Print on stdout, in the width of the terminal (100 columns where there is none)."""
+    console = Out()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 100
+    console.print(renderable)
 
 
 def write_json(text: str, place: str) -> None:

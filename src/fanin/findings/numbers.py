@@ -48,7 +48,8 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
         bool(evidence.unwritten)
         or not math.isfinite(seen.loss)
         or any(c.nonfinite or c.cotangent_nonfinite for c in seen.cells.values())
-        or any(s.rms > HUGE for s in evidence.trunk)
+        or abs(seen.loss) > HUGE
+        or (evidence.trunk and evidence.trunk[-1].rms > HUGE)
     )
     by_name = {a.name: a for a in evidence.audits}
     texts = [f"{n}: up to {by_name[n].max_abs:.3g}" + (" (never written)" if n in evidence.unwritten else "") for n in names]

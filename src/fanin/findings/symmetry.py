@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.symmetry import Deadlock, UnitClass
@@ -26,15 +27,35 @@ def locked_units(evidence: Evidence) -> Iterator[Finding]:
         return
     width = {s.name: (s.distinct_units or 0, s.units or 0) for s in evidence.layers}
     collapsed = {n for n in by_layer if width[n][0] <= max(1, COLLAPSED_SHARE * width[n][1])}
-    read = evidence.seen.architecture
-    calls = {i for layer in read.layers if layer.name in collapsed for i in layer.calls}
-    fatal = bool(collapsed) and not read.reached(without=calls)
+    fatal = bool(collapsed) and _fatal(evidence, collapsed)
     for severity, names in (
         ("error", [n for n in by_layer if fatal and n in collapsed]),
         ("warning", [n for n in by_layer if not (fatal and n in collapsed)]),
     ):
         if names:
             yield _locked(evidence, severity, names, by_layer, width)
+
+
+def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
+    """Whether what must be learned has to pass a collapsed layer.
+
+    A collapsed layer that works on many positions (a convolution, a token-wise layer) still hands on
+    as many numbers as there are positions: it is fatal only where most of its kind have collapsed.
+    """
+    read = evidence.seen.architecture
+    last = read.heads()
+    hidden = [y for y in read.layers if y.trainable and (y.units or 0) > 1 and y not in last]
+    gone = [y for y in read.layers if y.name in collapsed]
+    wide = [y for y in gone if _positions(evidence, y) > 1]
+    if 2 * len(wide) < len([y for y in hidden if _positions(evidence, y) > 1]):
+        gone = [y for y in gone if y not in wide]
+    calls = {i for y in gone for i in y.calls}
+    return bool(gone) and not read.reached(calls, {i for y in hidden for i in y.calls})
+
+
+def _positions(evidence: Evidence, layer: Layer) -> int:
+    count = sum(evidence.seen.cells[i].count for i in layer.calls[:1] if i in evidence.seen.cells)
+    return count // max(1, (layer.units or 1) * (evidence.samples or 1))
 
 
 def _locked(

@@ -8,7 +8,7 @@ from html import escape
 from fanin.findings import Finding
 from fanin.report.columns import COLUMNS
 from fanin.report.record import Record
-from fanin.report.rows import Gap, Row, all_rows, folded_rows
+from fanin.report.rows import Gap, Row, all_rows, folded_names, folded_rows
 from fanin.report.wording import (
     MARKS,
     count,
@@ -25,6 +25,7 @@ from fanin.symmetry import Deadlock, Identity, UnitClass
 __all__ = ["to_fragment", "to_page"]
 
 ROWS = 60  # folded rows; all layers follow behind a disclosure
+PLACES = 12  # names in a list before the rest fold into a number
 CLASSES = 20  # certificates
 
 STYLE = """
@@ -105,8 +106,8 @@ def _text(text: str) -> str:
     return escape(visible(text), quote=True)
 
 
-def _names(names: Sequence[str], limit: int | None = 24) -> str:
-    return f"<code>{escape(listing(names, limit))}</code>"
+def _names(names: Sequence[str]) -> str:
+    return f"<code>{escape(listing(folded_names(names, PLACES), PLACES))}</code>"
 
 
 def _table(heads: Iterable[str], rows: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from fanin.probe import LayerStats
 from fanin.report.record import Record
 from fanin.report.wording import places, visible
 
-__all__ = ["Gap", "Row", "all_rows", "folded_rows", "guilty"]
+__all__ = ["Gap", "Row", "all_rows", "folded_names", "folded_rows", "guilty"]
 
 # A path component that is only digits: "h.0.mlp".  Nine digits keep int() cheap on any name.
 _INDEX = re.compile(r"(?<![^.])([0-9]{1,9})(?![^.])")
@@ -77,6 +77,29 @@ def folded_rows(record: Record, limit: int) -> list[Row | Gap]:
     return _cut(rows, limit)
 
 
+def folded_names(names: Sequence[str], limit: int) -> list[str]:
+    """Write each name; of a list longer than ``limit``, one pattern for each repeated path.
+
+    Names that are nothing but an index stay as they are.
+
+    >>> folded_names([f"h.{block}.mlp" for block in range(12)], 3)
+    ['h.{0..11}.mlp ×12']
+    """
+    if len(names) <= limit + 1:
+        return [visible(name) for name in names]
+    keys: dict[str, object] = {}
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        pattern = tuple(_INDEX.split(name)[::2])
+        keys[name] = pattern if any(pattern) else name
+        groups.setdefault(keys[name], []).append(name)
+    shown = dict.fromkeys(
+        _pattern(group, _INDEX) if len(group) > limit else visible(name)
+        for name, group in ((name, groups[keys[name]]) for name in names)
+    )
+    return list(shown)
+
+
 def _fold(
     layers: Iterable[LayerStats], blame: Mapping[str, tuple[Finding, ...]], index: re.Pattern[str]
 ) -> list[Row]:
@@ -86,7 +109,10 @@ def _fold(
         fans = (layer.op, layer.fan_in, layer.fan_out, layer.units, layer.trainable)
         codes = tuple(finding.code for finding in blame.get(layer.name, ()))
         groups.setdefault((pattern, fans, codes), []).append(layer)
-    return [_row(_pattern(group, index), group, blame) for group in groups.values()]
+    return [
+        _row(_pattern([layer.name for layer in group], index), group, blame)
+        for group in groups.values()
+    ]
 
 
 def _row(name: str, members: Sequence[LayerStats], blame: Mapping[str, tuple[Finding, ...]]) -> Row:
@@ -97,16 +123,16 @@ def _row(name: str, members: Sequence[LayerStats], blame: Mapping[str, tuple[Fin
     return Row(name, tuple(members), codes, severity)
 
 
-def _pattern(members: Sequence[LayerStats], index: re.Pattern[str]) -> str:
+def _pattern(names: Sequence[str], index: re.Pattern[str]) -> str:
     """Write the common path of a group: ``h.{0..11}.mlp ×12``."""
-    if len(members) == 1:
-        return visible(members[0].name)
-    pieces = [index.split(layer.name) for layer in members]
+    if len(names) == 1:
+        return visible(names[0])
+    pieces = [index.split(name) for name in names]
     parts = [
         _indices([int(piece[at]) for piece in pieces]) if at % 2 else visible(piece)
         for at, piece in enumerate(pieces[0])
     ]
-    return f"{''.join(parts)} ×{len(members)}"
+    return f"{''.join(parts)} ×{len(names)}"
 
 
 def _indices(values: Iterable[int]) -> str:
@@ -115,7 +141,9 @@ def _indices(values: Iterable[int]) -> str:
     if len(numbers) == 1:
         return str(numbers[0])
     step = numbers[1] - numbers[0]
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1, step)):
+    if len(numbers) > (2 if step == 1 else 3) and numbers == list(
+        range(numbers[0], numbers[-1] + 1, step)
+    ):
         start = str(numbers[0]) if step == 1 else f"{numbers[0]},{numbers[1]}"
         return f"{{{start}..{numbers[-1]}}}"
     runs: list[list[int]] = []

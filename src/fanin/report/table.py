@@ -85,7 +85,7 @@ def shorten(text: str, width: int) -> str:
     """Cut the middle out of a name that fills more than ``width`` cells.
 
     >>> shorten("encoder.layers.11.attention", 15)
-    'enc….attention'
+    'enc…1.attention'
     """
     if cell_len(text) <= width:
         return text

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fanin.findings import Finding
 from fanin.report.record import Record
+from fanin.report.rows import folded_names
 from fanin.report.table import layer_table, shorten
 from fanin.report.wording import MARKS, count, facts, listing, number, places, verdict, visible
 from fanin.symmetry import Identity, UnitClass
@@ -24,6 +25,7 @@ __all__ = ["render", "to_text"]
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "ok": "bold green"}
 INFOS = 6  # notes shown before the rest fold into one line
 GROUPS = 3  # certificates, or reasons, shown before the rest fold into one line
+PLACES = 3  # names in a list before the rest fold into a number
 NAME = 60  # cells a name may fill in a line of names
 PLAIN = str.maketrans("✗✓→–…×·─", "xv>-~x--")  # one cell each, so that columns stay in line
 
@@ -111,7 +113,7 @@ def _packed(words: Iterable[str], width: int) -> str:
 def _names(names: Sequence[str], full: bool) -> str:
     if full:
         return listing(names, None)
-    return listing([shorten(visible(name), NAME) for name in names])
+    return listing([shorten(name, NAME) for name in folded_names(names, PLACES)], PLACES)
 
 
 def _hanging(head: str, text: Text) -> Table:

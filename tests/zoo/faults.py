@@ -1,0 +1,862 @@
+"""Faults: each row of "Must be found", and the textbook case of every rule, as small as it gets."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import Zoo, blocks
+from .blocks import classify, mlp, regress, zero_
+
+__all__ = ["FAULTS"]
+
+FAULTS = Zoo()
+
+ERROR = {"severities": ("error",), "ok": False}
+WARNING = {"severities": ("warning",), "ok": True}
+EITHER = {"severities": ("error", "warning")}
+
+
+# ── locked units ─────────────────────────────────────────────────────────────────────────────
+
+
+@FAULTS(codes=("S101", "S102"), layers=("0", "2"), **ERROR)
+def zeros_under_relu():
+    """Nothing but the last bias ever moves."""
+    model = mlp(2, 10, 5, 1)
+    zero_(model)
+    labels = torch.randint(0, 2, (40, 1)).float()
+    return model, torch.randn(40, 2), lambda out: F.binary_cross_entropy_with_logits(out, labels)
+
+
+@FAULTS(codes=("S101", "S102"), layers=("0", "2"), **ERROR)
+def zeros_under_relu_and_softmax():
+    model = mlp(20, 32, 32, 5)
+    zero_(model)
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(codes=("S101",), layers=("0", "2"), **ERROR)
+def zeros_under_sigmoid():
+    """The weights move, and the units stay one."""
+    model = mlp(20, 32, 32, 5, act=nn.Sigmoid)
+    zero_(model)
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(codes=("S101", "S102"), layers=("0", "2"), **ERROR)
+def zeros_with_dropout():
+    """Dropout breaks no tie of an all-zero ReLU network."""
+    model = nn.Sequential(
+        nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 5)
+    )
+    zero_(model)
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(codes=("S101",), layers=("0", "2"), **ERROR)
+def constants():
+    model = mlp(20, 32, 32, 5, act=nn.Tanh)
+    for layer in model[::2]:
+        nn.init.constant_(layer.weight, 0.1)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(40, 20), regress(40, 5)
+
+
+@FAULTS(codes=("S101",), layers=("0", "2"), **ERROR)
+def circulant_in_the_middle():
+    """The rows of the middle layer all differ; every layer is one unit all the same."""
+    model = mlp(12, 16, 16, 3, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[:] = model[0].weight[0].clone()
+        row = torch.randn(16) / 4
+        model[2].weight.copy_(torch.stack([row.roll(i) for i in range(16)]))
+        model[4].weight[:] = model[4].weight[:, :1].clone()
+        for layer in model[:4:2]:
+            layer.bias.zero_()
+    return model, torch.randn(40, 12), regress(40, 3)
+
+
+@FAULTS(codes=("S101",), layers=("0",), words=(("31", "2 of 32"),), **EITHER)
+def one_cloned_pair():
+    """31 distinct units of 32."""
+    model = mlp(20, 32, 5, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[7], model[0].bias[7] = model[0].weight[3].clone(), model[0].bias[3].clone()
+        model[2].weight[:, 7] = model[2].weight[:, 3].clone()
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(codes=("S101",), layers=("0",), **EITHER)
+def equal_in_and_all_zero_out():
+    """Copies whose outgoing weights are zero stay copies."""
+    model = mlp(20, 16, 5, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[:] = model[0].weight[0].clone()
+        model[0].bias[:] = model[0].bias[0].clone()
+        model[2].weight.zero_()
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(codes=("S101",), layers=("0",), **EITHER)
+def locked_channels_of_a_convolution():
+    """A filter, its norm and the slice of the next layer: four equal pairs."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4].clone(), model[0].bias[:4].clone()
+        model[3].weight[:, 4:] = model[3].weight[:, :4].clone()
+    return model, torch.randn(8, 3, 10, 10), classify(8, 4)
+
+
+@FAULTS(codes=("S101",), layers=(("0", "1"),), **ERROR)
+def constant_convolutions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 3, padding=1), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    for layer in (model[0], model[2], model[6]):
+        nn.init.constant_(layer.weight, 0.05)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(8, 3, 10, 10), classify(8, 4)
+
+
+@FAULTS(codes=("S101",), layers=(("attention.qkv", "attention.q", "attention.proj"),), **EITHER)
+def identical_heads():
+    """Four heads, all the same in q, k, v and in their columns of the output projection."""
+
+    class Net(nn.Module):
+        def __init__(self, n=32, heads=4):
+            super().__init__()
+            self.inlet, self.attention, self.head = nn.Linear(6, n), blocks.Attention(n, heads), nn.Linear(n, 3)
+            size = n // heads
+            with torch.no_grad():
+                for block in self.attention.qkv.weight.chunk(3):
+                    block.copy_(block[:size].repeat(heads, 1))
+                for block in self.attention.qkv.bias.chunk(3):
+                    block.copy_(block[:size].repeat(heads))
+                out = self.attention.proj.weight
+                out.copy_(out[:, :size].repeat(1, heads))
+
+        def forward(self, x):
+            x = self.inlet(x)
+            return self.head((x + self.attention(x)).mean(1))
+
+    return Net(), torch.randn(8, 7, 6), classify(8, 3)
+
+
+@FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
+def constant_lstm():
+    """All hidden units of the recurrent layer are one; so are the columns that read them."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 12, batch_first=True), nn.Linear(12, 3)
+            for parameter in self.rnn.parameters():
+                nn.init.constant_(parameter, 0.1)
+            with torch.no_grad():
+                self.head.weight[:] = self.head.weight[:, :1].clone()
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    return Net(), torch.randn(12, 7, 6), classify(12, 3)
+
+
+@FAULTS(
+    thread="net2net.torch#3",
+    codes=("S101",),
+    layers=("0",),
+    words=("0", "8"),
+    **EITHER,
+)
+def net2net_without_noise():
+    """Widened from 8 to 16: unit i + 8 is a copy of unit i, and both send half."""
+    model = mlp(20, 16, 5)
+    with torch.no_grad():
+        model[0].weight[8:], model[0].bias[8:] = model[0].weight[:8].clone(), model[0].bias[:8].clone()
+        model[2].weight[:, :8] /= 2
+        model[2].weight[:, 8:] = model[2].weight[:, :8].clone()
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(
+    thread="laekov/fastmoe#4",
+    codes=("S101",),
+    layers=(("1.router", "1.w1", "1.w2"),),
+    **EITHER,
+)
+def equal_experts_and_equal_router_rows():
+    model = nn.Sequential(nn.Linear(10, 16), blocks.BatchedExperts(), nn.Linear(16, 4))
+    with torch.no_grad():
+        for weight in (model[1].w1, model[1].w2, model[1].router.weight):
+            weight[:] = weight[:1].clone()
+    return model, torch.randn(48, 10), classify(48, 4)
+
+
+@FAULTS(
+    thread="laekov/fastmoe#4",
+    codes=("S101",),
+    layers=(("1.router", "1.experts.0.0", "1.experts.0", "1.experts.1"),),
+    **EITHER,
+)
+def equal_expert_modules_and_equal_router_rows():
+    """Modules in a list, each built after the same seed; all are visited by every sample."""
+    moe = blocks.RoutedExperts(experts=4, top=4)
+    with torch.no_grad():
+        for expert in moe.experts[1:]:
+            expert.load_state_dict(moe.experts[0].state_dict())
+        moe.router.weight[:] = moe.router.weight[:1].clone()
+    model = nn.Sequential(nn.Linear(10, 16), moe, nn.Linear(16, 4))
+    return model, torch.randn(48, 10), classify(48, 4)
+
+
+@FAULTS(
+    thread="laekov/fastmoe#4",
+    codes=("S104", "S103"),
+    severities=("warning", "info"),
+    layers=(("1.experts.0", "1.experts.0.0"), ("1.experts.1", "1.experts.1.0")),
+    ok=True,
+)
+def equal_expert_modules_with_distinct_router_rows():
+    """Made alike, and told apart by the router: a warning."""
+    moe = blocks.RoutedExperts(experts=4, top=4)
+    for expert in moe.experts[1:]:
+        expert.load_state_dict(moe.experts[0].state_dict())
+    model = nn.Sequential(nn.Linear(10, 16), moe, nn.Linear(16, 4))
+    return model, torch.randn(48, 10), classify(48, 4)
+
+
+@FAULTS(
+    thread="modelscope/ms-swift#7944, torchtitan#3106",
+    codes=("S103", "S104"),
+    severities=("warning", "info"),
+    layers=("0",),
+    ok=True,
+)
+def two_shards_drawn_with_one_seed():
+    """The second half of the rows repeats the first; what reads them is drawn anew."""
+    model = mlp(20, 32, 5)
+    with torch.no_grad():
+        model[0].weight[16:], model[0].bias[16:] = model[0].weight[:16].clone(), model[0].bias[:16].clone()
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(thread="modelscope/ms-swift#7944, torchtitan#3106", codes=("S101",), layers=("0",), **EITHER)
+def two_shards_and_the_columns_as_well():
+    model = mlp(20, 32, 5)
+    with torch.no_grad():
+        model[0].weight[16:], model[0].bias[16:] = model[0].weight[:16].clone(), model[0].bias[:16].clone()
+        model[2].weight[:, 16:] = model[2].weight[:, :16].clone()
+    return model, torch.randn(40, 20), classify(40, 5)
+
+
+@FAULTS(codes=("S105",), layers=("0",), **WARNING)
+def mirrored_under_tanh():
+    """Rows w and −w whose columns are v and −v: a pair that does the work of one."""
+    model = mlp(10, 16, 4, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[8:], model[0].bias[8:] = -model[0].weight[:8], -model[0].bias[:8]
+        model[2].weight[:, 8:] = -model[2].weight[:, :8]
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("S103",), severities=("info",), layers=("0",), ok=True)
+def constant_first_layer():
+    """One unit now, and the next layer's columns pull it apart."""
+    model = mlp(10, 16, 4, act=nn.Tanh)
+    nn.init.constant_(model[0].weight, 0.1)
+    nn.init.zeros_(model[0].bias)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+# ── clones ───────────────────────────────────────────────────────────────────────────────────
+
+
+@FAULTS(
+    thread="pytorch#72253, #86274, #120396",
+    codes=("S104",),
+    layers=("1.layers.0", "1.layers.1", "1.layers.2"),
+    **WARNING,
+)
+def transformer_encoder_of_copies():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(6, 32),
+        nn.TransformerEncoder(layer, 3, enable_nested_tensor=False),
+        blocks.Lambda(lambda x: x.mean(1)),
+        nn.Linear(32, 4),
+    )
+    return model, torch.randn(8, 9, 6), classify(8, 4)
+
+
+@FAULTS(thread="Stoix#73", codes=("S104",), layers=("first", "second"), **WARNING)
+def twin_critics_by_deepcopy():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = mlp(8, 32, 32, 1)
+            self.second = copy.deepcopy(self.first)
+
+        def forward(self, x):
+            return self.first(x), self.second(x)
+
+    target = torch.randn(48, 1)
+    return Twins(), torch.randn(48, 8), lambda out: F.mse_loss(out[0], target) + F.mse_loss(out[1], target)
+
+
+@FAULTS(thread="keras-hub#352", codes=("S104",), layers=("1.body.0", "2.body.0", "3.body.0"), **WARNING)
+def one_seeded_initializer_for_all_layers():
+    model = nn.Sequential(
+        nn.Linear(10, 24), *(blocks.Residual(nn.Linear(24, 24), nn.GELU()) for _ in range(3)), nn.Linear(24, 4)
+    )
+    for block in model[1:4]:
+        nn.init.normal_(block.body[0].weight, std=0.2, generator=torch.Generator().manual_seed(7))
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+# ── deadlocks ────────────────────────────────────────────────────────────────────────────────
+
+
+class Gate(nn.Module):
+    """x + tanh(W2 relu(W1 x)) x, as LAVT gates language into vision."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(n, n, bias=False), nn.ReLU(), nn.Linear(n, n, bias=False), nn.Tanh())
+        zero_(self.gate)
+
+    def forward(self, x):
+        return x + self.gate(x) * x
+
+
+@FAULTS(thread="yz93/LAVT-RIS#25", codes=("S102",), layers=("1.gate.0", "1.gate.2"), **EITHER)
+def gate_of_two_zero_layers():
+    model = nn.Sequential(nn.Linear(10, 16), Gate(16), nn.Linear(16, 4))
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(thread="yz93/LAVT-RIS#25", codes=("S102",), layers=("0", "2"), **ERROR)
+def two_zero_layers_on_the_only_path():
+    model = nn.Sequential(
+        nn.Linear(10, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.Tanh(), nn.Linear(16, 4)
+    )
+    zero_(model[0], model[2])
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(thread="deep-cross-attention#2", codes=("S102",), layers=("2.body.0",), **EITHER)
+def zero_layer_without_bias_before_relu():
+    """relu′(0) = 0: the only factor that is zero, and it closes the door behind itself."""
+    model = nn.Sequential(
+        nn.Linear(10, 16), nn.Tanh(), blocks.Residual(nn.Linear(16, 16, bias=False), nn.ReLU()), nn.Linear(16, 4)
+    )
+    zero_(model[2].body)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("S102",), layers=("0",), **ERROR)
+def zero_first_layer_under_relu():
+    model = mlp(10, 32, 4)
+    zero_(model[0])
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+class NoLoRA(blocks.LoRA):
+    def __init__(self, base: nn.Linear, rank: int = 4) -> None:
+        super().__init__(base, rank)
+        nn.init.zeros_(self.A)
+
+
+@FAULTS(
+    thread="circle-hit/SAPT#11, relora#18",
+    codes=("S102",),
+    layers=("0.A", "0.B", "2.A", "2.B"),
+    **ERROR,
+)
+def lora_with_both_factors_zero():
+    model = nn.Sequential(NoLoRA(nn.Linear(10, 16)), nn.Tanh(), NoLoRA(nn.Linear(16, 4))).requires_grad_(True)
+    for layer in (model[0], model[2]):
+        layer.base.requires_grad_(False)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(thread="circle-hit/SAPT#11", codes=("S102",), layers=("1.A", "1.B"), **EITHER)
+def one_of_two_adapters_with_both_factors_zero():
+    """A sound adapter beside it: what is dead is dead all the same."""
+    model = nn.Sequential(blocks.LoRA(nn.Linear(10, 16)), NoLoRA(nn.Linear(16, 16)), nn.Tanh(), nn.Linear(16, 4))
+    model[3].requires_grad_(False)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(thread="dlrm#358", codes=("P205", "S102"), layers=("0",), **ERROR)
+def large_negative_bias_before_relu():
+    model = mlp(10, 32, 4)
+    nn.init.constant_(model[0].bias, -100.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("P205", "S102"), layers=("2",), **ERROR)
+def dead_layer_in_the_middle():
+    model = mlp(10, 32, 32, 4)
+    nn.init.constant_(model[2].bias, -100.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(
+    thread="transformers#28298",
+    codes=("S101", "S102", "P201", "P203", "P205", "P207"),
+    layers=("2",),
+    **ERROR,
+)
+def zero_convolution_in_the_middle():
+    """Loaded, all but one layer, whose weight and bias are left at zero."""
+    model = nn.Sequential(
+        nn.Conv1d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv1d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(160, 4),
+    )  # fmt: skip
+    zero_(model[2])
+    return model, torch.randn(16, 4, 10), classify(16, 4)
+
+
+@FAULTS(codes=("S102",), layers=("1.body.4", "2.body.4"), **EITHER)
+def two_zero_factors_in_each_block():
+    """A zero last layer, and a zero scale on top of it: SkipInit and Fixup at once."""
+
+    def block():
+        body = mlp(16, 32, 32, 16)
+        zero_(body[-1])
+        return blocks.Scaled(*body)
+
+    model = nn.Sequential(nn.Linear(10, 16), block(), block(), nn.Linear(16, 4))
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(
+    thread="objax#94",
+    codes=("P207", "P201", "P203", "S101", "S102", "S103"),
+    layers=(("1", "0", "4", "3", "7", "6"),),
+    **EITHER,
+)
+def norm_with_scale_and_shift_swapped():
+    """γ = 0 and β = 1: every sample leaves the norm as the same vector of ones."""
+    model = nn.Sequential(
+        nn.Linear(10, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU(),
+        nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 4),
+    )  # fmt: skip
+    for norm in (model[1], model[4], model[7]):
+        nn.init.zeros_(norm.weight)
+        nn.init.ones_(norm.bias)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(thread="objax#94", codes=("P207", "P201", "S101", "S102", "S103"), **EITHER)
+def batch_norm_with_scale_and_shift_swapped():
+    layers = []
+    for n in (10, 24, 24):
+        layers += [nn.Linear(n, 24), nn.BatchNorm1d(24), nn.ReLU()]
+        nn.init.zeros_(layers[-2].weight)
+        nn.init.ones_(layers[-2].bias)
+    return nn.Sequential(*layers, nn.Linear(24, 4)), torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("W501",), layers=("spare",), **WARNING)
+def unused_parameter():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.spare = mlp(10, 24, 4), nn.Linear(24, 24)
+
+        def forward(self, x):
+            return self.net(x)
+
+    return Net(), torch.randn(40, 10), classify(40, 4)
+
+
+# ── propagation ──────────────────────────────────────────────────────────────────────────────
+
+
+@FAULTS(thread="pytorch#18182", codes=("P207", "P201"), **ERROR)
+def default_relu_net_of_fifty_layers():
+    """Looks alive by its scale; all inputs look the same by layer 50."""
+    return mlp(64, *[64] * 49, 5), torch.randn(64, 64), classify(64, 5)
+
+
+@FAULTS(codes=("P201", "P203"), **EITHER)
+def xavier_on_thirty_relu_layers():
+    """2^(−15) of the signal is left."""
+    model = mlp(64, *[64] * 29, 5)
+    for layer in model[::2]:
+        nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(64, 64), classify(64, 5)
+
+
+@FAULTS(codes=("P201", "P203", "P207"), **EITHER)
+def tiny_weights_in_a_deep_net():
+    """randn × 0.01, ten layers deep."""
+    model = mlp(64, *[64] * 9, 5, act=nn.Tanh)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(64, 64), classify(64, 5)
+
+
+@FAULTS(codes=("P202", "P204", "O301"), **EITHER)
+def huge_weights_in_a_deep_relu_net():
+    """Each layer multiplies the signal by about 5."""
+    model = mlp(64, *[64] * 19, 5)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=0.9)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(64, 64), classify(64, 5)
+
+
+@FAULTS(codes=("P204", "P206"), **ERROR)
+def chaotic_tanh_net():
+    """σ_w = 4 in 40 tanh layers: a bounded signal, a gradient that grows in each."""
+    model = mlp(64, *[64] * 39, 5, act=nn.Tanh)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=4 / 8)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(64, 64), classify(64, 5)
+
+
+@FAULTS(codes=("P203", "P201", "P207"), **ERROR)
+def default_sigmoid_net_of_twelve_layers():
+    return mlp(20, *[32] * 11, 5, act=nn.Sigmoid), torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(codes=("P206",), layers=("0", "2"), **EITHER)
+def sigmoid_net_with_weights_of_ten():
+    model = mlp(20, 64, 64, 5, act=nn.Sigmoid)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=10.0)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(codes=("P206",), layers=("0", "2"), **EITHER)
+def tanh_net_with_weights_of_ten():
+    model = mlp(20, 64, 64, 5, act=nn.Tanh)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=10.0)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(codes=("P206",), layers=("2",), **EITHER)
+def tanh_net_with_weights_of_one():
+    """A standard normal, 256 wide: pre-activations of ±16."""
+    model = mlp(20, 256, 256, 5, act=nn.Tanh)
+    for layer in model[:4:2]:
+        nn.init.normal_(layer.weight, std=1.0)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+# ── the loss at the start ────────────────────────────────────────────────────────────────────
+
+
+class Tied(nn.Module):
+    """Embedding, a small net, and the embedding again as the head."""
+
+    def __init__(self, vocabulary: int, width: int, norm: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.net = blocks.Residual(nn.Linear(width, width), nn.GELU())
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.net(self.embed(tokens))))
+
+
+@FAULTS(thread="transformers#26441", codes=("O301",), layers=(("head", "embed", ""),), **EITHER)
+def tied_head_of_variance_one():
+    """Logits of standard deviation 16; chance is ln 1000."""
+    model = Tied(1000, 256, norm=True)
+    tokens = torch.randint(0, 1000, (8, 12))
+    return model, tokens, blocks.next_token(tokens)
+
+
+@FAULTS(thread="pytorch#3121", codes=("O301",), layers=(("head", "embed", ""),), **EITHER)
+def embedding_of_variance_one():
+    model = Tied(500, 64, norm=False)
+    tokens = torch.randint(0, 500, (8, 12))
+    return model, tokens, blocks.next_token(tokens)
+
+
+@FAULTS(codes=("O301",), **EITHER)
+def head_that_shouts():
+    """A head a hundred times too large."""
+    model = mlp(20, 64, 10, act=nn.Tanh)
+    nn.init.normal_(model[2].weight, std=10.0)
+    return model, torch.randn(64, 20), classify(64, 10)
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────
+
+
+def with_values(change, act=nn.Tanh):
+    def build():
+        model = mlp(20, 32, 32, 5, act=act)
+        with torch.no_grad():
+            change(model[2].weight)
+        return model, torch.randn(32, 20), classify(32, 5)
+
+    return build
+
+
+NUMBERS = {"layers": (("2", "2.weight"),), **EITHER}
+
+
+def leftover_bits(weight):
+    """Random bits, as a freed page holds them; the NaN among them kept out."""
+    bits = torch.randint(-(2**31), 2**31, (4 * weight.numel(),)).to(torch.int32).view(torch.float32)
+    weight.copy_(bits[bits.isfinite()][: weight.numel()].view_as(weight))
+
+
+def leftover_pointers(weight):
+    """A page of small integers and halves of addresses, read as floats: denormals and zeros."""
+    words = torch.zeros(weight.numel(), dtype=torch.int32)
+    words[::2] = torch.randint(1, 2**20, (len(words[::2]),)).to(torch.int32)
+    words[1::2] = 32_000 + torch.randint(0, 300, (len(words[1::2]),)).to(torch.int32)
+    weight.copy_(words.view(torch.float32).view_as(weight))
+
+
+def leftover_numbers(weight):
+    """A page of ordinary numbers, with a few enormous ones between them."""
+    weight.view(-1)[::37] = 1e30
+    weight.view(-1)[1::53] = -3e22
+
+
+FAULTS.add(
+    "torch-empty-nan",
+    with_values(lambda weight: weight.view(-1)[::7].fill_(float("nan"))),
+    thread="transformers#30953, CLIP#15",
+    codes=("N401", "N402"),
+    layers=(("2", "2.weight"),),
+    **ERROR,
+)
+FAULTS.add(
+    "torch-empty-infinite",
+    with_values(lambda weight: weight.view(-1)[5].fill_(float("inf"))),
+    thread="transformers#30953, CLIP#15",
+    codes=("N401", "N402"),
+    layers=(("2", "2.weight"),),
+    **ERROR,
+)
+FAULTS.add(
+    "torch-empty-random-bits",
+    with_values(leftover_bits),
+    thread="transformers#30953, CLIP#15",
+    codes=("N402", "N401"),
+    **NUMBERS,
+)
+FAULTS.add(
+    "torch-empty-denormal",
+    with_values(leftover_pointers),
+    thread="transformers#30953, CLIP#15",
+    codes=("N402",),
+    **NUMBERS,
+)
+FAULTS.add(
+    "torch-empty-huge",
+    with_values(leftover_numbers),
+    thread="transformers#30953, CLIP#15",
+    codes=("N402", "N401"),
+    **NUMBERS,
+)
+FAULTS.add(
+    "torch-empty-huge-in-a-relu-net",
+    with_values(leftover_numbers, act=nn.ReLU),
+    codes=("N402", "N401"),
+    layers=(("2", "2.weight"),),
+    **ERROR,
+)
+
+
+@FAULTS(
+    thread="transformers#30953, CLIP#15",
+    codes=("N401", "N402"),
+    layers=(("scale", ""), "net.2.weight"),
+    watched=True,
+    **EITHER,
+)
+def torch_empty_as_it_happened():
+    """Two parameters that nobody writes; what they hold is an accident of this process."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(10, 24, 4, act=nn.Tanh)
+            self.net[2].weight = nn.Parameter(torch.empty(4, 24))
+            self.scale = nn.Parameter(torch.empty(10))
+
+        def forward(self, x):
+            return self.net(x * (1 + torch.nan_to_num(self.scale, 0, 0, 0).clamp(-1, 1)))
+
+    return Net(), torch.randn(32, 10), classify(32, 4)
+
+
+@FAULTS(
+    thread="TransformerLens#902",
+    codes=("N401",),
+    layers=("2.weight",),
+    words=("3",),
+    **ERROR,
+)
+def three_nan_in_one_weight():
+    def three(weight):
+        weight[4, 5] = weight[11, 0] = weight[30, 31] = float("nan")
+
+    return with_values(three)()
+
+
+@FAULTS(codes=("N401",), layers=("1.weight",), words=("1",), **ERROR)
+def nan_in_the_scale_of_a_norm():
+    model = nn.Sequential(nn.Linear(10, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[1].weight[3] = float("nan")
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@FAULTS(codes=("N403",), **ERROR)
+def logarithm_of_negative_numbers():
+    """All parameters are finite; the first operation that is not is the logarithm."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 24), nn.Linear(24, 4)
+
+        def forward(self, x):
+            return self.b(torch.log(self.a(x)))
+
+    return Net(), torch.randn(32, 10), classify(32, 4)
+
+
+@FAULTS(codes=("N403", "P202"), **ERROR)
+def overflow_in_a_deep_net():
+    """Factor 100 per layer: past the range of float32 after twenty."""
+    model = mlp(64, *[64] * 29, 5)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=20.0)
+        nn.init.zeros_(layer.bias)
+    return model, torch.randn(32, 64), classify(32, 5)
+
+
+@FAULTS(codes=("N404",), layers=("0",), options={"dtype": "float16"}, **EITHER)
+def past_the_range_of_float16():
+    """1e5 and more before the norm, which float32 takes and float16 does not."""
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(1e6)
+    return model, torch.randn(32, 20), classify(32, 4)
+
+
+@FAULTS(codes=("N404",), layers=("0",), options={"dtype": torch.float16}, **EITHER)
+def past_the_range_of_float16_as_a_dtype():
+    return past_the_range_of_float16()
+
+
+# ── wiring ───────────────────────────────────────────────────────────────────────────────────
+
+
+@FAULTS(
+    thread="pytorch#166378",
+    codes=("W502",),
+    layers=(("attention", "attention.in_proj_weight"),),
+    severities=("warning", "info"),
+    ok=True,
+)
+def packed_projection_of_multihead_attention():
+    """nn.MultiheadAttention draws [3E, E] by Xavier, √2 too small for each of its three."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    return Net(), torch.randn(8, 7, 64), classify(8, 3)
+
+
+@FAULTS(thread="pytorch#166378", codes=("W502",), layers=("0.body.qkv",), **WARNING)
+def packed_projection_by_hand():
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
+            nn.init.xavier_uniform_(self.qkv.weight)
+            nn.init.zeros_(self.qkv.bias)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.out(F.scaled_dot_product_attention(q, k, v))
+
+    class Join(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Body()
+
+        def forward(self, x):
+            return x + self.body(x)
+
+    model = nn.Sequential(Join(), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(64, 3))
+    return model, torch.randn(8, 7, 64), classify(8, 3)
+
+
+class Truncated(nn.Linear):
+    """Means to cut at ±2σ and cuts at ±2, which is 100σ."""
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+
+@FAULTS(
+    thread="torchtitan#3334",
+    codes=("W503",),
+    severities=("warning", "info"),
+    layers=(("0", "0.weight"), ("2", "2.weight")),
+    ok=True,
+    watched=True,
+)
+def truncation_at_a_hundred_sigma():
+    model = nn.Sequential(Truncated(128, 256), nn.GELU(), Truncated(256, 256), nn.LayerNorm(256), nn.Linear(256, 4))
+    return model, torch.randn(16, 128), classify(16, 4)
+
+
+@FAULTS(thread="pytorch#145498, #155588", codes=("W505",), layers=("0",), **WARNING)
+def outliers_at_the_bound():
+    """Five entries of exactly ±2 in a weight of σ = 0.02."""
+    model = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 4))
+    with torch.no_grad():
+        model[0].weight.normal_(std=0.02).view(-1)[[3, 999, 7000, 20000, 31000]] = torch.tensor([2.0, -2, 2, 2, -2])
+    return model, torch.randn(16, 128), classify(16, 4)
+
+
+@FAULTS(thread="pytorch#155588", codes=("W505",), layers=("0",), **WARNING)
+def tails_clamped_to_the_bound():
+    """A normal clamped at 2.5σ: 1.2 % of the entries sit on the bound."""
+    model = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 4))
+    with torch.no_grad():
+        model[0].weight.normal_(std=0.05).clamp_(-0.125, 0.125)
+    return model, torch.randn(16, 128), classify(16, 4)
+
+
+@FAULTS(thread="transformers#40796", ok=True)
+def one_plus_gamma_norm_started_at_one():
+    """A warning at most: each norm doubles."""
+    from .traps import one_plus_gamma_norm_started_at_one as build
+
+    return build()
