@@ -223,6 +223,11 @@ def _check_model(model: nn.Module) -> None:
                 f"model: the parameter {name!r} is on the meta device and has no values; "
                 "initialize it first (model.to_empty(device=...) and an init), then check"
             )
+        if parameter.is_inference():
+            raise ModelError(
+                f"model: the parameter {name!r} was made in inference mode and can have no gradient; "
+                "build the model outside of torch.inference_mode()"
+            )
         if parameter.layout != torch.strided or parameter.is_quantized:
             kind = "quantized" if parameter.is_quantized else f"sparse ({parameter.layout})"
             raise ModelError(f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters")
@@ -235,6 +240,9 @@ def _check_model(model: nn.Module) -> None:
 
 def _check_batch(model: nn.Module, batch: Any) -> None:
     args, kwargs = arguments(batch)
+    odd = [k for k in kwargs if not isinstance(k, str)]
+    if odd:
+        raise BatchError(f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; a dict of inputs needs the argument names (str)")
     places = {t.device for t in (*model.parameters(), *model.buffers())}
     named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
     for name, value in named:

@@ -31,7 +31,7 @@ class Guard:
     def __init__(self, model: nn.Module) -> None:
         self.written: list[str] = []
         self._parameters = list(model.named_parameters(remove_duplicate=True))
-        self._versions = [p._version for _, p in self._parameters]
+        self._versions = [_version(p) for _, p in self._parameters]
         self._requires_grad = [p.requires_grad for _, p in self._parameters]
         self._grads = [p.grad for _, p in self._parameters]
         self._by_storage: dict[int, list[tuple[str, Tensor]]] = {}
@@ -53,7 +53,7 @@ class Guard:
     def changed(self) -> list[str]:
         """Paths of parameters whose values are no longer what they were, or may not be."""
         named = zip(self._parameters, self._versions, strict=True)
-        moved = [name for (name, p), version in named if p._version != version]
+        moved = [name for (name, p), version in named if _version(p) != version]
         for name, parameter in self._parameters:
             saved = self._copies.get(name)
             if saved is not None and name not in moved and not _same_bits(saved, parameter):
@@ -134,6 +134,10 @@ def _same_members(now: Any, before: Any) -> bool:
     if isinstance(now, set):
         return bool(now == before)
     return all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _storage(tensor: Tensor) -> int | None:

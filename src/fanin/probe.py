@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer, read, weighted_source
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard
-from fanin.operations import Weighted
+from fanin.operations import PASSIVE, RECURRENT, Weighted
 from fanin.sketch import Directions, labels, project
-from fanin.slopes import flat_parts
+from fanin.slopes import FLAT, flat_parts
 from fanin.trace import Call, Watch, tensors_in, trace
 
 __all__ = ["Cell", "Depth", "LayerStats", "Pass", "Recorder", "layer_stats", "relative_spread", "run_pass", "unit_labels"]
@@ -119,7 +119,8 @@ class Pass:
         architecture: the layers that were seen.
         loss: value of the loss, or of the random linear functional without one.
         named_loss: whether `loss` is the user's (or the model's own).
-        chance: loss of guessing, where a classification loss was seen.
+        chance: loss of guessing, where the loss is a known classification loss.
+        target_rms: size of the target of a regression loss.
         gradients: RMS of each trainable parameter's gradient; None for one that has none.
         cells: what was measured at each weighted call, by its index.
         first_bad: (call, value) of the first result outside of the range that was watched for.
@@ -131,6 +132,7 @@ class Pass:
     chance: float | None
     gradients: Mapping[str, float | None]
     cells: Mapping[int, Cell]
+    target_rms: float | None = None
     first_bad: tuple[Call, float] | None = None
 
 
@@ -149,7 +151,8 @@ class Recorder:
         keep: frozenset[tuple[str, tuple[str, ...]]] = frozenset(),
     ) -> None:  # fmt: skip
         self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
-        self.chance: float | None = None
+        self.chances: dict[int, float] = {}
+        self.target_rms: float | None = None
         self.first_bad: tuple[Call, float] | None = None
         self.calls: list[Call] = []
         self._samples, self._limit, self._keep = samples, limit, keep
@@ -168,6 +171,8 @@ class Recorder:
         if call.varies and self._samples:
             cell.variation = _spread(values, self._samples)
         dims = weighted.unit_dims
+        if call.op in RECURRENT and values.numel():
+            cell.saturated = _closed_gates(weighted, values)
         if dims and values.numel():
             self._unit_dims[call.index] = dims
             cell.token_variation = _token_spread(values, dims, self._samples)
@@ -196,7 +201,7 @@ class Recorder:
         cell = self.cells.get(source.index) if source is not None else None
         if source is None or cell is None or not inputs.is_floating_point():
             return
-        dims = self._unit_dims[source.index] if len(source.shape) == inputs.dim() else ()
+        dims = self._unit_dims.get(source.index, ()) if len(source.shape) == inputs.dim() else ()
         dead, saturated = flat_parts(call.op, inputs, dims)
         cell.dead = dead if cell.dead is None else cell.dead
         cell.saturated = saturated if cell.saturated is None else cell.saturated
@@ -205,11 +210,16 @@ class Recorder:
 
     def produced(self, call: Call, output: Tensor) -> None:
         """Measure where branches meet; look for the first result outside of the range."""
-        if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel():
+        if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
             self._merge(call, output)
         if self._limit is None or self.first_bad is not None or output.numel() == 0:
             return
-        largest = float(output.detach().abs().max())
+        values = output.detach()
+        if call.op in _PRODUCTS or call.units is not None:
+            largest = float(values.abs().max())
+        else:  # a mask may hold -inf or the lowest finite value on purpose
+            largest = float(values.max()) if values.is_floating_point() else 0.0
+            largest = largest if math.isnan(largest) or largest == math.inf else 0.0
         if not largest <= self._limit:  # NaN compares false
             self.first_bad = (call, largest)
 
@@ -222,17 +232,38 @@ class Recorder:
         if output.requires_grad:
             output.register_hook(lambda g: self._backward(cell, g, (), 0, False))
 
-    def criterion(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """The loss of guessing: ln C for C classes, ln 2 for a binary target."""
-        if self.chance is not None or kwargs.get("reduction", "mean") != "mean":
-            return
-        if kwargs.get("weight") is not None:
-            return
+    def criterion(
+        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """The loss of guessing (ln C for C classes, ln 2 for a binary target), or the target's size."""
         scores = args[0] if args else kwargs.get("input")
-        if name.startswith("binary"):
-            self.chance = math.log(2.0)
-        elif isinstance(scores, Tensor) and scores.dim() > 0:
-            self.chance = math.log(scores.shape[1 if scores.dim() > 1 else 0])
+        target = args[1] if len(args) > 1 else kwargs.get("target")
+        if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
+            return
+        if name.endswith("l1_loss") or name in ("mse_loss", "huber_loss"):
+            self.target_rms = float(target.detach().double().square().mean().sqrt())
+        elif kwargs.get("reduction", "mean") == "mean" and kwargs.get("weight") is None:
+            classes = 2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)]
+            self.chances[index] = math.log(classes)
+
+
+# Functions whose results mixed-precision training computes in the low precision.
+_PRODUCTS = frozenset({"matmul", "mm", "bmm", "baddbmm", "addmm", "einsum"})
+_ROWS = 64  # time steps looked at for the gates of a recurrent layer
+
+
+def _closed_gates(weighted: Weighted, hidden: Tensor) -> float | None:
+    """Share of a recurrent layer's gates in the flat part of the sigmoid, on some of its steps."""
+    named = dict(weighted.weights)
+    x = weighted.inputs[0].detach()
+    inner, outer = named["weight"].detach(), named["recurrent"].detach()
+    x, h = x.reshape(-1, x.shape[-1])[:_ROWS], hidden.reshape(-1, hidden.shape[-1])[:_ROWS]
+    if outer.shape[1] > h.shape[1] or len(x) != len(h):
+        return None
+    z = x @ inner.T + h[:, : outer.shape[1]] @ outer.T
+    for role in ("bias", "recurrent_bias"):
+        z = z + named[role].detach() if role in named else z
+    return float((z.abs() > FLAT["sigmoid"].weak).float().mean())
 
 
 def _measure(cell: Cell, values: Tensor) -> None:
@@ -347,7 +378,7 @@ def run_pass(
     wanted = {n: p for n, p in parameters.items() if p.requires_grad}
     try:
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
-    except RuntimeError as error:
+    except Exception as error:
         told = " ".join(str(error).split())
         raise ForwardError(f"model: its backward pass raised {type(error).__name__}: {told}") from error
     gradients = dict(zip(wanted, found, strict=True))
@@ -357,7 +388,8 @@ def run_pass(
         architecture=architecture,
         loss=float(value.detach()),
         named_loss=named,
-        chance=recorder.chance if named else None,
+        chance=_chance(architecture, recorder.chances) if named else None,
+        target_rms=recorder.target_rms,
         gradients={n: None if g is None else _rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
         first_bad=recorder.first_bad,
@@ -383,6 +415,15 @@ def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
     if not outputs:
         raise LossError("model: its output is not connected to any trainable parameter")
     return _functional(outputs, seed), False
+
+
+def _chance(architecture: Architecture, chances: Mapping[int, float]) -> float | None:
+    """The loss of guessing, where the loss is one classification loss and not a sum of several."""
+    trace, index = architecture.trace, architecture.trace.loss
+    while index is not None and index not in chances:
+        call = trace.calls[index]
+        index = call.behind[0] if call.op in PASSIVE and len(call.behind) == 1 else None
+    return None if index is None else chances[index]
 
 
 def _functional(outputs: list[Tensor], seed: int) -> Tensor:

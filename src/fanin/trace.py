@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
-from fanin.errors import ForwardError, ModelError
+from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.operations import ACTIVATIONS, LEARNED_INPUT, PASSIVE, RECURRENT, Weighted, describe, recurrent
 
@@ -95,11 +95,13 @@ class Trace:
     Attributes:
         calls: in order of execution.
         outputs: indices of the calls that made the model's output.
+        length: calls of the model itself; those behind belong to the loss.
         loss: index of the call that made the loss, None when it was not watched.
     """
 
     calls: tuple[Call, ...]
     outputs: tuple[int, ...]
+    length: int
     loss: int | None = None
 
 
@@ -115,8 +117,10 @@ class Observer(Protocol):
     def produced(self, call: Call, output: Tensor) -> None:
         """Any call on a signal has run."""
 
-    def criterion(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A classification loss is about to run."""
+    def criterion(
+        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """A known loss is about to run; its call will have this index."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,10 @@ class _Record:
     varies: bool = True
 
 
-CRITERIA = frozenset({"cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy"})
+CRITERIA = frozenset({
+    "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
+    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+})  # fmt: skip
 _CONSTANT = frozenset({"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli"})
 
 
@@ -267,7 +274,7 @@ class Watch(TorchFunctionMode):
                 if self._known(tensor) is None and tensor._base is None and tensor.grad_fn is None:
                     self._note(tensor, _Record(None))
         if name in CRITERIA:
-            self._observed(self._observer.criterion, name, args, kwargs)
+            self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
         out = func(*args, **kwargs)
         if self._promote is not None and not in_place:
             out = _map_tensors(self._lift, out)
@@ -422,10 +429,14 @@ def trace(
     try:
         with torch.inference_mode(False), torch.enable_grad(), watch.places(), watch:
             output = model(*args, **kwargs)
-            what = "loss"
+            what, length = "loss", len(watch.calls)
             value = None if loss is None else loss(output)
+            if loss is not None and not isinstance(value, Tensor):
+                raise LossError(f"loss: it returned {type(value).__name__}; a scalar tensor is needed")
+    except FaninError:
+        raise
     except Exception as error:
-        if error is watch.failure:
+        if error is watch.failure and not isinstance(error, RecursionError):
             raise
         told = " ".join(str(error).split()) or type(error).__name__
         subject = "model: its forward" if what == "forward" else "loss: it"
@@ -435,7 +446,7 @@ def trace(
         value = own if isinstance(own, Tensor) else None
     outputs = tuple(i for i in watch.producers(output) if i >= 0)
     made = [i for i in watch.producers(value) if i >= 0] if value is not None else []
-    return Trace(tuple(watch.calls), outputs, made[0] if made else None), output, value
+    return Trace(tuple(watch.calls), outputs, length, made[0] if made else None), output, value
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -485,7 +485,7 @@ def vae():
             code = mean + torch.randn_like(mean) * (spread / 2).exp()
             return self.decoder(code), mean, spread
 
-    batch = torch.rand(32, 40)
+    batch = torch.rand(32, 40).round()
 
     def loss(out):
         image, mean, spread = out

@@ -92,7 +92,7 @@ def stations(seen: Pass) -> tuple[Station, ...]:
     for index in seen.architecture.trunk():
         cell, layer = seen.cells.get(index), owner.get(index)
         call = seen.architecture.trace.calls[index]
-        if cell is None or cell.count == 0 or not call.varies:
+        if cell is None or cell.count == 0 or not call.varies or index >= seen.architecture.trace.length:
             continue
         found.append(
             Station(

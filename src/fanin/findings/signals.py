@@ -21,8 +21,13 @@ __all__ = ["RULES"]
 # head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4, faulty from
 # 1e-9, grey between.  Healthy zoo: down to 0.1.
 VANISHED, VANISHING = 1e-4, 1e-2
-# Growth of the signal over such a stretch.  Labelled: sound up to 29, faulty from 41.  Healthy zoo: 10.
-EXPLODED, EXPLODING = 32.0, 16.0
+# Growth of the signal over such a stretch.  Healthy zoo: up to 10.  Residual networks without norms
+# train from ×65 (start losses of 50 to 600), those labelled faulty start at ×600 and more.
+EXPLODED, EXPLODING = 256.0, 32.0
+# With it, what makes a smaller growth fatal.  A regression's output this many times its target:
+# labelled sound up to 4, faulty from 41.  The growth of cotangent × signal towards the input: labelled
+# sound up to 10, faulty from 95.
+ABOVE_TARGET, FORCE = 32.0, 50.0
 # Decay of the cotangent from the output to the input, largest step left out.  Labelled: sound down to
 # 4e-4, faulty from 1e-4 (grey down to 1e-9).  Healthy zoo: 8e-4.
 GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 3e-4
@@ -97,18 +102,34 @@ def signal(evidence: Evidence) -> Iterator[Finding]:
     top = max(run, key=_spread)
     base = max(_spread(run[0]), LEAST_SPREAD * run[0].rms)
     growth = _spread(top) / base
-    if growth > EXPLODING:
-        place = next(s for s in run if _spread(s) > base * EXPLODING).place
+    if growth > EXPLODING or _above_target(evidence, run):
+        places = [s.place for s in run if _spread(s) > base * EXPLODING] or [top.place]
         yield finding(
             "P202",
-            "error" if growth > EXPLODED else "warning",
-            [place, *(s.place for s in run if _spread(s) > base * EXPLODING)],
+            "error" if growth > EXPLODED or _fatal(evidence, run) else "warning",
+            places,
             measured=f"spread {base:.3g} at {run[0].place} → {_spread(top):.3g} at {top.place} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
             message="The signal grows layer by layer.",
             why="Outputs and gradients start so large that no learning rate fits all layers.",
             fix="Draw the weights with std √(1/fan_in)·gain; scale each residual branch by 1/√(number of branches), or end it with zero.",
         )
+
+
+def _above_target(evidence: Evidence, run: Sequence[Station]) -> bool:
+    target = evidence.seen.target_rms
+    return bool(target) and run[-1].rms > ABOVE_TARGET * (target or 0.0)
+
+
+def _fatal(evidence: Evidence, run: Sequence[Station]) -> bool:
+    force = [f for s in _live(evidence) if (f := _force(s))]
+    chaotic = len(force) > 1 and max(force) > FORCE * force[-1]
+    return chaotic or _above_target(evidence, run)
+
+
+def _force(station: Station) -> float:
+    """Cotangent × signal: what a relative change at this place does to the loss."""
+    return (station.norm or 0.0) * _spread(station) * station.cell.count**0.5
 
 
 def gradient(evidence: Evidence) -> Iterator[Finding]:
@@ -130,13 +151,14 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
                 why="The first layers stay as they were drawn while the last ones learn from their noise.",
                 fix="Use the gain of the activation (orthogonal or He-like weights); a norm or residual connections for great depth.",
             )
-    yield from _exploding([s for s in run if s in _stretch(evidence)])
+    if not any(c.op in NORMS for c in evidence.seen.architecture.trace.calls):
+        yield from _exploding([s for s in run if s in _stretch(evidence)])
 
 
 def _exploding(run: Sequence[Station]) -> Iterator[Finding]:
     if len(run) < 3:
         return
-    force = [(s.norm or 0.0) * _spread(s) * s.cell.count**0.5 for s in run]
+    force = [_force(s) for s in run]
     growth = max(force) / force[-1] if force[-1] else 0.0
     if growth > GRADIENT_EXPLODING:
         worst = run[force.index(max(force))]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
+from fanin.operations import RECURRENT
 from fanin.findings.rules import Finding, finding
 from fanin.symmetry import Deadlock, UnitClass
 
@@ -70,10 +71,12 @@ def _locked(
         (v for n in names for c in by_layer[n] for i in c.certificate
          for v in (i.inputs, i.outputs, i.gradients, i.updates) if v == v), default=0.0,
     )  # fmt: skip
+    layers = {y.name: y for y in evidence.seen.architecture.layers}
+    modules = [n.rpartition(".")[0] for n in names if layers[n].op in RECURRENT]
     return finding(
         "S101",
         severity,
-        names,
+        [*names, *(m for m in modules if m)],
         measured="; ".join(shown) + more,
         expected="; ".join(f"{n}: {width[n][1]}" for n in names[:4]) + " distinct units",
         message=(
@@ -170,7 +173,7 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
     yield finding(
         "S104",
         "warning",
-        (n for g in groups for n in g),
+        [*(n for g in groups for n in g), *_owners(evidence, groups)],
         measured="; ".join(" = ".join(g[:4]) + (f" = … (+{len(g) - 4})" if len(g) > 4 else "") for g in groups[:3])
         + (f" and {len(groups) - 3} more groups" if len(groups) > 3 else ""),
         expected="every untied weight drawn on its own",
@@ -181,6 +184,12 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
         ),
         fix="Draw each one from its own random stream (re-run its reset_parameters()), or tie them on purpose.",
     )
+
+
+def _owners(evidence: Evidence, groups: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The layers inside of cloned modules."""
+    places = {n for g in groups for n in g}
+    return [s.name for s in evidence.layers if any(s.name.startswith(f"{p}.") for p in places)]
 
 
 def mirrored_units(evidence: Evidence) -> Iterator[Finding]:

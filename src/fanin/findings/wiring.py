@@ -43,7 +43,7 @@ def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
     yield finding(
         "W501",
         "warning",
-        unused,
+        [*unused, *_whole_modules(evidence, unused)],
         measured=f"{len(unused)} parameter(s) without a path to the loss: "
         + ", ".join(unused[:3]) + (f" (+{len(unused) - 3})" if len(unused) > 3 else ""),
         expected="every trainable parameter used",
@@ -52,6 +52,13 @@ def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
         why="They cost memory, never change, and make distributed training wait for gradients that do not come.",
         fix="Remove them, use them, or freeze them with requires_grad_(False).",
     )  # fmt: skip
+
+
+def _whole_modules(evidence: Evidence, names: list[str]) -> list[str]:
+    """Modules all of whose parameters are among `names`."""
+    everything = [p.name for p in evidence.seen.architecture.parameters]
+    owners = dict.fromkeys(n.rpartition(".")[0] for n in names)
+    return [o for o in owners if o and all(n in names for n in everything if n.startswith(f"{o}."))]
 
 
 # Two schemes' standard deviations are told apart by √2; sampling error at 64 entries is 9 %.
@@ -121,7 +128,7 @@ def clamped_outliers(evidence: Evidence) -> Iterator[Finding]:
         yield finding(
             "W505",
             "warning",
-            (a.name for a in odd),
+            [*(a.name for a in odd), *(a.name.rpartition(".")[0] for a in odd)],
             measured="; ".join(f"{a.name}: {a.outliers} entries at ±{a.bound:g} ({a.bound / a.rms:.0f} × rms)" for a in odd[:3]),
             expected="no entry beyond 8 σ",
             message="A few entries lie exactly on a bound far out in the tail of the others.",

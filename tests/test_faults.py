@@ -1,0 +1,101 @@
+"""Faults that really happened are found, at the right layer and by the right rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanin.findings import RULES, document
+from zoo import Case
+from zoo.checks import check_case, expectation, parametrize
+from zoo.faults import FAULTS
+
+BY_NAME = {case.name: case for case in FAULTS}
+
+
+@parametrize(FAULTS)
+def test_a_fault_is_found_with_its_layer_and_its_severity(case: Case):
+    expectation(case, check_case(case))
+
+
+@parametrize(FAULTS)
+def test_every_finding_is_complete(case: Case):
+    for finding in check_case(case).findings:
+        rule = RULES[finding.code]
+        assert finding.name == rule.name
+        assert finding.severity in rule.severities
+        assert finding.message and finding.why and finding.fix and finding.measured and finding.expected
+        assert finding.layer in finding.layers or not finding.layers
+        assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize("code", sorted({code for case in FAULTS for code in case.codes}))
+def test_every_code_that_a_fault_asks_for_has_a_document(code: str):
+    assert document(code).strip()
+    assert document(RULES[code].name) == document(code)
+
+
+def test_every_rule_has_a_fault():
+    assert set(RULES) <= {code for case in FAULTS for code in case.codes}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "groups"),
+    [
+        ("one-cloned-pair", "0", {(3, 7)}),
+        ("net2net-without-noise", "0", {(i, i + 8) for i in range(8)}),
+        ("two-shards-and-the-columns-as-well", "0", {(i, i + 16) for i in range(16)}),
+        ("locked-channels-of-a-convolution", "0", {(i, i + 4) for i in range(4)}),
+        ("zeros-under-sigmoid", "0", {tuple(range(32))}),
+        ("zeros-under-sigmoid", "2", {tuple(range(32))}),
+        ("constants", "2", {tuple(range(32))}),
+        ("circulant-in-the-middle", "2", {tuple(range(16))}),
+        ("equal-in-and-all-zero-out", "0", {tuple(range(16))}),
+    ],
+)
+def test_locked_units_are_named_exactly(name: str, layer: str, groups: set[tuple[int, ...]]):
+    symmetry = check_case(BY_NAME[name]).symmetry
+    locked = {c.units for c in symmetry.classes if c.layer == layer and c.kind == "locked"}
+    assert locked == groups
+
+
+@pytest.mark.parametrize("name", ["zeros-under-sigmoid", "constants", "circulant-in-the-middle", "one-cloned-pair"])
+def test_a_lock_is_proven_by_four_identities_at_each_step(name: str):
+    symmetry = check_case(BY_NAME[name]).symmetry
+    assert symmetry.dtype == "float64" and symmetry.steps >= 2
+    for found in (c for c in symmetry.classes if c.kind == "locked"):
+        assert len(found.certificate) >= 2
+        for identity in found.certificate:
+            for value in (identity.inputs, identity.outputs, identity.gradients, identity.updates):
+                assert 0 <= value < 1e-6
+
+
+@pytest.mark.parametrize("name", ["constant-first-layer", "two-shards-drawn-with-one-seed"])
+def test_units_that_separate_are_said_to_separate_and_when(name: str):
+    symmetry = check_case(BY_NAME[name]).symmetry
+    kinds = {c.kind for c in symmetry.classes if c.layer == "0"}
+    assert kinds == {"self-breaking"}
+    assert all(1 <= c.step <= symmetry.steps for c in symmetry.classes if c.layer == "0")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "cause"),
+    [
+        ("lora-with-both-factors-zero", {"0.A", "0.B", "2.A", "2.B"}, "two zero factors"),
+        ("gate-of-two-zero-layers", {"1.gate.0.weight", "1.gate.2.weight"}, "two zero factors"),
+        ("large-negative-bias-before-relu", {"0.weight", "0.bias", "2.weight"}, "dead units"),
+        ("unused-parameter", {"spare.weight", "spare.bias"}, "unused"),
+        ("zeros-under-relu", {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight"}, None),
+    ],
+)
+def test_a_deadlock_lists_exactly_the_parameters_that_never_move(name: str, parameters: set[str], cause: str | None):
+    deadlocks = check_case(BY_NAME[name]).symmetry.deadlocks
+    assert {d.parameter for d in deadlocks} == parameters
+    assert cause is None or {cause} <= {d.cause for d in deadlocks}
+
+
+def test_select_and_ignore_leave_findings_out():
+    from dataclasses import replace
+
+    case = BY_NAME["transformer-encoder-of-copies"]
+    assert {f.code for f in check_case(replace(case, options={"select": ["S104"]})).findings} == {"S104"}
+    assert not any(f.code.startswith("S") for f in check_case(replace(case, options={"ignore": ["S"]})).findings)
