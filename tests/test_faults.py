@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from zoo import Case
+from zoo.checks import QUIET, check_case, expectation, parametrize
+from zoo.faults import FAULTS
 
 from fanin.findings import RULES, document
-from zoo import Case
-from zoo.checks import check_case, expectation, parametrize
-from zoo.faults import FAULTS
+
+pytestmark = QUIET
 
 BY_NAME = {case.name: case for case in FAULTS}
 
@@ -23,7 +25,11 @@ def test_every_finding_is_complete(case: Case):
         rule = RULES[finding.code]
         assert finding.name == rule.name
         assert finding.severity in rule.severities
-        assert finding.message and finding.why and finding.fix and finding.measured and finding.expected
+        assert finding.message
+        assert finding.why
+        assert finding.fix
+        assert finding.measured
+        assert finding.expected
         assert finding.layer in finding.layers or not finding.layers
         assert "\n" not in finding.message
 
@@ -58,10 +64,13 @@ def test_locked_units_are_named_exactly(name: str, layer: str, groups: set[tuple
     assert locked == groups
 
 
-@pytest.mark.parametrize("name", ["zeros-under-sigmoid", "constants", "circulant-in-the-middle", "one-cloned-pair"])
+@pytest.mark.parametrize(
+    "name", ["zeros-under-sigmoid", "constants", "circulant-in-the-middle", "one-cloned-pair"]
+)
 def test_a_lock_is_proven_by_four_identities_at_each_step(name: str):
     symmetry = check_case(BY_NAME[name]).symmetry
-    assert symmetry.dtype == "float64" and symmetry.steps >= 2
+    assert symmetry.dtype == "float64"
+    assert symmetry.steps >= 2
     for found in (c for c in symmetry.classes if c.kind == "locked"):
         assert len(found.certificate) >= 2
         for identity in found.certificate:
@@ -87,7 +96,9 @@ def test_units_that_separate_are_said_to_separate_and_when(name: str):
         ("zeros-under-relu", {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight"}, None),
     ],
 )
-def test_a_deadlock_lists_exactly_the_parameters_that_never_move(name: str, parameters: set[str], cause: str | None):
+def test_a_deadlock_lists_exactly_the_parameters_that_never_move(
+    name: str, parameters: set[str], cause: str | None
+):
     deadlocks = check_case(BY_NAME[name]).symmetry.deadlocks
     assert {d.parameter for d in deadlocks} == parameters
     assert cause is None or {cause} <= {d.cause for d in deadlocks}
@@ -97,5 +108,10 @@ def test_select_and_ignore_leave_findings_out():
     from dataclasses import replace
 
     case = BY_NAME["transformer-encoder-of-copies"]
-    assert {f.code for f in check_case(replace(case, options={"select": ["S104"]})).findings} == {"S104"}
-    assert not any(f.code.startswith("S") for f in check_case(replace(case, options={"ignore": ["S"]})).findings)
+    assert {f.code for f in check_case(replace(case, options={"select": ["S104"]})).findings} == {
+        "S104"
+    }
+    assert not any(
+        f.code.startswith("S")
+        for f in check_case(replace(case, options={"ignore": ["S"]})).findings
+    )

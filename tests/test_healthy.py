@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-import fanin
 from zoo import Case
-from zoo.checks import check_case, expectation, parametrize, unchanged
+from zoo.checks import QUIET, check_case, expectation, parametrize, unchanged
 from zoo.healthy import HEALTHY
 
-SOME = [case for case in HEALTHY if case.name in ("vae", "unet", "lstm-classifier", "rezero-40", "weight-norm-old")]
+import fanin
+
+pytestmark = QUIET
+
+SOME = [
+    case
+    for case in HEALTHY
+    if case.name in ("vae", "unet", "lstm-classifier", "rezero-40", "weight-norm-old")
+]
 
 
 @parametrize(HEALTHY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from zoo import Case
-from zoo.checks import check_case, expectation, parametrize
+from zoo.checks import QUIET, check_case, expectation, parametrize
 from zoo.traps import TRAPS
+
+pytestmark = QUIET
 
 
 @parametrize(TRAPS)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
 from fanin.operations import ACTIVATIONS, NORMS, PASSIVE
 from fanin.trace import Call, Trace
 
-__all__ = ["Architecture", "Layer", "Parameter", "read"]
+__all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
 
 _NORMALIZING = NORMS | {"normalize", "softmax", "local_response_norm"}
 _ROOTS = frozenset({"rsqrt", "sqrt", "std", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm"})
@@ -91,17 +92,23 @@ class Architecture:
                 (layered if passed or call.index in through else plain).add(call.index)
         return any(i in layered for i in self.goal)
 
+    @cached_property
     def heads(self) -> tuple[Layer, ...]:
         """Layers whose output goes to the goal alone, never meeting another signal on its way."""
+        weighted_after: set[int] = set()
+        for call in reversed(self.trace.calls):
+            if call.units is not None or call.index in weighted_after:
+                weighted_after.update(call.behind)
         found = []
         for layer in self.layers:
-            after = self.descendants(layer.calls)
-            met = {i for index in after - set(layer.calls) for i in self.trace.calls[index].behind}
-            weighted = any(self.trace.calls[i].units for i in after - set(layer.calls))
-            if not weighted and met <= after:
-                found.append(layer)
+            if weighted_after.isdisjoint(layer.calls):
+                after = self.descendants(layer.calls)
+                later = after.difference(layer.calls)
+                if all(i in after for index in later for i in self.trace.calls[index].behind):
+                    found.append(layer)
         return tuple(found)
 
+    @cached_property
     def trunk(self) -> tuple[int, ...]:
         """Calls that every path from the batch to the output (or the loss) passes, in order.
 
@@ -120,12 +127,13 @@ class Architecture:
         total = sum(into[i] for i in self.goal) % _PRIME
         return tuple(i for i in range(len(calls)) if total and into[i] * onward[i] % _PRIME == total)
 
+    @cached_property
     def normalizations(self) -> tuple[int, ...]:
         """Calls of the trunk that bring the signal to a scale of its own: norms, or hand-written ones
         (a product with the inverse of a root, a standard deviation or a norm)."""
         calls = self.trace.calls
         return tuple(
-            i for i in self.trunk()
+            i for i in self.trunk
             if calls[i].op in _NORMALIZING
             or (calls[i].op in ("mul", "div", "scale") and self._by_root(calls[i]))
         )  # fmt: skip
@@ -168,15 +176,17 @@ def read(trace: Trace, model: nn.Module) -> Architecture:
     for call in trace.calls:
         if call.operands and not call.op.startswith("unnamed:") and call.operands[0].parameters:
             groups.setdefault((call.op, call.operands[0].parameters), []).append(call)
-    owners = {key: _owner(calls[0], parameters) for key, calls in groups.items()}
+    aliases = {p.name: p.aliases for p in parameters}
+    owners = {key: _owner(calls[0], aliases) for key, calls in groups.items()}
     shared = Counter(owner for owner, _ in owners.values())
+    holders = {above for owner, _ in owners.values() for above in _above(owner)}
     followers = _followers(trace)
     trainable = {p.name for p in parameters if p.trainable}
     layers = []
     for key, calls in groups.items():
         owner, path = owners[key]
         names = tuple(dict.fromkeys(p for c in calls for p in c.parameters))
-        whole = shared[owner] == 1 and owner != "" and not _holds(owner, owners.values())
+        whole = shared[owner] == 1 and owner != "" and owner not in holders
         layers.append(
             Layer(
                 name=owner if whole else path,
@@ -219,9 +229,8 @@ def weighted_source(calls: tuple[Call, ...] | list[Call], call: Call) -> Call | 
             return None
 
 
-def _owner(call: Call, parameters: tuple[Parameter, ...]) -> tuple[str, str]:
+def _owner(call: Call, aliases: Mapping[str, tuple[str, ...]]) -> tuple[str, str]:
     """The module that a weighted call belongs to, and the path of its main weight there."""
-    aliases = {p.name: p.aliases for p in parameters}
     paths = [a for name in call.operands[0].parameters for a in aliases.get(name, (name,))]
     own = [p for p in paths if _module_of(p) == call.module]
     path = own[0] if own else paths[0]
@@ -233,9 +242,10 @@ def _module_of(path: str) -> str:
     return owner.partition(".parametrizations")[0] if ".parametrizations." in f".{owner}." else owner
 
 
-def _holds(owner: str, owners: Iterable[tuple[str, str]]) -> bool:
-    """Whether a module holds other layers further down."""
-    return any(other.startswith(f"{owner}.") for other, _ in owners)
+def _above(path: str) -> list[str]:
+    """Every module that holds `path`."""
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _followers(trace: Trace) -> dict[int, list[Call]]:

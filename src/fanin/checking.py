@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ def check(
     _check_batch(model, batch)
     limit = _limit(model, dtype)
     samples = _samples(batch)
-    with untouched(model) as guard:
+    with torch.inference_mode(False), torch.enable_grad(), _eager(), untouched(model) as guard:
         evidence = _look(model, batch, loss, guard, seed, samples, limit, tell, record)
     findings = tuple(f for f in judge(evidence) if f.code in chosen)
     return _report(model, evidence, findings, seed, samples, time.perf_counter() - started)
@@ -168,6 +170,13 @@ def _finite(seen: Pass) -> bool:
     return math.isfinite(seen.loss) and not any(
         c.nonfinite or c.cotangent_nonfinite for c in seen.cells.values()
     )
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Run what torch.compile wrapped as the Python it was made from, so that it can be watched."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return nullcontext()
+    return cast(AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
 
 
 # ---- the arguments -------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Guard:
         self._parameters = list(model.named_parameters(remove_duplicate=True))
         self._versions = [_version(p) for _, p in self._parameters]
         self._requires_grad = [p.requires_grad for _, p in self._parameters]
+        self._data = [p.data for _, p in self._parameters]
         self._grads = [p.grad for _, p in self._parameters]
         self._by_storage: dict[int, list[tuple[str, Tensor]]] = {}
         for name, parameter in self._parameters:
@@ -54,7 +55,9 @@ class Guard:
         """Paths of parameters whose values are no longer what they were, or may not be."""
         named = zip(self._parameters, self._versions, strict=True)
         moved = [name for (name, p), version in named if _version(p) != version]
-        for name, parameter in self._parameters:
+        for (name, parameter), data in zip(self._parameters, self._data, strict=True):
+            if parameter.data_ptr() != data.data_ptr() and name not in moved:
+                moved.append(name)
             saved = self._copies.get(name)
             if saved is not None and name not in moved and not _same_bits(saved, parameter):
                 moved.append(name)
@@ -64,6 +67,9 @@ class Guard:
         """Put everything back."""
         for module, saved in self._modules:
             _restore_attributes(module, saved)
+        for (_, parameter), data in zip(self._parameters, self._data, strict=True):
+            if parameter.data_ptr() != data.data_ptr() or parameter.shape != data.shape:
+                parameter.data = data
         with torch.no_grad():
             for buffer, value in self._buffers:
                 if not _same_bits(value, buffer):

@@ -23,6 +23,7 @@ __all__ = [
     "RECURRENT",
     "Weighted",
     "describe",
+    "recurrent",
 ]
 
 Rows = Callable[[Tensor], Tensor]

@@ -19,7 +19,19 @@ from fanin.sketch import Directions, labels, project
 from fanin.slopes import FLAT, flat_parts
 from fanin.trace import Call, Watch, tensors_in, trace
 
-__all__ = ["Cell", "Depth", "LayerStats", "Pass", "Recorder", "layer_stats", "relative_spread", "run_pass", "unit_labels"]
+__all__ = [
+    "FINGERPRINT_TOLERANCE",
+    "Cell",
+    "Depth",
+    "LayerStats",
+    "Pass",
+    "Recorder",
+    "fingerprints",
+    "layer_stats",
+    "relative_spread",
+    "run_pass",
+    "unit_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -343,6 +355,7 @@ def _token_spread(values: Tensor, dims: tuple[int, ...], samples: int | None) ->
 
 
 def relative_spread(values: Tensor, dim: int) -> float | None:
+    values = values.detach()
     rms = float(values.square().mean().sqrt())
     if not math.isfinite(rms) or rms == 0.0:
         return None

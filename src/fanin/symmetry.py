@@ -125,8 +125,11 @@ def examine(
     twins = clones(model)
     suspects = _suspects(seen)
     stuck = [n for n, g in seen.gradients.items() if g == 0.0 and _size(model, n) > 0]
+    unused = tuple(
+        Deadlock(n, n.rpartition(".")[0] or n, "unused") for n, g in seen.gradients.items() if g is None
+    )
     if not suspects and not stuck:
-        return Symmetry(clones=twins), {}
+        return Symmetry(deadlocks=unused, clones=twins), {}
     progress("proving symmetry")
     run = _VirtualRun(model, batch, loss, seen, guard, seed, samples, suspects)
     run.train()
@@ -136,7 +139,7 @@ def examine(
             steps=STEPS,
             dtype="float64",
             classes=found,
-            deadlocks=run.deadlocks(stuck),
+            deadlocks=(*run.deadlocks(stuck), *unused),
             clones=twins,
         ),
         distinct,
@@ -147,7 +150,7 @@ def _suspects(seen: Pass) -> frozenset[Key]:
     """Layers where some units agree to the precision of the pass."""
     # A head's units are told apart by the target alone: those of a zero head for classes that the
     # batch lacks are equal, and there is nothing to mend.
-    found, heads = set(), seen.architecture.heads()
+    found, heads = set(), seen.architecture.heads
     for layer in seen.architecture.layers:
         if layer.units is None or layer.units < 2 or not layer.trainable or layer in heads:
             continue

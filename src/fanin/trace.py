@@ -25,7 +25,7 @@ from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.operations import ACTIVATIONS, LEARNED_INPUT, PASSIVE, RECURRENT, Weighted, describe, recurrent
 
-__all__ = ["Call", "Observer", "Operand", "Trace", "Watch", "tensors_in", "trace"]
+__all__ = ["Call", "Observer", "Operand", "Trace", "Watch", "arguments", "reject_scripted", "tensors_in", "trace"]
 
 BATCH = -1  # the batch's floating tensors, among the producers of a call
 INTEGERS = -2  # its integer tensors: tokens, but also masks and labels
@@ -283,7 +283,8 @@ class Watch(TorchFunctionMode):
 
     def _observed(self, function: Callable[..., None], *args: Any) -> None:
         try:
-            function(*args)
+            with torch._C.DisableTorchFunction():  # what is measured is not part of what is watched
+                function(*args)
         except BaseException as error:
             self.failure = error
             raise
@@ -355,6 +356,8 @@ class Watch(TorchFunctionMode):
         self._observed(self._report, call, weighted, (), outputs[0])
 
     def _report(self, call: Call, weighted: Weighted | None, args: tuple[Any, ...], output: Tensor) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):
+            return  # inside of vmap or another transform a tensor has no values to measure
         if output.is_floating_point() or output.is_complex():
             self._observer.produced(call, output)
             if weighted is not None:
@@ -427,7 +430,7 @@ def trace(
     watch.note_batch(batch)
     what = "forward"
     try:
-        with torch.inference_mode(False), torch.enable_grad(), watch.places(), watch:
+        with watch.places(), watch:
             output = model(*args, **kwargs)
             what, length = "loss", len(watch.calls)
             value = None if loss is None else loss(output)

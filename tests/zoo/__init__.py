@@ -7,6 +7,7 @@ are ill in a known way, `bad_input` cannot be checked (or only look as if they c
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ class Case:
 
     def build(self) -> Built:
         """(model, batch, loss or None), the same at every call."""
-        with seeded(self.seed):
+        with seeded(self.seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is old on purpose says so
             built = self.builder()
         model, batch, *loss = built
         return model, batch, loss[0] if loss else None

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fanin.errors import ArgumentError, BatchError, FaninError, ForwardError, LossError, ModelError
-
-from . import Zoo, blocks
-from .blocks import classify, mlp, zero_
+from zoo import Zoo, blocks
+from zoo.blocks import classify, mlp, zero_
 
 __all__ = ["BAD", "ODD", "Calls", "interrupted"]
 
@@ -436,7 +435,7 @@ def batch_with_an_unknown_name():
     return net(), {"pixels": data()}
 
 
-@BAD(raises=(BatchError, ArgumentError))
+@BAD(raises=(BatchError, ArgumentError, ForwardError))
 def batch_whose_names_are_no_text():
     return net(), {1: data()}
 
@@ -633,7 +632,7 @@ def parameters_shared_between_modules():
 
 @ODD()
 def parameters_that_share_memory():
-    """Two parameters, one storage: views of a flat buffer, as FSDP and fused optimizers make them."""
+    """All parameters are views of one flat buffer, as FSDP and fused optimizers make them."""
     model = mlp(10, 24, 3)
     flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     place = 0
@@ -772,7 +771,11 @@ def module_names_that_shadow_attributes():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight, self.name, self.hooks = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 3)
+            self.weight, self.name, self.hooks = (
+                nn.Linear(10, 10),
+                nn.Linear(10, 10),
+                nn.Linear(10, 3),
+            )
 
         def forward(self, x):
             return self.hooks(self.name(self.weight(x).relu()).relu())
@@ -862,9 +865,14 @@ class Calls(nn.Module):
 
 
 def interrupted(counts: dict[str, int], stop: tuple[str, int] | None, zeros: bool):
-    """A model whose forward and backward can be stopped halfway; with zeros it needs virtual steps."""
+    """A model that can be stopped in forward and backward; with zeros it needs virtual steps."""
     model = nn.Sequential(
-        nn.Linear(10, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.1), Calls(counts, stop), nn.Linear(24, 3)
+        nn.Linear(10, 24),
+        nn.BatchNorm1d(24),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        Calls(counts, stop),
+        nn.Linear(24, 3),
     )
     if zeros:
         zero_(model[5])

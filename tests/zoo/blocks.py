@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def next_token(tokens: torch.Tensor) -> Loss:
 def mlp(*widths: int, act: Callable[[], nn.Module] = nn.ReLU, bias: bool = True) -> nn.Sequential:
     """Linear layers of the given widths with `act` between them: "0", "2", "4" … are linear."""
     layers: list[nn.Module] = []
-    for n, m in zip(widths[:-1], widths[1:], strict=True):
+    for n, m in pairwise(widths):
         layers += [nn.Linear(n, m, bias=bias), act()]
     return nn.Sequential(*layers[:-1])
 
@@ -245,7 +246,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, block, depths, widths, stem: int, classes: int = 10, zero_norm=False) -> None:
+    def __init__(
+        self, block, depths, widths, stem: int, classes: int = 10, zero_norm=False
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import Zoo, blocks
-from .blocks import classify, mlp, next_token, regress
+from zoo import Zoo, blocks
+from zoo.blocks import classify, mlp, next_token, regress
 
 __all__ = ["HEALTHY"]
 
@@ -22,7 +21,11 @@ HEALTHY = Zoo(ok=True)
 
 def plain(act, depth: int, samples: int = 32):
     def build():
-        return mlp(20, *[64] * (depth - 1), 5, act=act), torch.randn(samples, 20), classify(samples, 5)
+        return (
+            mlp(20, *[64] * (depth - 1), 5, act=act),
+            torch.randn(samples, 20),
+            classify(samples, 5),
+        )
 
     return build
 
@@ -44,7 +47,8 @@ HEALTHY.add("mlp-narrow", lambda: (mlp(9, 3, 3, 3), torch.randn(40, 9), classify
 HEALTHY.add("mlp-float64", lambda: (mlp(9, 30, 3).double(), torch.randn(40, 9).double()))
 HEALTHY.add("mlp-bfloat16", lambda: (mlp(9, 30, 3).bfloat16(), torch.randn(40, 9).bfloat16()))
 HEALTHY.add(
-    "mlp-he-relu-12", lambda: (blocks.he_(mlp(20, *[128] * 11, 5)), torch.randn(64, 20), classify(64, 5))
+    "mlp-he-relu-12",
+    lambda: (blocks.he_(mlp(20, *[128] * 11, 5)), torch.randn(64, 20), classify(64, 5)),
 )
 
 
@@ -130,7 +134,9 @@ def siren():
                 for number, layer in enumerate(self.layers):
                     bound = 1 / 2 if number == 0 else math.sqrt(6 / width) / omega
                     layer.weight.uniform_(-bound, bound)
-                self.head.weight.uniform_(-math.sqrt(6 / width) / omega, math.sqrt(6 / width) / omega)
+                self.head.weight.uniform_(
+                    -math.sqrt(6 / width) / omega, math.sqrt(6 / width) / omega
+                )
 
         def forward(self, x):
             for layer in self.layers:
@@ -248,7 +254,11 @@ def actor_critic():
         def __init__(self):
             super().__init__()
             self.actor = nn.Sequential(
-                layer(8, 64, 2**0.5), nn.Tanh(), layer(64, 64, 2**0.5), nn.Tanh(), layer(64, 4, 0.01)
+                layer(8, 64, 2**0.5),
+                nn.Tanh(),
+                layer(64, 64, 2**0.5),
+                nn.Tanh(),
+                layer(64, 4, 0.01),
             )
             self.critic = nn.Sequential(
                 layer(8, 64, 2**0.5), nn.Tanh(), layer(64, 64, 2**0.5), nn.Tanh(), layer(64, 1, 1.0)
@@ -308,7 +318,11 @@ def contrastive_two_towers():
 
     labels = torch.arange(16)
     batch = (torch.randn(16, 18), torch.randn(16, 11))
-    return Net(), batch, lambda out: (F.cross_entropy(out, labels) + F.cross_entropy(out.t(), labels)) / 2
+    return (
+        Net(),
+        batch,
+        lambda out: (F.cross_entropy(out, labels) + F.cross_entropy(out.t(), labels)) / 2,
+    )
 
 
 # ── images ───────────────────────────────────────────────────────────────────────────────────
@@ -336,8 +350,10 @@ HEALTHY.add("cnn-relu-batch-of-one", convolutional(nn.ReLU, samples=1))
 @HEALTHY()
 def lenet():
     model = nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(256, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10),
+        nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(256, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(),
+        nn.Linear(84, 10),
     )  # fmt: skip
     return model, torch.rand(8, 1, 28, 28), classify(8, 10)
 
@@ -349,7 +365,12 @@ def vgg():
         layers += [nn.Conv2d(n, m, 3, padding=1), nn.ReLU(True)] if m else [nn.MaxPool2d(2)]
         n = m or n
     model = nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU(True), nn.Dropout(), nn.Linear(128, 10)
+        *layers,
+        nn.Flatten(),
+        nn.Linear(64 * 16, 128),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(128, 10),
     )
     blocks.he_(model)
     for module in model.modules():
@@ -361,7 +382,11 @@ def vgg():
 def resnet(block, depths, widths, zero_norm=False, samples=4, size=16, eval_mode=False):
     def build():
         model = blocks.ResNet(block, depths, widths, stem=widths[0], zero_norm=zero_norm)
-        return model.train(not eval_mode), torch.randn(samples, 3, size, size), classify(samples, 10)
+        return (
+            model.train(not eval_mode),
+            torch.randn(samples, 3, size, size),
+            classify(samples, 10),
+        )
 
     return build
 
@@ -395,7 +420,8 @@ def resnet_preactivation():
             return x + self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
 
     model = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1), *(PreBlock(12) for _ in range(4)), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(3, 12, 3, padding=1), *(PreBlock(12) for _ in range(4)), nn.BatchNorm2d(12),
+        nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10),
     )  # fmt: skip
     return model, torch.randn(8, 3, 12, 12), classify(8, 10)
@@ -447,7 +473,8 @@ def autoencoder():
 def autoencoder_convolutional():
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.Sigmoid(),
+        nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, 1),
+        nn.Sigmoid(),
     )  # fmt: skip
     batch = torch.rand(8, 1, 16, 16)
     return model, batch, lambda out: F.binary_cross_entropy(out, batch)
@@ -476,7 +503,11 @@ def vae():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder, self.mean, self.spread = mlp(40, 64, 32), nn.Linear(32, 6), nn.Linear(32, 6)
+            self.encoder, self.mean, self.spread = (
+                mlp(40, 64, 32),
+                nn.Linear(32, 6),
+                nn.Linear(32, 6),
+            )
             self.decoder = mlp(6, 32, 64, 40)
 
         def forward(self, x):
@@ -490,7 +521,10 @@ def vae():
     def loss(out):
         image, mean, spread = out
         divergence = -0.5 * (1 + spread - mean**2 - spread.exp()).sum(-1).mean()
-        return F.binary_cross_entropy_with_logits(image, batch, reduction="sum") / len(batch) + divergence
+        return (
+            F.binary_cross_entropy_with_logits(image, batch, reduction="sum") / len(batch)
+            + divergence
+        )
 
     return Net(), batch, loss
 
@@ -505,8 +539,10 @@ def dcgan_start(module: nn.Module) -> None:
 
 def generator(width: int = 16) -> nn.Sequential:
     return nn.Sequential(
-        nn.ConvTranspose2d(20, width * 2, 4, 1, 0, bias=False), nn.BatchNorm2d(width * 2), nn.ReLU(True),
-        nn.ConvTranspose2d(width * 2, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True),
+        nn.ConvTranspose2d(20, width * 2, 4, 1, 0, bias=False), nn.BatchNorm2d(width * 2),
+        nn.ReLU(True),
+        nn.ConvTranspose2d(width * 2, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width),
+        nn.ReLU(True),
         nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh(),
     ).apply(dcgan_start)  # fmt: skip
 
@@ -515,7 +551,8 @@ def discriminator(width: int = 16) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True),
         nn.Conv2d(width, width * 2, 4, 2, 1, bias=False), nn.BatchNorm2d(width * 2),
-        nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(width * 2, 1, 4, 1, 0, bias=False), nn.Flatten(0),
+        nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(width * 2, 1, 4, 1, 0, bias=False),
+        nn.Flatten(0),
     ).apply(dcgan_start)  # fmt: skip
 
 
@@ -528,7 +565,11 @@ def gan_pair():
 
         def forward(self, noise, real):
             fake = self.generator(noise)
-            return self.discriminator(fake), self.discriminator(fake.detach()), self.discriminator(real)
+            return (
+                self.discriminator(fake),
+                self.discriminator(fake.detach()),
+                self.discriminator(real),
+            )
 
     def loss(out):
         return sum(
@@ -652,7 +693,8 @@ def densenet_like():
 
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), Dense(8, 6, 4), nn.Conv2d(32, 16, 1, bias=False),
-        nn.AvgPool2d(2), Dense(16, 6, 4), nn.BatchNorm2d(40), nn.ReLU(True), nn.AdaptiveAvgPool2d(1),
+        nn.AvgPool2d(2), Dense(16, 6, 4), nn.BatchNorm2d(40), nn.ReLU(True),
+        nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(40, 10),
     )  # fmt: skip
     return blocks.he_(model), torch.randn(8, 3, 12, 12), classify(8, 10)
@@ -663,7 +705,10 @@ def inception_like():
     class Mixed(nn.Module):
         def __init__(self, n):
             super().__init__()
-            self.a, self.b = nn.Conv2d(n, 8, 1), nn.Sequential(nn.Conv2d(n, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1))
+            self.a, self.b = (
+                nn.Conv2d(n, 8, 1),
+                nn.Sequential(nn.Conv2d(n, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1)),
+            )
             self.c = nn.Conv2d(n, 8, (1, 5), padding=(0, 2))
             self.norm = nn.BatchNorm2d(24)
 
@@ -720,7 +765,9 @@ def swin_like():
             self.heads, self.window = heads, window
             self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
             self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-            grid = torch.stack(torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")).flatten(1)
+            grid = torch.stack(torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")).flatten(
+                1
+            )
             apart = grid[:, :, None] - grid[:, None] + window - 1
             self.register_buffer("index", apart[0] * (2 * window - 1) + apart[1], persistent=False)
 
@@ -798,7 +845,10 @@ def dit_like():
     class Net(nn.Module):
         def __init__(self, width=32):
             super().__init__()
-            self.inlet, self.position = nn.Linear(8, width), nn.Parameter(torch.randn(1, 9, width) * 0.02)
+            self.inlet, self.position = (
+                nn.Linear(8, width),
+                nn.Parameter(torch.randn(1, 9, width) * 0.02),
+            )
             self.time, self.label = mlp(16, width, width, act=nn.SiLU), nn.Embedding(11, width)
             nn.init.normal_(self.label.weight, std=0.02)
             self.blocks = nn.ModuleList(DiTBlock(width) for _ in range(3))
@@ -854,7 +904,8 @@ def fixup_32():
     blocks.zero_(head)
     model = nn.Sequential(
         blocks.he_(nn.Conv2d(3, 8, 3, padding=1, bias=False)), Shift(), nn.ReLU(),
-        *(FixupBlock(8, depth) for _ in range(depth)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Shift(), head,
+        *(FixupBlock(8, depth) for _ in range(depth)), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        Shift(), head,
     )  # fmt: skip
     return model, torch.randn(6, 3, 8, 8), classify(6, 10)
 
@@ -979,7 +1030,11 @@ def lstm_cells():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.cell, self.second, self.head = nn.LSTMCell(6, 20), nn.GRUCell(20, 20), nn.Linear(20, 3)
+            self.cell, self.second, self.head = (
+                nn.LSTMCell(6, 20),
+                nn.GRUCell(20, 20),
+                nn.Linear(20, 3),
+            )
             with torch.no_grad():
                 self.cell.bias_ih[20:40].fill_(1.0)
 
@@ -998,7 +1053,10 @@ def lstm_projected_language_model():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.rnn = nn.Embedding(50, 16), nn.LSTM(16, 32, proj_size=16, batch_first=True)
+            self.embed, self.rnn = (
+                nn.Embedding(50, 16),
+                nn.LSTM(16, 32, proj_size=16, batch_first=True),
+            )
             self.head = nn.Linear(16, 50)
             nn.init.uniform_(self.embed.weight, -0.1, 0.1)
             self.head.weight = self.embed.weight
@@ -1018,8 +1076,15 @@ def sequence_to_sequence():
         def __init__(self):
             super().__init__()
             self.source, self.target = nn.Embedding(40, 16), nn.Embedding(40, 16)
-            self.encoder, self.decoder = nn.GRU(16, 24, batch_first=True), nn.GRU(16, 24, batch_first=True)
-            self.query, self.key, self.score = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 1)
+            self.encoder, self.decoder = (
+                nn.GRU(16, 24, batch_first=True),
+                nn.GRU(16, 24, batch_first=True),
+            )
+            self.query, self.key, self.score = (
+                nn.Linear(24, 24),
+                nn.Linear(24, 24),
+                nn.Linear(24, 1),
+            )
             self.head = nn.Linear(48, 40)
 
         def forward(self, source, target):
@@ -1046,7 +1111,9 @@ def text_convolution():
 
         def forward(self, tokens):
             x = self.embed(tokens).transpose(1, 2)
-            return self.head(self.dropout(torch.cat([conv(x).relu().amax(2) for conv in self.convs], 1)))
+            return self.head(
+                self.dropout(torch.cat([conv(x).relu().amax(2) for conv in self.convs], 1))
+            )
 
     return Net(), torch.randint(0, 60, (8, 15)), classify(8, 4)
 
@@ -1127,7 +1194,10 @@ def state_space_by_hand():
             super().__init__()
             self.rate = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(width, 1))
             self.step = nn.Parameter(torch.rand(width, 1) * 2 - 4)
-            self.B, self.C = nn.Parameter(torch.ones(width, states)), nn.Parameter(torch.randn(width, states))
+            self.B, self.C = (
+                nn.Parameter(torch.ones(width, states)),
+                nn.Parameter(torch.randn(width, states)),
+            )
             self.D = nn.Parameter(torch.ones(width))
 
         def forward(self, x):
@@ -1141,7 +1211,9 @@ def state_space_by_hand():
     layers = [
         blocks.Residual(nn.LayerNorm(16), SSM(16), nn.GELU(), nn.Linear(16, 16)) for _ in range(2)
     ]
-    model = nn.Sequential(nn.Linear(5, 16), *layers, blocks.Lambda(lambda x: x.mean(1)), nn.Linear(16, 3))
+    model = nn.Sequential(
+        nn.Linear(5, 16), *layers, blocks.Lambda(lambda x: x.mean(1)), nn.Linear(16, 3)
+    )
     return model, torch.randn(8, 12, 5), classify(8, 3)
 
 
@@ -1194,17 +1266,27 @@ def attention_scaled_dot_product():
         def __init__(self, width=32, heads=4, groups=2):
             super().__init__()
             self.heads, self.groups = heads, groups
-            self.q, self.o = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-            self.k, self.v = (nn.Linear(width, width * groups // heads, bias=False) for _ in range(2))
+            self.q, self.o = (
+                nn.Linear(width, width, bias=False),
+                nn.Linear(width, width, bias=False),
+            )
+            self.k, self.v = (
+                nn.Linear(width, width * groups // heads, bias=False) for _ in range(2)
+            )
 
         def turn(self, x):
             angle = torch.arange(x.shape[2])[:, None] / 100.0 ** (torch.arange(x.shape[3] // 2) / 4)
             a, b = x.chunk(2, -1)
-            return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+            return torch.cat(
+                [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1
+            )
 
         def forward(self, x):
             b, t, d = x.shape
-            q, k, v = (f(x).view(b, t, -1, d // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+            q, k, v = (
+                f(x).view(b, t, -1, d // self.heads).transpose(1, 2)
+                for f in (self.q, self.k, self.v)
+            )
             k, v = (y.repeat_interleave(self.heads // self.groups, 1) for y in (k, v))
             y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v, is_causal=True)
             return self.o(y.transpose(1, 2).reshape(b, t, d))
@@ -1231,7 +1313,9 @@ def attention_scaled_dot_product():
             x = x + self.attention(self.norm1(x))
             return x + self.mlp(self.norm2(x))
 
-    model = nn.Sequential(nn.Embedding(40, 32), Layer(), Layer(), nn.RMSNorm(32), nn.Linear(32, 40, bias=False))
+    model = nn.Sequential(
+        nn.Embedding(40, 32), Layer(), Layer(), nn.RMSNorm(32), nn.Linear(32, 40, bias=False)
+    )
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
@@ -1257,7 +1341,9 @@ def linear_attention():
             return self.out(y.transpose(1, 2).reshape(b, t, d))
 
     layers = (blocks.Block(24, 4, mixer=LinearAttention(24, 4)) for _ in range(2))
-    model = nn.Sequential(nn.Linear(6, 24), *layers, blocks.Lambda(lambda x: x.mean(1)), nn.Linear(24, 3))
+    model = nn.Sequential(
+        nn.Linear(6, 24), *layers, blocks.Lambda(lambda x: x.mean(1)), nn.Linear(24, 3)
+    )
     return model, torch.randn(8, 10, 6), classify(8, 3)
 
 
@@ -1282,7 +1368,9 @@ def detection_with_queries():
     labels, boxes = torch.randint(0, 7, (4, 5)), torch.rand(4, 5, 4)
 
     def loss(out):
-        return F.cross_entropy(out["labels"].flatten(0, 1), labels.flatten()) + F.l1_loss(out["boxes"], boxes)
+        return F.cross_entropy(out["labels"].flatten(0, 1), labels.flatten()) + F.l1_loss(
+            out["boxes"], boxes
+        )
 
     return Net(), torch.randn(4, 3, 16, 16), loss
 
@@ -1299,7 +1387,9 @@ def transformer():
         def forward(self, source, target):
             mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
             return self.head(
-                self.transformer(self.source(source), self.target(target), tgt_mask=mask, tgt_is_causal=True)
+                self.transformer(
+                    self.source(source), self.target(target), tgt_mask=mask, tgt_is_causal=True
+                )
             )
 
     target = torch.randint(0, 40, (4, 7))
@@ -1316,7 +1406,9 @@ def encoder(eval_mode: bool = False, **options):
             self.head = nn.Linear(32, 5)
 
         def forward(self, tokens):
-            return self.head(self.encoder(self.embed(tokens), src_key_padding_mask=tokens == 0).mean(1))
+            return self.head(
+                self.encoder(self.embed(tokens), src_key_padding_mask=tokens == 0).mean(1)
+            )
 
     def build():
         tokens = torch.randint(1, 40, (6, 9))
@@ -1328,7 +1420,9 @@ def encoder(eval_mode: bool = False, **options):
 
 HEALTHY.add("transformer-encoder", encoder())
 HEALTHY.add("transformer-encoder-eval", encoder(eval_mode=True))
-HEALTHY.add("transformer-encoder-pre-norm", encoder(norm_first=True, activation="gelu", dropout=0.0))
+HEALTHY.add(
+    "transformer-encoder-pre-norm", encoder(norm_first=True, activation="gelu", dropout=0.0)
+)
 
 
 @HEALTHY()
@@ -1393,7 +1487,9 @@ def frozen_backbone():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = blocks.ResNet(blocks.BasicBlock, (1, 1), (8, 16), 8).eval().requires_grad_(False)
+            self.backbone = (
+                blocks.ResNet(blocks.BasicBlock, (1, 1), (8, 16), 8).eval().requires_grad_(False)
+            )
             self.head = nn.Linear(10, 4)
 
         def forward(self, x):
@@ -1406,7 +1502,8 @@ def frozen_backbone():
 
 @HEALTHY()
 def prompt_tuning():
-    model = blocks.LanguageModel(length=24).requires_grad_(False)
+    model = blocks.LanguageModel(length=24, tied=False).requires_grad_(False)
+    model.head.requires_grad_(True)
 
     class Net(nn.Module):
         def __init__(self):
@@ -1427,24 +1524,27 @@ def prompt_tuning():
 
 @HEALTHY()
 def experts_batched():
-    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(blocks.BatchedExperts()), nn.Linear(16, 4))
+    model = nn.Sequential(
+        nn.Linear(10, 16), blocks.Residual(blocks.BatchedExperts()), nn.Linear(16, 4)
+    )
     return model, torch.randn(32, 10), classify(32, 4)
 
 
 @HEALTHY()
 def experts_routed():
-    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(blocks.RoutedExperts()), nn.Linear(16, 4))
+    model = nn.Sequential(
+        nn.Linear(10, 16), blocks.Residual(blocks.RoutedExperts()), nn.Linear(16, 4)
+    )
     return model, torch.randn(64, 10), classify(64, 4)
 
 
 def normed(wrap, act=nn.ReLU):
     def build():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = nn.Sequential(
-                wrap(nn.Conv1d(4, 16, 3, padding=1)), act(), wrap(nn.Conv1d(16, 16, 3, padding=1)), act(),
-                nn.Flatten(), wrap(nn.Linear(16 * 10, 32)), act(), nn.Linear(32, 5),
-            )  # fmt: skip
+        model = nn.Sequential(
+            wrap(nn.Conv1d(4, 16, 3, padding=1)), act(), wrap(nn.Conv1d(16, 16, 3, padding=1)),
+            act(),
+            nn.Flatten(), wrap(nn.Linear(16 * 10, 32)), act(), nn.Linear(32, 5),
+        )  # fmt: skip
         return model, torch.randn(12, 4, 10), classify(12, 5)
 
     return build
@@ -1459,7 +1559,9 @@ HEALTHY.add("spectral-norm", normed(nn.utils.parametrizations.spectral_norm, nn.
 @HEALTHY()
 def orthogonal_parametrization():
     wrap = nn.utils.parametrizations.orthogonal
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), wrap(nn.Linear(16, 16)), nn.Tanh(), nn.Linear(16, 3))
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.Tanh(), wrap(nn.Linear(16, 16)), nn.Tanh(), nn.Linear(16, 3)
+    )
     return model, torch.randn(16, 6), classify(16, 3)
 
 
@@ -1517,7 +1619,9 @@ def diffusion_unet_zero_modules():
             self.time = mlp(8, 16, 16, act=nn.SiLU)
             self.inlet = nn.Conv2d(3, n, 3, padding=1)
             self.one, self.two = TimedBlock(n), TimedBlock(n)
-            self.outlet = nn.Sequential(nn.GroupNorm(4, n), nn.SiLU(), nn.Conv2d(n, 3, 3, padding=1))
+            self.outlet = nn.Sequential(
+                nn.GroupNorm(4, n), nn.SiLU(), nn.Conv2d(n, 3, 3, padding=1)
+            )
             blocks.zero_(self.outlet[-1])
 
         def forward(self, x, time):
@@ -1605,7 +1709,13 @@ def t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=211, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+        vocab_size=211,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
     )
     batch = labelled()
     return T5ForConditionalGeneration(config), {**batch, "labels": batch["labels"][:, :8].clone()}
@@ -1698,7 +1808,12 @@ def wav2vec2():
 def clip():
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = CLIPConfig(
         text_config={**sizes, "vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 2},
         vision_config={**sizes, "image_size": 32, "patch_size": 8},

@@ -1,8 +1,9 @@
 """Everything a check must leave as it found it, bit for bit.
 
->>> before = snapshot(model, batch)
->>> fanin.check(model, batch)
->>> assert snapshot(model, batch) == before, before.difference(snapshot(model, batch))
+    before = snapshot(model, batch)
+    fanin.check(model, batch)
+    after = snapshot(model, batch)
+    assert after == before, before.difference(after)
 
 A snapshot holds on to every object whose identity it records, so that an identity cannot be
 given to another object in the meantime.
@@ -56,7 +57,9 @@ class Same:
         if self.held is other.held:
             return True
         mine, theirs = self.held, other.held
-        return type(mine) is type(theirs) and isinstance(mine, _VALUES) and repr(mine) == repr(theirs)
+        return (
+            type(mine) is type(theirs) and isinstance(mine, _VALUES) and repr(mine) == repr(theirs)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -94,11 +97,22 @@ class Snapshot(dict[str, Any]):
         with torch.no_grad():
             keys = list(self) + [key for key in other if key not in self]
             lines = [
-                f"{key}: {self.get(key, '(absent)')!r} became {other.get(key, '(absent)')!r}"
+                f"{key}: {before!r} became {after!r}"
                 for key in keys
+                for before, after in [
+                    _narrow(self.get(key, "(absent)"), other.get(key, "(absent)"))
+                ]
                 if key not in self or key not in other or self[key] != other[key]
             ]
         return "\n".join(lines[:40] + ([f"… {len(lines) - 40} more"] if len(lines) > 40 else []))
+
+
+def _narrow(before: Any, after: Any) -> tuple[Any, Any]:
+    """Of two mappings, only what differs."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return before, after
+    apart = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return tuple({key: side[key] for key in apart if key in side} for side in (before, after))
 
 
 def snapshot(model: Any, batch: Any = None) -> Snapshot:
@@ -139,7 +153,8 @@ def _process() -> Iterator[tuple[str, Any]]:
     yield "parametrization cache", nn.utils.parametrize._cache_enabled
     yield "tracing", (sys.gettrace(), sys.getprofile())
     yield "garbage collector", gc.isenabled()
-    yield "warning filters", tuple(map(repr, warnings.filters))
+    filters = map(repr, warnings.filters)  # torch imports sympy late, which adds one of its own
+    yield "warning filters", [entry for entry in filters if "sympy" not in entry]
     for name, value in vars(nn.modules.module).items():
         if name.startswith("_global") and isinstance(value, Mapping):
             yield f"nn.modules.module.{name}", {key: Same(hook) for key, hook in value.items()}
@@ -185,10 +200,16 @@ def _walk(place: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
 
 def _tensor(place: str, tensor: torch.Tensor) -> Iterator[tuple[str, Any]]:
     yield f"{place}.requires_grad", (tensor.requires_grad, tensor.is_leaf, Same(tensor.grad_fn))
-    yield f"{place}'s hooks", [
-        {} if hooks is None else {key: Same(hook) for key, hook in hooks.items()}
-        for hooks in (tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None))
-    ]
+    yield (
+        f"{place}'s hooks",
+        [
+            {} if hooks is None else {key: Same(hook) for key, hook in hooks.items()}
+            for hooks in (
+                tensor._backward_hooks,
+                getattr(tensor, "_post_accumulate_grad_hooks", None),
+            )
+        ],
+    )
     yield f"{place}'s attributes", {key: Same(item) for key, item in vars(tensor).items()}
     if nn.parameter.is_lazy(tensor):
         return

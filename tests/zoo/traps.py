@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import Zoo, blocks
-from .blocks import BasicBlock, classify, mlp, regress, zero_
+from zoo import Zoo, blocks
+from zoo.blocks import BasicBlock, classify, mlp, regress, zero_
 
 __all__ = ["TRAPS"]
 
@@ -22,7 +22,7 @@ TRAPS = Zoo(ok=True)
 
 @TRAPS(thread="vision#5804", absent=("S101", "S102"))
 def zero_head_of_a_vit():
-    from .healthy import vit_by_hand
+    from zoo.healthy import vit_by_hand
 
     return vit_by_hand()
 
@@ -60,21 +60,21 @@ def constant_last_layer_under_softmax():
 
 @TRAPS(thread="DiT#82", absent=("S101", "S102"))
 def zero_modulation_of_a_dit():
-    from .healthy import dit_like
+    from zoo.healthy import dit_like
 
     return dit_like()
 
 
 @TRAPS(thread="guided-diffusion", absent=("S101", "S102"))
 def zero_modules_of_a_diffusion_unet():
-    from .healthy import diffusion_unet_zero_modules
+    from zoo.healthy import diffusion_unet_zero_modules
 
     return diffusion_unet_zero_modules()
 
 
 @TRAPS(thread="LoRA#98", absent=("S101", "S102"))
 def lora_with_b_zero():
-    from .healthy import adapted
+    from zoo.healthy import adapted
 
     return adapted(blocks.LoRA)()
 
@@ -87,7 +87,7 @@ def lora_with_a_zero():
             nn.init.zeros_(self.A)
             nn.init.normal_(self.B, std=0.1)
 
-    from .healthy import adapted
+    from zoo.healthy import adapted
 
     return adapted(Other)()
 
@@ -104,8 +104,12 @@ def controlnet_zero_convolutions():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.locked = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
-            self.copy = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+            self.locked = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1)
+            )
+            self.copy = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1)
+            )
             self.copy.load_state_dict(self.locked.state_dict())
             self.locked.requires_grad_(False)
             self.inlet, self.outlet = nn.Conv2d(3, 3, 1), nn.Conv2d(8, 8, 1)
@@ -125,21 +129,21 @@ def zero_gamma_in_the_last_norm_of_each_block():
 
 @TRAPS(absent=("S101", "S102"))
 def fixup():
-    from .healthy import fixup_32
+    from zoo.healthy import fixup_32
 
     return fixup_32()
 
 
 @TRAPS(absent=("S101", "S102"))
 def rezero():
-    from .healthy import rezero_40
+    from zoo.healthy import rezero_40
 
     return rezero_40()
 
 
 @TRAPS(absent=("S101", "S102"))
 def skipinit():
-    from .healthy import skipinit_30
+    from zoo.healthy import skipinit_30
 
     return skipinit_30()
 
@@ -159,17 +163,27 @@ def zero_last_layer_of_each_residual_mlp():
 def layer_scale_1e_6():
     def block():
         return blocks.Scaled(
-            nn.LayerNorm(24), nn.Linear(24, 96), nn.GELU(), nn.Linear(96, 24), start=1e-6, channels=24
+            nn.LayerNorm(24),
+            nn.Linear(24, 96),
+            nn.GELU(),
+            nn.Linear(96, 24),
+            start=1e-6,
+            channels=24,
         )
 
-    model = nn.Sequential(nn.Linear(10, 24), *(block() for _ in range(12)), nn.LayerNorm(24), nn.Linear(24, 4))
+    model = nn.Sequential(
+        nn.Linear(10, 24), *(block() for _ in range(12)), nn.LayerNorm(24), nn.Linear(24, 4)
+    )
     return model, torch.randn(32, 10), classify(32, 4)
 
 
 @TRAPS(absent=("S101", "S102"))
 def zero_head_over_layer_scale():
     """Two intended small factors on the path of every block, one of them exactly zero."""
-    body = [blocks.Scaled(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU(), start=1e-6, channels=16) for _ in range(4)]
+    body = [
+        blocks.Scaled(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU(), start=1e-6, channels=16)
+        for _ in range(4)
+    ]
     model = nn.Sequential(nn.Linear(10, 16), *body, nn.Linear(16, 4))
     zero_(model[-1])
     return model, torch.randn(32, 10), classify(32, 4)
@@ -177,7 +191,7 @@ def zero_head_over_layer_scale():
 
 @TRAPS(absent=("S101", "S102"))
 def zero_relative_position_tables():
-    from .healthy import swin_like
+    from zoo.healthy import swin_like
 
     return swin_like()
 
@@ -231,7 +245,9 @@ def zero_layer_inside_a_residual_tanh_net():
     last = nn.Linear(24, 24)
     zero_(last)
     body = [blocks.Residual(nn.Linear(24, 24), nn.Tanh()) for _ in range(3)]
-    model = nn.Sequential(nn.Linear(10, 24), body[0], blocks.Residual(last, nn.Tanh()), *body[1:], nn.Linear(24, 4))
+    model = nn.Sequential(
+        nn.Linear(10, 24), body[0], blocks.Residual(last, nn.Tanh()), *body[1:], nn.Linear(24, 4)
+    )
     return model, torch.randn(32, 10), classify(32, 4)
 
 
@@ -253,7 +269,7 @@ def zero_gates_of_a_gated_attention():
 
 @TRAPS()
 def gelu_layer_that_starts_at_zero():
-    """φ′(0) = ½: one zero layer is a delay of one step."""
+    """The slope at zero is ½: one zero layer is a delay of one step."""
     model = mlp(20, 32, 32, 5, act=nn.GELU)
     zero_(model[2])
     return model, torch.randn(32, 20), classify(32, 5)
@@ -389,7 +405,9 @@ def rademacher_weights():
     model = mlp(40, 48, 48, 5)
     with torch.no_grad():
         for layer in model[:4:2]:
-            layer.weight.copy_(torch.randint(0, 2, layer.weight.shape) * 2 - 1).mul_(layer.in_features**-0.5)
+            layer.weight.copy_(torch.randint(0, 2, layer.weight.shape) * 2 - 1).mul_(
+                layer.in_features**-0.5
+            )
     return model, torch.randn(32, 40), classify(32, 5)
 
 
@@ -450,7 +468,7 @@ def experts_with_distinct_routers():
 
 @TRAPS(absent=("S101", "S104"))
 def tied_weights():
-    from .healthy import language_model
+    from zoo.healthy import language_model
 
     return language_model(tied=True)()
 
@@ -497,7 +515,10 @@ def batched_heads_of_an_ensemble():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.w1, self.w2 = nn.Parameter(torch.randn(3, 10, 16) / 3), nn.Parameter(torch.randn(3, 16, 4) / 4)
+            self.w1, self.w2 = (
+                nn.Parameter(torch.randn(3, 10, 16) / 3),
+                nn.Parameter(torch.randn(3, 16, 4) / 4),
+            )
 
         def forward(self, x):
             h = torch.bmm(x.expand(3, -1, -1), self.w1).relu()
@@ -526,7 +547,12 @@ def bias_of_the_attention_keys():
     class Net(nn.Module):
         def __init__(self, n=24):
             super().__init__()
-            self.q, self.k, self.v, self.head = nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, 3)
+            self.q, self.k, self.v, self.head = (
+                nn.Linear(n, n),
+                nn.Linear(n, n),
+                nn.Linear(n, n),
+                nn.Linear(n, 3),
+            )
 
         def forward(self, x):
             weights = (self.q(x) @ self.k(x).transpose(1, 2) / math.sqrt(24)).softmax(-1)
@@ -560,7 +586,9 @@ def single_step_of_an_lstm():
 @TRAPS(absent=("S102",))
 def experts_nobody_visits():
     """Top-1 routing of a few samples: some experts see none of this batch."""
-    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(blocks.RoutedExperts(experts=8, top=2)), nn.Linear(16, 4))
+    model = nn.Sequential(
+        nn.Linear(10, 16), blocks.Residual(blocks.RoutedExperts(experts=8, top=2)), nn.Linear(16, 4)
+    )
     return model, torch.randn(3, 10), classify(3, 4)
 
 
@@ -569,7 +597,11 @@ def unseen_embedding_rows():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.kinds, self.head = nn.Embedding(500, 16), nn.Embedding(9, 16), nn.Linear(16, 3)
+            self.embed, self.kinds, self.head = (
+                nn.Embedding(500, 16),
+                nn.Embedding(9, 16),
+                nn.Linear(16, 3),
+            )
 
         def forward(self, tokens):
             return self.head((self.embed(tokens) + self.kinds(torch.zeros_like(tokens))).mean(1))
@@ -594,7 +626,7 @@ def padding_row_of_an_embedding():
 
 @TRAPS(absent=("S101", "S102"))
 def frozen_backbone():
-    from .healthy import frozen_backbone as build
+    from zoo.healthy import frozen_backbone as build
 
     return build()
 
@@ -618,7 +650,11 @@ def head_that_the_loss_does_not_read():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.trunk, self.head, self.auxiliary = mlp(10, 24, 24), nn.Linear(24, 3), nn.Linear(24, 5)
+            self.trunk, self.head, self.auxiliary = (
+                mlp(10, 24, 24),
+                nn.Linear(24, 3),
+                nn.Linear(24, 5),
+            )
 
         def forward(self, x):
             h = self.trunk(x).relu()
@@ -636,7 +672,11 @@ def mask_token_that_is_not_used():
         def __init__(self):
             super().__init__()
             self.mask_token = nn.Parameter(torch.zeros(24))
-            self.inlet, self.block, self.head = nn.Linear(6, 24), blocks.Block(24, 4), nn.Linear(24, 3)
+            self.inlet, self.block, self.head = (
+                nn.Linear(6, 24),
+                blocks.Block(24, 4),
+                nn.Linear(24, 3),
+            )
 
         def forward(self, x, mask=None):
             x = self.inlet(x)
@@ -718,7 +758,12 @@ def batch_of_zeros():
 def batch_of_large_integers():
     """Raw pixel values, 0 to 255, and a batch norm that takes them."""
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
     )
     return model, torch.randint(0, 256, (8, 3, 8, 8)).float(), classify(8, 4)
 
@@ -733,7 +778,8 @@ def batch_of_one():
 def batch_norm_with_two_samples():
     """Two samples: every normalised value is ±1."""
     model = nn.Sequential(
-        nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(),
+        nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64),
+        nn.ReLU(),
         nn.Linear(64, 5),
     )  # fmt: skip
     return model, torch.randn(2, 20), classify(2, 5)
@@ -751,7 +797,8 @@ def batch_norm_in_eval_mode():
 @TRAPS(absent=("S101", "S102"))
 def dropout_of_one_half():
     model = nn.Sequential(
-        nn.Dropout(0.5), nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(20, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64),
+        nn.ReLU(),
         nn.Dropout(0.5), nn.Linear(64, 5),
     )  # fmt: skip
     return model, torch.randn(32, 20), classify(32, 5)
@@ -791,7 +838,7 @@ def layer_drop():
 
 @TRAPS(absent=("S101", "S102"))
 def depthwise_convolutions():
-    from .healthy import mobilenet
+    from zoo.healthy import mobilenet
 
     return mobilenet()
 
@@ -808,7 +855,7 @@ def prelu_scalars():
 
 @TRAPS(absent=("S101", "S102"))
 def logistic_regression_at_zero():
-    from .healthy import logistic_regression_at_zero as build
+    from zoo.healthy import logistic_regression_at_zero as build
 
     return build()
 
@@ -841,7 +888,7 @@ def default_relu_net_of_ordinary_depth():
 
 @TRAPS()
 def residual_net_without_norms_from_a_high_loss():
-    """The signal doubles its energy in each of 16 blocks: a start loss of 50 nats, and it trains."""
+    """The signal doubles its energy in each of 16 blocks: a loss of 50 nats, and it trains."""
     body = (blocks.Residual(nn.Linear(32, 32), nn.ReLU()) for _ in range(16))
     model = nn.Sequential(nn.Linear(10, 32), *body, nn.Linear(32, 5))
     for layer in model[1:-1]:
@@ -881,7 +928,7 @@ def half_of_the_units_are_dead():
 
 @TRAPS(absent=("P206",))
 def gates_that_start_closed():
-    from .healthy import highway
+    from zoo.healthy import highway
 
     return highway()
 
@@ -893,7 +940,10 @@ def sharp_attention():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.keys, self.values = nn.Parameter(torch.randn(12, 8)), nn.Parameter(torch.randn(12, 8))
+            self.keys, self.values = (
+                nn.Parameter(torch.randn(12, 8)),
+                nn.Parameter(torch.randn(12, 8)),
+            )
             self.head = nn.Linear(8, 3)
 
         def forward(self, x):
@@ -905,14 +955,14 @@ def sharp_attention():
 @TRAPS(absent=("P207",))
 def branches_that_do_not_see_the_sample():
     """Learned queries and positions are the same for each sample, as meant."""
-    from .healthy import detection_with_queries
+    from zoo.healthy import detection_with_queries
 
     return detection_with_queries()
 
 
 @TRAPS(absent=("P207",))
 def hypernetwork_codes():
-    from .healthy import hypernetwork
+    from zoo.healthy import hypernetwork
 
     return hypernetwork()
 
@@ -1066,7 +1116,9 @@ def orthogonal_over_fused_gates():
 @TRAPS(absent=("W502",))
 def packed_projections_drawn_by_their_own_fan():
     """qkv at PyTorch's default looks at fan_in only, so packing does not matter."""
-    model = nn.Sequential(nn.Linear(6, 24), blocks.Block(24, 4), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(24, 3))
+    model = nn.Sequential(
+        nn.Linear(6, 24), blocks.Block(24, 4), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(24, 3)
+    )
     return model, torch.randn(8, 7, 6), classify(8, 3)
 
 
@@ -1076,7 +1128,9 @@ def packed_projections_drawn_block_by_block():
     for block in attention.qkv.weight.data.chunk(3):
         nn.init.xavier_uniform_(block)
     nn.init.zeros_(attention.qkv.bias)
-    model = nn.Sequential(blocks.Residual(attention), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(48, 3))
+    model = nn.Sequential(
+        blocks.Residual(attention), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(48, 3)
+    )
     return model, torch.randn(8, 7, 48), classify(8, 3)
 
 
@@ -1120,8 +1174,12 @@ def parameters_in_lists_and_dicts():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weights = nn.ParameterList(nn.Parameter(torch.randn(12, 12) / 3.5) for _ in range(3))
-            self.scales = nn.ParameterDict({"a": nn.Parameter(torch.ones(12)), "b": nn.Parameter(torch.zeros(12))})
+            self.weights = nn.ParameterList(
+                nn.Parameter(torch.randn(12, 12) / 3.5) for _ in range(3)
+            )
+            self.scales = nn.ParameterDict(
+                {"a": nn.Parameter(torch.ones(12)), "b": nn.Parameter(torch.zeros(12))}
+            )
             self.heads = nn.ModuleDict({"x": nn.Linear(12, 3)})
 
         def forward(self, x):
@@ -1138,7 +1196,11 @@ def parameters_in_lists_and_dicts():
 @TRAPS(absent=("O301",))
 def cross_entropy_that_is_summed():
     labels = torch.randint(0, 5, (64,))
-    return mlp(20, 32, 5), torch.randn(64, 20), lambda out: F.cross_entropy(out, labels, reduction="sum")
+    return (
+        mlp(20, 32, 5),
+        torch.randn(64, 20),
+        lambda out: F.cross_entropy(out, labels, reduction="sum"),
+    )
 
 
 @TRAPS(absent=("O301",))
@@ -1162,7 +1224,7 @@ def sum_of_several_losses():
     return (
         Net(),
         torch.randn(32, 20),
-        lambda out: 3 * F.cross_entropy(out[0], first) + 2 * F.cross_entropy(out[1], second) + 10,
+        lambda out: 3 * F.cross_entropy(out[0], first) + 2 * F.cross_entropy(out[1], second),
     )
 
 
@@ -1245,7 +1307,7 @@ def model_that_cannot_be_copied():
 @TRAPS(absent=("S101", "S102"))
 def old_weight_norm_under_a_zero_head():
     """The hook of torch.nn.utils.weight_norm leaves a non-leaf tensor behind."""
-    from .healthy import normed
+    from zoo.healthy import normed
 
     model, batch, loss = normed(nn.utils.weight_norm)()
     zero_(model[-1])
@@ -1254,7 +1316,7 @@ def old_weight_norm_under_a_zero_head():
 
 @TRAPS(absent=("S101", "S102"))
 def spectral_norm_under_a_zero_head():
-    from .healthy import normed
+    from zoo.healthy import normed
 
     model, batch, loss = normed(nn.utils.parametrizations.spectral_norm)()
     zero_(model[-1])
@@ -1414,7 +1476,11 @@ def nested_batch():
         def forward(self, sides, *, scale=1.0, flags=None):
             return self.head(sum(self.a(side["x"]) for side in sides).relu() * scale)
 
-    batch = {"sides": [{"x": torch.randn(16, 10)}, {"x": torch.randn(16, 10)}], "scale": 0.5, "flags": None}
+    batch = {
+        "sides": [{"x": torch.randn(16, 10)}, {"x": torch.randn(16, 10)}],
+        "scale": 0.5,
+        "flags": None,
+    }
     return Net(), batch, classify(16, 3)
 
 

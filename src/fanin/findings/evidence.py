@@ -89,7 +89,7 @@ def stations(seen: Pass) -> tuple[Station, ...]:
     """The measured calls that every path from the batch to the output passes."""
     owner = {i: layer for layer in seen.architecture.layers for i in layer.calls}
     found = []
-    for index in seen.architecture.trunk():
+    for index in seen.architecture.trunk:
         cell, layer = seen.cells.get(index), owner.get(index)
         call = seen.architecture.trace.calls[index]
         if cell is None or cell.count == 0 or not call.varies or index >= seen.architecture.trace.length:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
-from fanin.operations import NORMS
+from fanin.operations import NORMS, RECURRENT
 
 __all__ = ["RULES"]
 
@@ -34,9 +34,9 @@ GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 3e-4
 # Growth towards the input of cotangent × signal, which a scale-preserving layer leaves alone: a small
 # relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty from 1e3.
 GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
-# Variation across samples over that of the batch.  Labelled: sound down to 1.1e-3, grey from 6e-5 to
-# 7e-4, faulty from 1e-6.  Healthy zoo: 1.7e-3.
-COLLAPSED, COLLAPSING = 1e-4, 1e-3
+# Variation across samples over that of the batch.  Labelled: sound down to 6e-5 (a convolution; 1.1e-3
+# for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo: 1.7e-3.
+COLLAPSED, COLLAPSING = 2e-5, 1e-3
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
 # Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any one.
@@ -44,6 +44,8 @@ FEW = 16
 # Share of (unit, sample) pairs in the flat part.  Labelled: sound up to 0.78, faulty from 0.89.
 # Healthy zoo: 0.25.
 SATURATED, SATURATING = 0.85, 0.5
+# The same for the gates of a recurrent layer.  Labelled: sound up to 0.04, faulty from 0.77.
+SATURATED_GATES = 0.7
 # A first layer flooded by its biases is no base to measure growth from.
 LEAST_SPREAD = 0.01
 # A batch whose own samples differ by less than this cannot show a collapse.
@@ -65,7 +67,7 @@ def _live(evidence: Evidence) -> list[Station]:
 
 def _stretch(evidence: Evidence) -> list[Station]:
     """The live trunk after its last normalization, which makes all scales before it harmless."""
-    resets = evidence.seen.architecture.normalizations()
+    resets = evidence.seen.architecture.normalizations
     live = [s for s in _live(evidence) if s.rms > 0]
     last = max((i for i in resets if live and i <= live[-1].index), default=-1)
     return [s for s in live if s.index >= last]
@@ -212,8 +214,9 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             continue
         share, central = min(shares), bool(set(layer.calls) & trunk)
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
-        if share >= (SATURATING if central else SATURATED):
-            severity = "error" if central and share >= SATURATED else "warning"
+        full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
+        if share >= (SATURATING if central else full):
+            severity = "error" if central and share >= full else "warning"
             found[severity].append((layer.name, share, rms))
     for severity, places in found.items():
         if places:
@@ -260,10 +263,11 @@ def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
             scale, shift = audits.get(layer.weight[0]), audits.get(layer.parameters[1])
             if scale and shift and scale.max_abs == 0.0 and not scale.nonfinite and shift.max_abs > 0.0:
                 found.append(layer.name)
+    trunk = {s.place for s in evidence.trunk}
     if found:
         yield finding(
             "P207",
-            "error",
+            "error" if trunk & set(found) else "warning",  # a residual stream carries on around it
             found,
             measured=f"scale 0 and shift not 0 in {len(found)} norm(s)",
             expected="scale 1, shift 0 (scale 0 with shift 0 at the end of a residual branch)",

@@ -44,7 +44,7 @@ def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
     as many numbers as there are positions: it is fatal only where most of its kind have collapsed.
     """
     read = evidence.seen.architecture
-    last = read.heads()
+    last = read.heads
     hidden = [y for y in read.layers if y.trainable and (y.units or 0) > 1 and y not in last]
     gone = [y for y in read.layers if y.name in collapsed]
     wide = [y for y in gone if _positions(evidence, y) > 1]
@@ -104,7 +104,7 @@ def _units(groups: list[tuple[int, ...]]) -> str:
 
 def deadlocks(evidence: Evidence) -> Iterator[Finding]:
     """S102: parameters that no virtual step moved, held by zero factors or dead units."""
-    found = evidence.symmetry.deadlocks
+    found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != "unused")
     if not found:
         return
     held = sorted({b for d in found for b in d.because})

@@ -73,7 +73,7 @@ def packed_fan(evidence: Evidence) -> Iterator[Finding]:
         call = evidence.seen.architecture.trace.calls[layer.calls[0]]
         shape = call.operands[0].shape
         audit = audits.get(layer.weight[0]) if len(layer.weight) == 1 else None
-        if audit is None or layer.op != "linear" or len(shape) != 2 or not _is_packed(evidence, layer.calls[0], layer.weight[0], shape):
+        if audit is None or layer.op != "linear" or len(shape) != 2 or not shape[1] or shape[0] % shape[1] or not _is_packed(evidence, layer.calls[0], layer.weight[0], shape):
             continue
         packed, apart = (2 / (shape[1] + 3 * shape[1])) ** 0.5, (2 / (2 * shape[1])) ** 0.5
         if abs(audit.rms / packed - 1) < SAME_STD and audit.uniform:
@@ -94,7 +94,7 @@ def packed_fan(evidence: Evidence) -> Iterator[Finding]:
 def _is_packed(evidence: Evidence, index: int, weight: str, shape: tuple[int, ...]) -> bool:
     """[3E, E] whose output is cut in three and goes into attention."""
     parameter = next(p for p in evidence.seen.architecture.parameters if p.name == weight)
-    if parameter.shape[0] != 3 * parameter.shape[1]:
+    if parameter.shape[:1] != (3 * shape[1],):
         return False
     trace = evidence.seen.architecture.trace
     call = trace.calls[index]

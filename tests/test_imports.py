@@ -1,0 +1,150 @@
+"""The order of imports, and the public names, proven from the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fanin
+
+ROOT = Path(fanin.__file__).parent
+
+#: Each imports only what stands before it.  "" is `fanin` itself.
+ORDER = (
+    "errors",
+    "operations",
+    "guard",
+    "trace",
+    "architecture",
+    "sketch",
+    "slopes",
+    "probe",
+    "symmetry",
+    "numbers",
+    "findings",
+    "report",
+    "checking",
+    "",
+    "targets",
+    "demo",
+    "cli",
+    "__main__",
+)
+
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def top(module: str) -> str:
+    """`fanin.report.text` belongs to `report`."""
+    return [*module.split("."), ""][1]
+
+
+def imports(module: str) -> Iterator[tuple[str, str | None]]:
+    """(module, name or None) for each import anywhere in the source, lazy ones included."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield (inner, None) if inner in MODULES else (str(node.module), alias.name)
+
+
+def own_imports(module: str) -> Iterator[tuple[str, str | None]]:
+    return ((name, what) for name, what in imports(module) if name.split(".")[0] == "fanin")
+
+
+def public(module: str) -> list[str]:
+    """`__all__`, as it stands in the source."""
+    for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
+        ):
+            return list(ast.literal_eval(node.value))
+    pytest.fail(f"{module} has no __all__")
+
+
+WITH_NAMES = [module for module in MODULES if not module.endswith("__main__")]
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {top(module) for module in MODULES} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_earlier_ones(module: str):
+    place = ORDER.index(top(module))
+    for imported, _ in own_imports(module):
+        if module == "fanin":
+            assert ORDER.index(top(imported)) < ORDER.index(""), f"{module} imports {imported}"
+        elif top(imported) != top(module):
+            assert ORDER.index(top(imported)) < place, f"{module} imports {imported}"
+
+
+def test_no_two_modules_import_one_another():
+    """Also within a package: no cycle in the graph of all modules."""
+    graph = {
+        module: {name for name, _ in own_imports(module) if name != module} for module in MODULES
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for imported in sorted(graph[module]):
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_errors_import_no_torch():
+    assert {name.split(".")[0] for name, _ in imports("fanin.errors")} <= {"__future__", "typing"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_names_that_are_public_where_they_live(module: str):
+    for imported, name in own_imports(module):
+        if name is not None and name != "__version__":
+            assert name in public(imported), f"{module} imports {name} from {imported}"
+
+
+@pytest.mark.parametrize("module", WITH_NAMES)
+def test_public_names_exist_and_stand_once(module: str):
+    names = public(module)
+    assert len(set(names)) == len(names)
+    loaded = importlib.import_module(module)
+    assert all(hasattr(loaded, name) for name in names)
+    assert all(not name.startswith("_") for name in names if name != "__version__")
+
+
+def test_the_package_offers_what_it_imports_and_nothing_else():
+    assert {"check", "Report", "Finding", "FaninError", "__version__"} <= set(fanin.__all__)
+    brought = {name for _, name in own_imports("fanin")}
+    assert brought | {"__version__"} == set(fanin.__all__)
+
+
+def test_the_core_imports_no_integration():
+    """In a fresh process: neither optional packages, nor those only tests and the CLI need."""
+    code = (
+        "import sys, fanin; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
+    )
+    optional = "transformers timm torchvision torchaudio sklearn scipy pandas matplotlib click "
+    optional += "hypothesis pytest"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *optional.split()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
