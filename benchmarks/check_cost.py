@@ -190,7 +190,9 @@ def peak() -> int:
 def resident() -> int:
     """Bytes resident now; the peak so far where the system does not say."""
     status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak()
+    return (
+        int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak()
+    )
 
 
 # ------------------------------------------------------------------------------------ the table
@@ -296,7 +298,9 @@ def main() -> int:
         console.print(table(rows))
         if len(family) > 1:
             each = ", ".join(f"{s:.1f}" for s in slopes(family))
-            console.print(f"{FAMILY[0]} → {FAMILY[-1]}: {each} ms of check per additional M parameters")
+            console.print(
+                f"{FAMILY[0]} → {FAMILY[-1]}: {each} ms of check per additional M parameters"
+            )
         console.print(f"goals: time ≤ {TIME_GOAL:g}×, peak ≤ {MEMORY_GOAL:g}×, no virtual step")
         console.print(f"made by: {result['command']}")
         if options.json:

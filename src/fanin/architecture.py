@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,14 +15,23 @@ from fanin.trace import Call, Trace
 __all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
 
 _NORMALIZING = NORMS | {"normalize", "softmax", "local_response_norm"}
-_ROOTS = frozenset({"rsqrt", "sqrt", "std", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm"})
+_ROOTS = frozenset(
+    {"rsqrt", "sqrt", "std", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
+)
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter tensor: its canonical path, all paths it is reached by, and its size."""
+    """A parameter tensor.
+
+    Attributes:
+        name: its canonical path, as ``named_parameters`` gives it.
+        aliases: every path it is reached by, the canonical one first.
+        shape: of the tensor.
+        trainable: whether it requires a gradient.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -43,7 +52,7 @@ class Layer:
         units: output channels, None for an elementwise parameter.
         fan_in: inputs summed into one output value.
         fan_out: outputs that one input value reaches.
-        activation: the nonlinearity that follows, through norms and reshapes; None if there is none.
+        activation: the nonlinearity that follows, through norms and reshapes; None without one.
         trainable: whether any of its parameters requires a gradient.
     """
 
@@ -81,9 +90,12 @@ class Architecture:
         return self.trace.outputs if self.trace.loss is None else (self.trace.loss,)
 
     def reached(self, without: Collection[int], through: Collection[int]) -> bool:
-        """Whether the batch reaches the output around the calls in `without`, by way of at least one
-        of the calls in `through`."""
-        plain, layered = set(), set()
+        """Whether the batch reaches the output around the calls in `without`.
+
+        Only paths that pass at least one of the calls in `through` count.
+        """
+        plain: set[int] = set()
+        layered: set[int] = set()
         for call in self.trace.calls:
             if call.index in without:
                 continue
@@ -125,20 +137,26 @@ class Architecture:
             for i in call.behind:
                 onward[i] = (onward[i] + onward[call.index]) % _PRIME
         total = sum(into[i] for i in self.goal) % _PRIME
-        return tuple(i for i in range(len(calls)) if total and into[i] * onward[i] % _PRIME == total)
+        return tuple(
+            i for i in range(len(calls)) if total and into[i] * onward[i] % _PRIME == total
+        )
 
     @cached_property
     def normalizations(self) -> tuple[int, ...]:
-        """Calls of the trunk that bring the signal to a scale of its own: norms, or hand-written ones
-        (a product with the inverse of a root, a standard deviation or a norm)."""
-        calls = self.trace.calls
-        return tuple(
-            i for i in self.trunk
-            if calls[i].op in _NORMALIZING
-            or (calls[i].op in ("mul", "div", "scale") and self._by_root(calls[i]))
-        )  # fmt: skip
+        """Calls of the trunk that bring the signal to a scale of its own.
+
+        These are norms, or hand-written ones: a product with the inverse of a root, a standard
+        deviation or a norm.
+        """
+        return tuple(i for i in self.trunk if self._normalizes(self.trace.calls[i]))
+
+    def _normalizes(self, call: Call) -> bool:
+        if call.op in _NORMALIZING:
+            return True
+        return call.op in ("mul", "div", "scale") and self._by_root(call)
 
     def _by_root(self, call: Call) -> bool:
+        """Whether one of its factors is made by a root, a standard deviation or a norm."""
         for index in call.behind:
             for _ in range(4):  # through an epsilon, a clamp, a reshape
                 behind = self.trace.calls[index]
@@ -197,7 +215,7 @@ def read(trace: Trace, model: nn.Module) -> Architecture:
                 units=calls[0].units,
                 fan_in=calls[0].fan_in,
                 fan_out=calls[0].fan_out,
-                activation=_activation(trace, calls[0], followers),
+                activation=_activation(calls[0], followers),
                 trainable=any(n in trainable for n in names),
             )
         )
@@ -217,7 +235,7 @@ def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
     )
 
 
-def weighted_source(calls: tuple[Call, ...] | list[Call], call: Call) -> Call | None:
+def weighted_source(calls: Sequence[Call], call: Call) -> Call | None:
     """The nearest weighted call whose units `call` still shows, through norms and reshapes."""
     while True:
         if not call.behind:
@@ -238,8 +256,11 @@ def _owner(call: Call, aliases: Mapping[str, tuple[str, ...]]) -> tuple[str, str
 
 
 def _module_of(path: str) -> str:
+    """The module that holds a parameter; for a parametrized one, not its parametrization."""
     owner = path.rpartition(".")[0]
-    return owner.partition(".parametrizations")[0] if ".parametrizations." in f".{owner}." else owner
+    if ".parametrizations." in f".{owner}.":
+        return owner.partition(".parametrizations")[0]
+    return owner
 
 
 def _above(path: str) -> list[str]:
@@ -256,7 +277,7 @@ def _followers(trace: Trace) -> dict[int, list[Call]]:
     return followers
 
 
-def _activation(trace: Trace, call: Call, followers: dict[int, list[Call]]) -> str | None:
+def _activation(call: Call, followers: dict[int, list[Call]]) -> str | None:
     """The first nonlinearity downstream, through norms, reshapes and sums."""
     queue, seen = list(followers.get(call.index, ())), 0
     while queue and seen < 16:
@@ -276,7 +297,8 @@ def _unnamed(trace: Trace, parameters: tuple[Parameter, ...]) -> tuple[tuple[str
         for operand in call.operands:
             for name in operand.parameters:
                 if call.op.startswith("unnamed:"):
-                    seen.setdefault(name, set()).add(f"torch.{call.op.removeprefix('unnamed:')}")
+                    function = call.op.removeprefix("unnamed:")
+                    seen.setdefault(name, set()).add(f"torch.{function}")
                 else:
                     named.add(name)
     return tuple(

@@ -18,7 +18,16 @@ from fanin.errors import ArgumentError, BatchError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import Guard, untouched
 from fanin.numbers import Audit, Record, audit, recording
-from fanin.probe import FINGERPRINT_TOLERANCE, LayerStats, Pass, Recorder, layer_stats, relative_spread, run_pass, unit_labels
+from fanin.probe import (
+    FINGERPRINT_TOLERANCE,
+    LayerStats,
+    Pass,
+    Recorder,
+    layer_stats,
+    relative_spread,
+    run_pass,
+    unit_labels,
+)
 from fanin.report import Report
 from fanin.symmetry import examine
 from fanin.trace import arguments, reject_scripted, tensors_in
@@ -115,7 +124,11 @@ def _look(
         count = distinct.get(layer.name)
         if count is None and layer.units is not None:
             numbers = unit_labels(layer, seen.cells, tolerance)
-            count = layer.units if numbers is None or layer.name not in distinct else int(numbers.max()) + 1
+            count = (
+                layer.units
+                if numbers is None or layer.name not in distinct
+                else int(numbers.max()) + 1
+            )
         layers.append(layer_stats(layer, seen, count))
     trunk = stations(seen)
     return Evidence(
@@ -190,7 +203,9 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
     with recording() as record:
         model = build()
     if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model: the function given returned {type(model).__name__}, not a Module")
+        raise ArgumentError(
+            f"model: the function given returned {type(model).__name__}, not a Module"
+        )
     return model, record
 
 
@@ -214,7 +229,9 @@ def _matching(argument: str, prefixes: Iterable[str]) -> set[str]:
     for prefix in prefixes:
         codes = {c for c in RULES if c.startswith(str(prefix).upper())}
         if not codes or not prefix:
-            raise ArgumentError(f"{argument}: no finding code starts with {prefix!r}; known: {', '.join(RULES)}")
+            raise ArgumentError(
+                f"{argument}: no finding code starts with {prefix!r}; known: {', '.join(RULES)}"
+            )
         found |= codes
     return found
 
@@ -226,7 +243,9 @@ def _check_model(model: nn.Module) -> None:
         raise ModelError("model: it has no parameters, so there is nothing to check")
     for name, parameter in named:
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ModelError(f"model: the lazy parameter {name!r} is not materialized; run the model once first")
+            raise ModelError(
+                f"model: the lazy parameter {name!r} is not materialized; run the model once first"
+            )
         if parameter.is_meta:
             raise ModelError(
                 f"model: the parameter {name!r} is on the meta device and has no values; "
@@ -239,29 +258,41 @@ def _check_model(model: nn.Module) -> None:
             )
         if parameter.layout != torch.strided or parameter.is_quantized:
             kind = "quantized" if parameter.is_quantized else f"sparse ({parameter.layout})"
-            raise ModelError(f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters")
+            raise ModelError(
+                f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters"
+            )
     for name, buffer in model.named_buffers():
         if isinstance(buffer, nn.parameter.UninitializedBuffer):
-            raise ModelError(f"model: the lazy buffer {name!r} is not materialized; run the model once first")
+            raise ModelError(
+                f"model: the lazy buffer {name!r} is not materialized; run the model once first"
+            )
     if not any(p.requires_grad for _, p in named):
-        raise ModelError(f"model: all {len(named)} parameters are frozen (requires_grad=False); nothing would train")
+        raise ModelError(
+            f"model: all {len(named)} parameters are frozen (requires_grad=False); nothing would train"
+        )
 
 
 def _check_batch(model: nn.Module, batch: Any) -> None:
     args, kwargs = arguments(batch)
     odd = [k for k in kwargs if not isinstance(k, str)]
     if odd:
-        raise BatchError(f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; a dict of inputs needs the argument names (str)")
+        raise BatchError(
+            f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; a dict of inputs needs the argument names (str)"
+        )
     places = {t.device for t in (*model.parameters(), *model.buffers())}
     named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
     for name, value in named:
         for tensor in tensors_in(value):
             if tensor.device not in places and tensor.dim() > 0:
                 here = ", ".join(sorted(str(p) for p in places))
-                raise BatchError(f"batch: input {name} is on {tensor.device}, the model on {here}; move one of them")
+                raise BatchError(
+                    f"batch: input {name} is on {tensor.device}, the model on {here}; move one of them"
+                )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 bad = int((~torch.isfinite(tensor)).sum())
-                raise BatchError(f"batch: input {name} holds {bad} NaN or infinite values; a check needs a finite batch")
+                raise BatchError(
+                    f"batch: input {name} holds {bad} NaN or infinite values; a check needs a finite batch"
+                )
 
 
 def _limit(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[float, str]:
@@ -269,9 +300,13 @@ def _limit(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[float, st
         kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
         chosen = min(kinds, key=lambda d: torch.finfo(d).max, default=torch.float32)
     else:
-        found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        found = (
+            getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        )
         if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise ArgumentError(f"dtype: {dtype!r}; float16, bfloat16, float32 or float64 is needed")
+            raise ArgumentError(
+                f"dtype: {dtype!r}; float16, bfloat16, float32 or float64 is needed"
+            )
         chosen = found
     return float(torch.finfo(chosen).max), str(chosen).removeprefix("torch.")
 
@@ -287,7 +322,13 @@ def _input_variation(batch: Any, samples: int | None) -> float | None:
     """Largest relative spread of the batch's tensors across samples; None when it cannot be known."""
     found = []
     for tensor in tensors_in(arguments(batch)):
-        if samples and samples > 1 and tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel():
+        if (
+            samples
+            and samples > 1
+            and tensor.dim() > 0
+            and tensor.shape[0] == samples
+            and tensor.numel()
+        ):
             spread = relative_spread(tensor.reshape(samples, -1).to(torch.float64), 0)
             found += [spread] if spread is not None else []
     return max(found, default=None)

@@ -134,9 +134,7 @@ def _same_members(now: Any, before: Any) -> bool:
     if len(now) != len(before):
         return False
     if isinstance(now, dict):
-        return all(
-            a is b and now[a] is before[b] for a, b in zip(now, before, strict=True)
-        )
+        return all(a is b and now[a] is before[b] for a, b in zip(now, before, strict=True))
     if isinstance(now, set):
         return bool(now == before)
     return all(a is b for a, b in zip(now, before, strict=True))

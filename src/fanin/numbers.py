@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -79,18 +80,23 @@ def _audit(name: str, values: Tensor) -> Audit:
     largest, rms = max(abs(low), abs(high)), norm / finite.numel() ** 0.5
     sample = finite.flatten()[:: max(1, finite.numel() // _SAMPLE)].abs()
     tiny = float(((sample > 0) & (sample < TINY)).float().mean())
-    outliers = _outliers(finite, largest) if rms > 0 and values.element_size() >= 4 else 0
-    return Audit(name, values.numel(), nonfinite, rms, largest, tiny, outliers, largest if outliers else 0.0)
+    outliers = _outliers(finite, sample, largest) if rms > 0 and values.element_size() >= 4 else 0
+    return Audit(
+        name, values.numel(), nonfinite, rms, largest, tiny, outliers, largest if outliers else 0.0
+    )
 
 
-def _outliers(values: Tensor, bound: float) -> int:
+def _outliers(values: Tensor, sample: Tensor, bound: float) -> int:
     """Entries exactly on ±`bound` in a bell: clamped there, or far out in its tail."""
-    sample = values.flatten()[:: max(1, values.numel() // _SAMPLE)].abs().double()
-    middle, inner = (float(q) for q in torch.quantile(sample, torch.tensor([0.5, 0.6827], dtype=torch.float64)))
-    sigma = middle / 0.6745
-    if sigma == 0 or abs(inner / sigma - 1) > 0.1 or len(sample.unique()) < len(sample) // 2:
+    ordered = np.sort(sample.cpu().numpy())
+    places = np.array([0.5, 0.6827]) * (len(ordered) - 1)
+    middle, inner = np.interp(places, np.arange(len(ordered)), ordered)
+    sigma, distinct = middle / 0.6745, 1 + np.count_nonzero(np.diff(ordered))
+    if sigma == 0 or abs(inner / sigma - 1) > 0.1 or distinct < len(ordered) // 2:
         return 0  # no bell: 68.27 % of a normal lie within 1 σ
-    on = int((values.abs() == bound).sum())
+    if bound <= FAR * sigma and ordered[-1] != bound:
+        return 0  # where a share of CLAMPED lies on the bound, some of the sample does
+    on = sum(int(torch.count_nonzero(values == edge)) for edge in (bound, -bound))
     clamped = on >= max(3, CLAMPED * values.numel())
     return on if clamped or bound > FAR * sigma else 0
 
@@ -134,7 +140,11 @@ class _Watch(TorchFunctionMode):
         self._record = record
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
@@ -167,7 +177,15 @@ def recording() -> Iterator[Record]:
     kept = {n: getattr(nn.init, n) for n in names if hasattr(nn.init, n)}
 
     def note(function: Any) -> Any:
-        def wrapped(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, *rest: Any, **more: Any) -> Any:
+        def wrapped(
+            tensor: Tensor,
+            mean: float = 0.0,
+            std: float = 1.0,
+            a: float = -2.0,
+            b: float = 2.0,
+            *rest: Any,
+            **more: Any,
+        ) -> Any:
             record.truncations[_key(tensor)] = (float(std), a - mean, b - mean)
             record._empty.pop(_key(tensor), None)
             return function(tensor, mean, std, a, b, *rest, **more)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Rows = Callable[[Tensor], Tensor]
+Learned = Callable[[Any], bool]  # whether a value is a parameter or computed from parameters alone
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def _tuple(value: Any, length: int) -> tuple[int, ...]:
 
 
 def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
-    x, weight, bias = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias")))
+    x, weight, bias = (
+        _argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias"))
+    )
     fan_out = weight.shape[0] if weight.dim() > 1 else 1
     return Weighted(
         "linear",
@@ -87,7 +91,9 @@ def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
 
 
 def _convolution(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
-    x, weight, bias = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias")))
+    x, weight, bias = (
+        _argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias"))
+    )
     groups = _argument(args, kwargs, 6, "groups") or 1
     kernel = math.prod(weight.shape[2:])
     return Weighted(
@@ -102,7 +108,9 @@ def _convolution(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> W
 
 
 def _transposed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
-    x, weight, bias = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias")))
+    x, weight, bias = (
+        _argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias"))
+    )
     stride = _tuple(_argument(args, kwargs, 3, "stride") or 1, weight.dim() - 2)
     groups = _argument(args, kwargs, 6, "groups") or 1
     kernel = math.prod(weight.shape[2:])
@@ -154,20 +162,24 @@ def _bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
 
 
 def _norm(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted | None:
-    place = {"layer_norm": 2, "group_norm": 2, "rms_norm": 2, "batch_norm": 3, "instance_norm": 3}[name]
+    place = 3 if name in ("batch_norm", "instance_norm") else 2
     weight = _argument(args, kwargs, place, "weight")
     bias = _argument(args, kwargs, place + 1, "bias") if name != "rms_norm" else None
     operands = _operands(("weight", weight), ("bias", bias))
     return Weighted(name, operands, (args[0] if args else kwargs["input"],)) if operands else None
 
 
-def _product(
-    name: str, left: Tensor, right: Tensor, bias: Any, weight_is_right: bool
-) -> Weighted | None:
-    """matmul-like: the batch dimensions of the weight (experts, heads) count as units too."""
+def _product(name: str, left: Tensor, right: Tensor, bias: Any, weight_is_right: bool) -> Weighted:
+    """Like matmul: the batch dimensions of the weight (experts, heads) count as units too."""
     weight, x = (right, left) if weight_is_right else (left, right)
     if weight.dim() < 2:
-        return Weighted(name, _operands(("weight", weight), ("bias", bias)), (x,), fan_in=weight.shape[0], fan_out=1)
+        return Weighted(
+            name,
+            _operands(("weight", weight), ("bias", bias)),
+            (x,),
+            fan_in=weight.shape[0],
+            fan_out=1,
+        )
     inner, outer = (-2, -1) if weight_is_right else (-1, -2)
     batch = tuple(d - weight.dim() for d in range(weight.dim() - 2) if weight.shape[d] > 1)
     unit = -1 if weight_is_right or x.dim() < 2 else -2
@@ -189,7 +201,56 @@ def _product(
     )
 
 
-def _einsum(args: Sequence[Any], learned: Callable[[Any], bool]) -> Weighted | None:
+def _plain_product(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
+) -> Weighted:
+    left = _argument(args, kwargs, 0, "input")
+    names = ("other", "mat2", "vec", "tensor")  # as matmul, mm and bmm, mv, and dot call it
+    given = (kwargs[n] for n in names if n in kwargs)
+    right: Any = args[1] if len(args) > 1 else next(given, None)
+    return _product(name.strip("_"), left, right, None, learned(right))
+
+
+def _biased_product(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
+) -> Weighted | None:
+    bias, left, right = (
+        _argument(args, kwargs, i, n) for i, n in enumerate(("input", "mat1", "mat2"))
+    )
+    if not learned(left) and not learned(right):
+        return _elementwise("add", args, kwargs, learned)
+    kind = "linear" if name == "addmm" else name
+    return _product(kind, left, right, bias if learned(bias) else None, learned(right))
+
+
+def _grouped_product(args: Sequence[Any]) -> Weighted:
+    """Each row of the input meets one expert of the weight [experts, in, out]."""
+    x, weight = args[:2]
+    return Weighted(
+        "grouped_mm",
+        _operands(("weight", weight)),
+        (x,),
+        unit_dims=(-1,),
+        rows=_last,
+        fan_in=weight.shape[-2],
+        fan_out=weight.shape[-1],
+    )
+
+
+def _pick(weight: Tensor) -> Weighted:
+    """Rows of a table that an index picks: an embedding written by hand."""
+    return Weighted(
+        "embedding",
+        _operands(("weight", weight)),
+        (),
+        unit_dims=(-1,),
+        rows=_last,
+        fan_in=1,
+        fan_out=weight.shape[-1],
+    )
+
+
+def _einsum(args: Sequence[Any], learned: Learned) -> Weighted | None:
     """Letters of the weight that reach the output count units; the others are summed (fan_in)."""
     equation, operands = args[0], args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
@@ -213,6 +274,7 @@ def _einsum(args: Sequence[Any], learned: Callable[[Any], bool]) -> Weighted | N
         return Weighted("einsum", named, signals)
     axes = [letters.index(c) for c in units]
     sizes = dict(zip(letters, operands[main].shape, strict=True))
+    elsewhere = "".join(terms[:main] + terms[main + 1 :])
 
     def rows(w: Tensor) -> Tensor:
         moved = w.movedim(axes, list(range(len(axes))))
@@ -225,11 +287,11 @@ def _einsum(args: Sequence[Any], learned: Callable[[Any], bool]) -> Weighted | N
         unit_dims=tuple(tail.index(c) - len(tail) for c in units),
         rows=rows if units else None,
         fan_in=math.prod(sizes[c] for c in letters if c not in out),
-        fan_out=math.prod(sizes[c] for c in units if c not in "".join(terms[:main] + terms[main + 1 :])),
+        fan_out=math.prod(sizes[c] for c in units if c not in elsewhere),
     )
 
 
-def _recurrent_cell(name: str, args: Sequence[Any]) -> Weighted:
+def _recurrent_cell(name: str, args: Sequence[Any], _: Mapping[str, Any]) -> Weighted:
     x, hidden, *parameters = args
     roles = ("weight", "recurrent", "bias", "recurrent_bias")
     gates = {"lstm_cell": 4, "gru_cell": 3}.get(name, 1)
@@ -239,13 +301,13 @@ def _recurrent_cell(name: str, args: Sequence[Any]) -> Weighted:
         _operands(*zip(roles, parameters, strict=False)),
         (x, *(hidden if isinstance(hidden, (tuple, list)) else (hidden,))),
         unit_dims=(-1,),
-        rows=gate_rows(gates),
+        rows=_gate_rows(gates),
         fan_in=weight.shape[1],
         fan_out=weight.shape[0] // gates,
     )
 
 
-def gate_rows(gates: int) -> Rows:
+def _gate_rows(gates: int) -> Rows:
     """Rows of a stacked gate matrix [gates·hidden, n], all gates of one hidden unit together."""
 
     def rows(w: Tensor) -> Tensor:
@@ -255,9 +317,23 @@ def gate_rows(gates: int) -> Rows:
 
 
 def recurrent(
-    name: str, x: Tensor, hidden: Sequence[Tensor], parameters: Sequence[Tensor], directions: int, biases: bool
+    name: str,
+    x: Tensor,
+    hidden: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    directions: int,
+    biases: bool,
 ) -> Weighted:
-    """One layer of a fused recurrent call, both directions together."""
+    """One layer of a fused recurrent call, both directions together.
+
+    Args:
+        name: a member of `RECURRENT`.
+        x: input of the layer.
+        hidden: its initial states.
+        parameters: its weights in torch's order, those of the reverse direction last.
+        directions: 1, or 2 for a bidirectional layer.
+        biases: whether the layer has them.
+    """
     gates = {"lstm": 4, "gru": 3}.get(name, 1)
     roles = ["weight", "recurrent", *(["bias", "recurrent_bias"] if biases else [])]
     per = len(parameters) // directions
@@ -275,7 +351,7 @@ def recurrent(
         tuple(named),
         (x, *hidden),
         unit_dims=(-1,),
-        rows=gate_rows(gates) if simple else None,
+        rows=_gate_rows(gates) if simple else None,
         fan_in=weight.shape[1],
         fan_out=weight.shape[0] // gates,
     )
@@ -285,17 +361,20 @@ RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm"})
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _ELEMENTWISE = {
-    "mul": "scale", "div": "scale", "true_divide": "scale", "multiply": "scale", "divide": "scale",
-    "rsub": "shift", "rdiv": "scale", "rtruediv": "scale", "rmul": "scale", "radd": "shift", "add": "shift", "sub": "shift", "subtract": "shift", "addcmul": "scale", "lerp": "scale", "pow": "scale",
-    "prelu": "prelu", "_prelu_kernel": "prelu", "addcdiv": "scale",
+    "mul": "scale", "multiply": "scale", "rmul": "scale", "addcmul": "scale", "addcdiv": "scale",
+    "div": "scale", "divide": "scale", "true_divide": "scale", "rdiv": "scale", "rtruediv": "scale",
+    "lerp": "scale", "pow": "scale", "prelu": "prelu", "_prelu_kernel": "prelu",
+    "add": "shift", "radd": "shift", "sub": "shift", "rsub": "shift", "subtract": "shift",
     "where": "select", "cat": "token", "concat": "token", "concatenate": "token", "stack": "token",
     "maximum": "clamp", "minimum": "clamp", "clamp": "clamp", "masked_fill": "select",
     "cosine_similarity": "similarity", "cdist": "similarity", "logaddexp": "shift",
     "scaled_dot_product_attention": "attention", "index_put": "select", "copy": "token",
     "index_add": "shift", "scatter": "select", "__setitem__": "token", "setitem": "token",
 }  # fmt: skip
-ADDING = frozenset({"shift", "token", "select", "clamp"})  # operations that add or place a parameter
-_PICKS = frozenset({"__getitem__", "index_select", "gather", "take_along_dim"})  # with a signal index
+# Operations that add or place a parameter, and multiply with nothing.
+ADDING = frozenset({"shift", "token", "select", "clamp"})
+# Functions that look a parameter up, where the index is a signal.
+_PICKS = frozenset({"__getitem__", "index_select", "gather", "take_along_dim"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "rmatmul", "dot", "inner", "linalg_matmul"})
@@ -303,26 +382,34 @@ _BIASED = frozenset({"addmm", "baddbmm", "addmv"})
 
 # Functions that are a layer even on an input that does not depend on the batch (position
 # embeddings, learned queries).
-LEARNED_INPUT = _CONVOLUTIONS | _TRANSPOSED | RECURRENT | _CELLS | {"linear", "embedding", "embedding_bag", "bilinear"}
+LEARNED_INPUT = (
+    _CONVOLUTIONS
+    | _TRANSPOSED
+    | RECURRENT
+    | _CELLS
+    | {"linear", "embedding", "embedding_bag", "bilinear"}
+)
 
 # Functions that hand values on unchanged, reshaped or picked: no layer, no activation.
 PASSIVE = frozenset({
-    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "contiguous", "expand", "expand_as",
-    "squeeze", "unsqueeze", "chunk", "split", "unbind", "select", "narrow", "__getitem__", "clone", "to", "type",
-    "float", "double", "half", "bfloat16", "detach", "alias", "view_as", "movedim", "swapaxes", "repeat", "__get__",
-    "type_as", "repeat_interleave", "roll", "flip", "index_select", "gather", "dropout", "alpha_dropout", "identity",
-    "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout", "_pack_padded_sequence",
-    "_pad_packed_sequence", "pad", "pixel_shuffle", "tensor_split", "requires_grad", "cpu", "cuda", "unfold", "rename",
-    "split_with_sizes", "broadcast_to", "tile", "mT", "T", "swapdims", "hsplit", "vsplit", "take_along_dim", "checkpoint",
+    "view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
+    "alias", "transpose", "permute", "t", "T", "mT", "movedim", "swapaxes", "swapdims", "roll", "flip",
+    "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "pad", "unfold",
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind",
+    "select", "narrow", "__getitem__", "__get__", "index_select", "gather", "take_along_dim",
+    "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
+    "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
+    "feature_alpha_dropout", "identity", "requires_grad", "rename", "checkpoint", "pixel_shuffle",
+    "_pack_padded_sequence", "_pad_packed_sequence",
 })  # fmt: skip
 
-# Elementwise nonlinearities; the value is the interval of the input outside of which the slope is
-# (nearly) zero: left end, right end.  `dead` regions have slope exactly zero on one side.
+# Nonlinearities.
 ACTIVATIONS = frozenset({
-    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
-    "sigmoid", "tanh", "hardtanh", "hardsigmoid", "hardswish", "softsign", "logsigmoid", "tanhshrink", "softshrink",
-    "hardshrink", "threshold", "sin", "cos", "exp", "erf", "square", "abs", "sinc", "log_sigmoid", "clamp", "clamp_min",
-    "clip", "softmax", "log_softmax", "glu", "sqrt", "pow", "atan", "arctan", "expm1",
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",
+    "glu", "softplus", "sigmoid", "logsigmoid", "log_sigmoid", "tanh", "tanhshrink", "hardtanh",
+    "hardsigmoid", "hardswish", "hardshrink", "softshrink", "softsign", "softmax", "log_softmax",
+    "threshold", "clamp", "clamp_min", "clip", "abs", "square", "sqrt", "pow", "exp", "expm1",
+    "erf", "sin", "cos", "sinc", "atan", "arctan",
 })  # fmt: skip
 
 _HANDLERS: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Weighted | None]] = {
@@ -330,11 +417,15 @@ _HANDLERS: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Weighted | Non
     "embedding": _embedding,
     "embedding_bag": _embedding,
     "bilinear": _bilinear,
+    **{name: partial(_convolution, name) for name in _CONVOLUTIONS},
+    **{name: partial(_transposed, name) for name in _TRANSPOSED},
+    **{name: partial(_norm, name) for name in NORMS},
+    **{name: partial(_recurrent_cell, name) for name in _CELLS},
 }
 
 
 def describe(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Callable[[Any], bool]
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
 ) -> Weighted | None:
     """How the call `name(*args, **kwargs)` uses parameters; None when it is not a known layer.
 
@@ -342,38 +433,26 @@ def describe(
     """
     if name in _HANDLERS:
         return _HANDLERS[name](args, kwargs)
-    if name in _CONVOLUTIONS:
-        return _convolution(name, args, kwargs)
-    if name in _TRANSPOSED:
-        return _transposed(name, args, kwargs)
-    if name in NORMS:
-        return _norm(name, args, kwargs)
-    if name in _CELLS:
-        return _recurrent_cell(name, args)
     if name == "einsum":
         return _einsum(args, learned)
     if name in _BIASED:
-        bias, left, right = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "mat1", "mat2")))
-        if learned(left) or learned(right):
-            return _product("linear" if name == "addmm" else name, left, right, bias if learned(bias) else None, learned(right))
-        name = "add"
-    if name.endswith("grouped_mm") and len(args) > 1 and learned(args[1]):
-        weight = args[1]  # [experts, in, out]; each row of the input meets one expert
-        return Weighted("grouped_mm", _operands(("weight", weight)), (args[0],), (-1,), _last, weight.shape[-2], weight.shape[-1])
+        return _biased_product(name, args, kwargs, learned)
     if name in _PRODUCTS:
-        left, right = (args[0], args[1]) if len(args) > 1 else (args[0], kwargs.get("other", kwargs.get("mat2")))
-        return _product(name.strip("_"), left, right, None, learned(right))
+        return _plain_product(name, args, kwargs, learned)
+    if name.endswith("grouped_mm") and len(args) > 1 and learned(args[1]):
+        return _grouped_product(args)
     if name in _PICKS and args and learned(args[0]):
-        return Weighted("embedding", _operands(("weight", args[0])), (), (-1,), _last, 1, args[0].shape[-1])
+        return _pick(args[0])
     return _elementwise(name, args, kwargs, learned)
 
 
 def _elementwise(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Callable[[Any], bool]
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
 ) -> Weighted | None:
     if name not in _ELEMENTWISE:
         return None
-    values = [t for a in (*args, *kwargs.values()) for t in (a if isinstance(a, (list, tuple)) else (a,))]
+    given = (*args, *kwargs.values())
+    values = (t for a in given for t in (a if isinstance(a, (list, tuple)) else (a,)))
     tensors = [t for t in values if isinstance(t, Tensor)]
     weights = [t for t in tensors if learned(t)]
     roles = ["weight", *(f"weight{i}" for i in range(1, len(weights)))]

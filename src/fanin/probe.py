@@ -228,7 +228,7 @@ class Recorder:
             return
         values = output.detach()
         if call.op in _PRODUCTS or call.units is not None:
-            largest = float(values.abs().max())
+            largest = float(torch.linalg.vector_norm(values, math.inf))
         else:  # a mask may hold -inf or the lowest finite value on purpose
             largest = float(values.max()) if values.is_floating_point() else 0.0
             largest = largest if math.isnan(largest) or largest == math.inf else 0.0
@@ -387,13 +387,16 @@ def run_pass(
     recorder.calls = watch.calls
     seen, output, value = trace(call, batch, loss, watch)
     value, named = _objective(output, value, seed)
+    del output  # what the backward pass needs of it, the graph keeps
     architecture = read(seen, model)
     wanted = {n: p for n, p in parameters.items() if p.requires_grad}
     try:
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
     except Exception as error:
         told = " ".join(str(error).split())
-        raise ForwardError(f"model: its backward pass raised {type(error).__name__}: {told}") from error
+        raise ForwardError(
+            f"model: its backward pass raised {type(error).__name__}: {told}"
+        ) from error
     gradients = dict(zip(wanted, found, strict=True))
     if all(g is None for g in found):
         raise LossError("loss: it is not connected to any trainable parameter of the model")
@@ -453,10 +456,16 @@ def _functional(outputs: list[Tensor], seed: int) -> Tensor:
 def _rms(gradient: Tensor) -> float:
     gradient = gradient.detach()
     if gradient.layout != torch.strided:
-        gradient = gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient.to_dense()
+        gradient = (
+            gradient.coalesce().values()
+            if gradient.layout == torch.sparse_coo
+            else gradient.to_dense()
+        )
     if gradient.numel() == 0:
         return 0.0
-    return float(torch.linalg.vector_norm(gradient, dtype=_wide(gradient))) / gradient.numel() ** 0.5
+    return (
+        float(torch.linalg.vector_norm(gradient, dtype=_wide(gradient))) / gradient.numel() ** 0.5
+    )
 
 
 # ---- per layer -------------------------------------------------------------------------------------
@@ -465,7 +474,9 @@ def _rms(gradient: Tensor) -> float:
 FINGERPRINT_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
 
 
-def fingerprints(layer: Layer, cells: Mapping[int, Cell]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def fingerprints(
+    layer: Layer, cells: Mapping[int, Cell]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Forward and cotangent fingerprints of a layer's units over all its calls."""
     parts = [cells[i] for i in layer.calls if i in cells]
     forward = [c.forward for c in parts if c.forward is not None]
@@ -483,15 +494,14 @@ def unit_labels(layer: Layer, cells: Mapping[int, Cell], tolerance: float) -> np
     if forward is None:
         return None
     first = labels(forward, tolerance)
-    if cotangent is None or cotangent.shape != forward.shape:
+    apart = first.max(initial=-1) + 1 == len(first)
+    if apart or cotangent is None or cotangent.shape != forward.shape:
         return first
     second = labels(cotangent, tolerance)
     return np.unique(first * (second.max() + 1) + second, return_inverse=True)[1]
 
 
-def layer_stats(
-    layer: Layer, seen: Pass, distinct: int | None
-) -> LayerStats:
+def layer_stats(layer: Layer, seen: Pass, distinct: int | None) -> LayerStats:
     """Everything measured about one layer, over all its calls."""
     cells = [seen.cells[i] for i in layer.calls if i in seen.cells]
     count = sum(c.count for c in cells)

@@ -7,6 +7,8 @@ probability one), so comparing 50,000 units costs one small matrix product.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ __all__ = ["DIRECTIONS", "Directions", "classes", "labels", "project"]
 # Four numbers per unit and pass; a chance agreement of two different units needs all eight of
 # forward and backward to agree to the tolerance.
 DIRECTIONS = 4
-_PERIOD = 65_521  # rows of random numbers that are really drawn; a prime, so no grid has this period
+_PERIOD = (
+    65_521  # rows of random numbers that are really drawn; a prime, so no grid has this period
+)
 
 
 class Directions:
@@ -39,7 +43,9 @@ class Directions:
         return self._kept[key]
 
 
-def project(values: Tensor, unit_dims: tuple[int, ...], directions: Directions, occurrence: int) -> Tensor:
+def project(
+    values: Tensor, unit_dims: tuple[int, ...], directions: Directions, occurrence: int
+) -> Tensor:
     """Fingerprints [units, DIRECTIONS] of `values`, divided by √(samples × positions).
 
     Computed in the dtype of the values, or float32 where that is shorter.
@@ -92,11 +98,11 @@ def labels(vectors: np.ndarray, tolerance: float) -> np.ndarray:
         gap = np.diff(value) > tolerance * np.maximum(norm[1:], norm[:-1]) + floor
         first = np.concatenate([[True], gap | (np.diff(old) != 0)])
         current[rows] = len(sizes) + np.cumsum(first)
-        current = np.unique(current, return_inverse=True)[1]
-    order = np.unique(current, return_index=True)[1]
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[np.argsort(order, kind="stable")] = np.arange(len(order))
-    return np.asarray(rank[current])
+    # numbered by first member; of several writes to one place the last one, here the first row's, stays
+    leader = np.zeros(current.max() + 1, dtype=np.int64)
+    leader[current[::-1]] = np.arange(count)[::-1]
+    leads = leader[current] == np.arange(count)
+    return np.asarray((np.cumsum(leads) - 1)[leader[current]])
 
 
 def classes(numbers: np.ndarray) -> list[tuple[int, ...]]:
@@ -105,6 +111,10 @@ def classes(numbers: np.ndarray) -> list[tuple[int, ...]]:
     >>> classes(np.array([0, 1, 0, 2]))
     [(0, 2)]
     """
-    order = np.argsort(numbers, kind="stable")
-    starts = np.flatnonzero(np.diff(numbers[order])) + 1
-    return [tuple(int(i) for i in part) for part in np.split(order, starts) if len(part) > 1]
+    rows = np.flatnonzero(np.bincount(numbers)[numbers] > 1)
+    if len(rows) == 0:
+        return []
+    rows = rows[np.argsort(numbers[rows], kind="stable")]
+    edges = [0, *(np.flatnonzero(np.diff(numbers[rows])) + 1).tolist(), len(rows)]
+    members = rows.tolist()
+    return [tuple(members[a:b]) for a, b in pairwise(edges)]

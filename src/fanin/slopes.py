@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["FLAT", "Flat", "flat_parts"]
@@ -41,7 +42,9 @@ FLAT = {
 }
 
 
-def flat_parts(op: str, inputs: Tensor, unit_dims: tuple[int, ...]) -> tuple[float | None, float | None]:
+def flat_parts(
+    op: str, inputs: Tensor, unit_dims: tuple[int, ...]
+) -> tuple[float | None, float | None]:
     """Share of dead units, and share of saturated (unit, sample) pairs, of an activation's inputs.
 
     A unit is dead when its slope is exactly zero on the whole batch.  None where it does not apply.
@@ -64,5 +67,6 @@ def flat_parts(op: str, inputs: Tensor, unit_dims: tuple[int, ...]) -> tuple[flo
         dead = float(mask.float().mean())
     weak = None
     if flat.weak is not None:
-        weak = float((inputs.abs() > flat.weak).float().mean())
+        beyond = (inputs > flat.weak) | (inputs < -flat.weak)
+        weak = int(torch.count_nonzero(beyond)) / beyond.numel()
     return dead, weak

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer
 from fanin.guard import Guard
 from fanin.operations import ADDING
-from fanin.probe import FINGERPRINT_TOLERANCE, Cell, Pass, Recorder, fingerprints, run_pass, unit_labels
+from fanin.probe import (
+    FINGERPRINT_TOLERANCE,
+    Cell,
+    Pass,
+    Recorder,
+    fingerprints,
+    run_pass,
+    unit_labels,
+)
 from fanin.sketch import classes, labels
 
 __all__ = ["Deadlock", "Identity", "Symmetry", "UnitClass", "clones", "examine"]
@@ -126,7 +134,9 @@ def examine(
     suspects = _suspects(seen)
     stuck = [n for n, g in seen.gradients.items() if g == 0.0 and _size(model, n) > 0]
     unused = tuple(
-        Deadlock(n, n.rpartition(".")[0] or n, "unused") for n, g in seen.gradients.items() if g is None
+        Deadlock(n, n.rpartition(".")[0] or n, "unused")
+        for n, g in seen.gradients.items()
+        if g is None
     )
     if not suspects and not stuck:
         return Symmetry(deadlocks=unused, clones=twins), {}
@@ -169,7 +179,9 @@ def _suspects(seen: Pass) -> frozenset[Key]:
     return frozenset(found)
 
 
-def _mirrored(forward: np.ndarray, cotangent: np.ndarray, tolerance: float) -> list[tuple[int, ...]]:
+def _mirrored(
+    forward: np.ndarray, cotangent: np.ndarray, tolerance: float
+) -> list[tuple[int, ...]]:
     """Pairs of units that are each other's negative, forward and backward."""
     if forward.shape != cotangent.shape:
         return []
@@ -220,7 +232,11 @@ class _VirtualRun:
         for step in range(STEPS + 1):
             seen, gradients = self._pass()
             self.passes.append(seen)
-            moving = {n: g for n, g in gradients.items() if g is not None and not self._noise(n, g, seen, step)}
+            moving = {
+                n: g
+                for n, g in gradients.items()
+                if g is not None and not self._noise(n, g, seen, step)
+            }
             self._moved |= moving.keys()
             if step < STEPS:
                 self._step(moving)
@@ -274,7 +290,10 @@ class _VirtualRun:
             locked = self._locked(layer)
             gone = sum(len(c) - 1 for c in locked)
             distinct[layer.name] = layer.units - gone
-            found += [UnitClass(layer.name, c, "locked", STEPS, self._certificate(layer, c)) for c in locked]
+            found += [
+                UnitClass(layer.name, c, "locked", STEPS, self._certificate(layer, c))
+                for c in locked
+            ]
             found += self._breaking(layer, locked)
             found += self._mirrors(layer, locked)
         return tuple(found), distinct
@@ -285,9 +304,11 @@ class _VirtualRun:
             now = _joint(layer, seen)
             if now is None or (numbers is not None and len(now) != len(numbers)):
                 return []
-            numbers = now if numbers is None else np.unique(
-                numbers * (now.max() + 1) + now, return_inverse=True
-            )[1]
+            numbers = (
+                now
+                if numbers is None
+                else np.unique(numbers * (now.max() + 1) + now, return_inverse=True)[1]
+            )
         if numbers is None:
             return []
         parts = [p for c in classes(numbers) for p in self._alike(layer, c)]
@@ -297,7 +318,8 @@ class _VirtualRun:
         """Units that never received a gradient are copies only where their weights agree too; units
         of different weights are merely silent on this batch."""
         silent = all(
-            (c := fingerprints(_of(p, layer), p.cells)[1]) is not None and not c[list(members)].any()
+            (c := fingerprints(_of(p, layer), p.cells)[1]) is not None
+            and not c[list(members)].any()
             for p in self.passes
         )
         rows = self._kept(0, layer, "weight")
@@ -327,7 +349,9 @@ class _VirtualRun:
     def _separated(self, layer: Layer, members: tuple[int, ...]) -> int | None:
         for step, seen in enumerate(self.passes):
             forward, _ = fingerprints(_of(seen, layer), seen.cells)
-            if forward is not None and len(set(labels(forward, LOCK_TOLERANCE)[list(members)])) == len(members):
+            if forward is not None and len(
+                set(labels(forward, LOCK_TOLERANCE)[list(members)])
+            ) == len(members):
                 return step
         return None
 
@@ -375,9 +399,13 @@ class _VirtualRun:
         read = self.passes[0].architecture
         dead = {i for i, c in self.passes[0].cells.items() if c.dead == 1.0}
         dead = {i for i in dead if all(_dead_at(p, i) for p in self.passes)}
-        return tuple(d for name in held if (d := self._deadlock(name, held, dead, read)) is not None)
+        return tuple(
+            d for name in held if (d := self._deadlock(name, held, dead, read)) is not None
+        )
 
-    def _deadlock(self, name: str, held: list[str], dead: set[int], read: Architecture) -> Deadlock | None:
+    def _deadlock(
+        self, name: str, held: list[str], dead: set[int], read: Architecture
+    ) -> Deadlock | None:
         users = [layer for layer in read.layers if name in layer.parameters]
         if not users:
             return None
@@ -469,9 +497,16 @@ def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """
     buckets: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dim() > 1 and parameter.numel() > 3 and _random_looking(parameter):
+        if (
+            parameter.requires_grad
+            and parameter.dim() > 1
+            and parameter.numel() > 3
+            and _random_looking(parameter)
+        ):
             head = parameter.detach().flatten()[:8].tolist()
-            buckets.setdefault((parameter.shape, parameter.dtype, *head), []).append((name, parameter))
+            buckets.setdefault((parameter.shape, parameter.dtype, *head), []).append(
+                (name, parameter)
+            )
     groups: dict[tuple[str, ...], None] = {}
     for bucket in buckets.values():
         while len(bucket) > 1:

@@ -2,8 +2,8 @@
 
 A `torch.overrides.TorchFunctionMode` stands between every torch-level call and its result, so any
 Python control flow is followed and nothing is asked of the model.  Tensors are told apart by what
-they are made of: *learned* values are parameters or computed from parameters alone; *signals* depend
-on a layer or on the batch; everything else is a constant.
+they are made of: *learned* values are parameters or computed from parameters alone; *signals*
+depend on a layer or on the batch; everything else is a constant.
 """
 
 from __future__ import annotations
@@ -23,9 +23,27 @@ from torch.overrides import TorchFunctionMode
 
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
-from fanin.operations import ACTIVATIONS, LEARNED_INPUT, PASSIVE, RECURRENT, Weighted, describe, recurrent
+from fanin.operations import (
+    ACTIVATIONS,
+    LEARNED_INPUT,
+    PASSIVE,
+    RECURRENT,
+    Weighted,
+    describe,
+    recurrent,
+)
 
-__all__ = ["Call", "Observer", "Operand", "Trace", "Watch", "arguments", "reject_scripted", "tensors_in", "trace"]
+__all__ = [
+    "Call",
+    "Observer",
+    "Operand",
+    "Trace",
+    "Watch",
+    "arguments",
+    "reject_scripted",
+    "tensors_in",
+    "trace",
+]
 
 BATCH = -1  # the batch's floating tensors, among the producers of a call
 INTEGERS = -2  # its integer tensors: tokens, but also masks and labels
@@ -136,7 +154,13 @@ CRITERIA = frozenset({
     "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
 })  # fmt: skip
-_CONSTANT = frozenset({"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli"})
+# Functions that use a tensor's shape, or draw from it, and hand none of its values on.
+_CONSTANT = frozenset({
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "bernoulli",
+})  # fmt: skip
+# The names between the underscores of the operators that write in place: __iadd__, ...
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
 
 
 class Watch(TorchFunctionMode):
@@ -204,15 +228,18 @@ class Watch(TorchFunctionMode):
         return record
 
     def _unseen(self, tensor: Tensor) -> _Record:
-        """A tensor made by something that torch functions do not show (a custom autograd Function):
-        its producers are found in the autograd graph."""
-        nodes = {}
-        for reference, record in self._records.values():
+        """Note a tensor made by something that torch functions do not show.
+
+        What a custom autograd Function made has its producers in the autograd graph.
+        """
+        nodes: dict[Any, _Record] = {}
+        for reference, other_record in self._records.values():
             other = reference()
             if other is not None and other.grad_fn is not None:
-                nodes[other.grad_fn] = record
+                nodes[other.grad_fn] = other_record
         found: list[_Record] = []
-        queue, seen = [tensor.grad_fn], set()
+        queue: list[Any] = [tensor.grad_fn]
+        seen: set[Any] = set()
         while queue:
             node = queue.pop()
             if node is None or node in seen:
@@ -239,7 +266,9 @@ class Watch(TorchFunctionMode):
             self._note(tensor, record)
             base = tensor._base
             known = self._known(base) if base is not None else None
-            if base is not None and (known is None or (known.call is None and record.call is not None)):
+            if base is not None and (
+                known is None or (known.call is None and record.call is not None)
+            ):
                 self._note(base, record)
         return record
 
@@ -251,13 +280,17 @@ class Watch(TorchFunctionMode):
     # ---- the watch ------------------------------------------------------------------------------
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         name, in_place = _name(func)
         if self._substitute:
             args, kwargs = _map_tensors(self._swap, args), _map_tensors(self._swap, kwargs)
-        if name in RECURRENT and (len(args) > 8):
+        if name in RECURRENT and len(args) > 8:
             with self:
                 return _open_recurrent(name, func, args, self._recurrent)
         if name == "multi_head_attention_forward":
@@ -267,12 +300,9 @@ class Watch(TorchFunctionMode):
                     return _transparent(func)(*args, **kwargs)
             finally:
                 self._inside.pop()
-        if in_place or kwargs.get("inplace") or kwargs.get("out") is not None:
-            target = kwargs.get("out") if kwargs.get("out") is not None else args[0] if args else None
-            for tensor in tensors_in(target):
-                self._guard.protect(tensor)
-                if self._known(tensor) is None and tensor._base is None and tensor.grad_fn is None:
-                    self._note(tensor, _Record(None))
+        target = kwargs.get("out")
+        if target is not None or in_place or kwargs.get("inplace"):
+            self._written(target if target is not None else args[:1])
         if name in CRITERIA:
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
         out = func(*args, **kwargs)
@@ -280,6 +310,13 @@ class Watch(TorchFunctionMode):
             out = _map_tensors(self._lift, out)
         self._observed(self._seen, name, args, kwargs, args[0] if name == "__setitem__" else out)
         return out
+
+    def _written(self, target: Any) -> None:
+        """Note what a call is about to write into."""
+        for tensor in tensors_in(target):
+            self._guard.protect(tensor)
+            if self._known(tensor) is None and tensor._base is None and tensor.grad_fn is None:
+                self._note(tensor, _Record(None))
 
     def _observed(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -291,7 +328,11 @@ class Watch(TorchFunctionMode):
 
     def _swap(self, tensor: Tensor) -> Tensor:
         tensor = self._substitute.get(id(tensor), tensor)
-        if self._promote is not None and tensor.is_floating_point() and tensor.dtype != self._promote:
+        if (
+            self._promote is not None
+            and tensor.is_floating_point()
+            and tensor.dtype != self._promote
+        ):
             lifted = tensor.to(self._promote)
             record = self._known(tensor)
             if record is not None:
@@ -309,13 +350,8 @@ class Watch(TorchFunctionMode):
         if not outputs or name in _CONSTANT or name.startswith("new_"):
             return
         operands = list(tensors_in((args, kwargs)))
-        if name in PASSIVE:
-            base = self._record_of(operands[0]) if operands else None
-            picked = base is not None and base.call is None and any(
-                (r := self._record_of(t)) is not None and r.call is not None and not t.is_floating_point()
-                for t in operands[1:]
-            )  # fmt: skip
-            operands = operands if picked else operands[:1]
+        if name in PASSIVE and not self._picked(operands):
+            operands = operands[:1]
         records = [r for t in operands if (r := self._record_of(t)) is not None]
         records = [r for r in records if r.call is not None or r.parameters]
         signals = [r for r in records if r.call is not None]
@@ -326,10 +362,27 @@ class Watch(TorchFunctionMode):
             return
         self._signal(name, args, kwargs, outputs, signals, names)
 
+    def _picked(self, operands: list[Tensor]) -> bool:
+        """Whether the first operand is no signal and another, an index, is one."""
+        base = self._record_of(operands[0]) if operands else None
+        if base is None or base.call is not None:
+            return False
+        for tensor in operands[1:]:
+            record = self._record_of(tensor)
+            if record is not None and record.call is not None and not tensor.is_floating_point():
+                return True
+        return False
+
     def _signal(
-        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any],
-        outputs: list[Tensor], signals: list[_Record], names: tuple[str, ...],
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: list[Tensor],
+        signals: list[_Record],
+        names: tuple[str, ...],
+    ) -> None:
+        """Record a call on a signal; `names` are the parameters that take part."""
         weighted = describe(name, args, kwargs, self.learned) if names else None
         if weighted is not None and not weighted.weights:
             weighted = None
@@ -339,7 +392,9 @@ class Watch(TorchFunctionMode):
             operands: tuple[Operand, ...] = (Operand("unknown", names, ()),)
             call = self._add_call(f"unnamed:{name}", inputs, outputs[0], operands, None, varies)
         else:
-            operands = tuple(self._operand(role, t) for role, t in weighted.weights) if weighted else ()
+            operands = (
+                tuple(self._operand(role, t) for role, t in weighted.weights) if weighted else ()
+            )
             op = weighted.op if weighted else name
             call = self._add_call(op, inputs, outputs[0], operands, weighted, varies)
         self._mark(outputs, _Record(call.index, varies=varies))
@@ -355,7 +410,9 @@ class Watch(TorchFunctionMode):
         self._mark(outputs, _Record(call.index, varies=varies))
         self._observed(self._report, call, weighted, (), outputs[0])
 
-    def _report(self, call: Call, weighted: Weighted | None, args: tuple[Any, ...], output: Tensor) -> None:
+    def _report(
+        self, call: Call, weighted: Weighted | None, args: tuple[Any, ...], output: Tensor
+    ) -> None:
         if torch._C._functorch.is_functorch_wrapped_tensor(output):
             return  # inside of vmap or another transform a tensor has no values to measure
         if output.is_floating_point() or output.is_complex():
@@ -370,9 +427,14 @@ class Watch(TorchFunctionMode):
         return Operand(role, record.parameters if record is not None else (), tuple(tensor.shape))
 
     def _add_call(
-        self, op: str, inputs: tuple[int, ...], output: Tensor, operands: tuple[Operand, ...],
-        weighted: Weighted | None, varies: bool,
-    ) -> Call:  # fmt: skip
+        self,
+        op: str,
+        inputs: tuple[int, ...],
+        output: Tensor,
+        operands: tuple[Operand, ...],
+        weighted: Weighted | None,
+        varies: bool,
+    ) -> Call:
         units = None
         if weighted is not None and weighted.unit_dims:
             units = 1
@@ -401,7 +463,7 @@ class Watch(TorchFunctionMode):
         def enter(module: nn.Module, _: Any) -> None:
             self._stack.append(self._paths.get(id(module), self._stack[-1]))
 
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
+        def leave(*_: Any) -> None:
             if len(self._stack) > 1:
                 self._stack.pop()
 
@@ -435,7 +497,9 @@ def trace(
             what, length = "loss", len(watch.calls)
             value = None if loss is None else loss(output)
             if loss is not None and not isinstance(value, Tensor):
-                raise LossError(f"loss: it returned {type(value).__name__}; a scalar tensor is needed")
+                raise LossError(
+                    f"loss: it returned {type(value).__name__}; a scalar tensor is needed"
+                )
     except FaninError:
         raise
     except Exception as error:
@@ -501,7 +565,7 @@ def _name(func: Any) -> tuple[str, bool]:
         return name, name == "__setitem__"
     if name.startswith("__") and name.endswith("__"):
         bare = name.strip("_")
-        in_place = bare.startswith("i") and bare[1:] in ("add", "sub", "mul", "truediv", "matmul", "pow")
+        in_place = bare in _IN_PLACE
         return (bare[1:] if in_place else bare), in_place
     in_place = name.endswith("_")
     return (name.rstrip("_") if in_place else name), in_place
@@ -518,16 +582,25 @@ def _transparent(func: Any) -> Any:
 
     names = {n: answer_false for n in func.__globals__ if n.startswith("has_torch_function")}
     scope = {**func.__globals__, **names}
-    copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy = types.FunctionType(
+        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+    )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
 
 def _open_recurrent(
-    name: str, func: Any, args: tuple[Any, ...], report: Callable[[Weighted, tuple[Tensor, ...]], None]
+    name: str,
+    func: Any,
+    args: tuple[Any, ...],
+    report: Callable[[Weighted, tuple[Tensor, ...]], None],
 ) -> tuple[Tensor, ...]:
     """A fused recurrent call, one layer at a time, so that every hidden layer is seen."""
-    packed = isinstance(args[1], Tensor) and not isinstance(args[2], bool) and isinstance(args[3], (list, tuple))
+    packed = (
+        isinstance(args[1], Tensor)
+        and not isinstance(args[2], bool)
+        and isinstance(args[3], (list, tuple))
+    )
     if packed:
         x, sizes, hidden, flat, biases, layers, dropout, training, both = args[:9]
         batch_first = False
@@ -543,7 +616,11 @@ def _open_recurrent(
         given = start if name == "lstm" else start[0]
         rest = (biases, 1, 0.0, training, both)
         with torch._C.DisableTorchFunction():
-            out = func(x, sizes, given, part, *rest) if packed else func(x, given, part, *rest, batch_first)
+            out = (
+                func(x, sizes, given, part, *rest)
+                if packed
+                else func(x, given, part, *rest, batch_first)
+            )
         report(recurrent(name, x, start, part, directions, biases), out)
         x = out[0]
         last.append(tuple(out[1:]))
@@ -555,4 +632,7 @@ def _open_recurrent(
 def reject_scripted(model: nn.Module) -> None:
     """Raise for a ScriptModule, whose calls cannot be watched."""
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("model: a ScriptModule's calls cannot be watched; give the Python module it was made from")
+        raise ModelError(
+            "model: a ScriptModule's calls cannot be watched; give the Python module it was made "
+            "from"
+        )

@@ -27,8 +27,13 @@ __all__ = ["Snapshot", "snapshot"]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
+_REBOUND = {"manual_seed"}  # by torch itself, when it first imports torch._dynamo
+
 _PATCHABLE = {  # functions that could be replaced for the time of a check, and left so
-    owner.__name__: (owner, [name for name, value in vars(owner).items() if callable(value)])
+    owner.__name__: (
+        owner,
+        [n for n, value in vars(owner).items() if callable(value) and n not in _REBOUND],
+    )
     for owner in (
         torch,
         F,

@@ -1,7 +1,18 @@
 """Rules: from what was measured to what is wrong, why, and how to mend it."""
 
+from fanin.findings.catalogue import RULES, Rule
 from fanin.findings.evidence import Evidence, Station, depth_of, stations
 from fanin.findings.judge import judge
-from fanin.findings.rules import RULES, Finding, Rule, document
+from fanin.findings.rules import Finding, document
 
-__all__ = ["RULES", "Evidence", "Finding", "Rule", "Station", "depth_of", "document", "judge", "stations"]
+__all__ = [
+    "RULES",
+    "Evidence",
+    "Finding",
+    "Rule",
+    "Station",
+    "depth_of",
+    "document",
+    "judge",
+    "stations",
+]

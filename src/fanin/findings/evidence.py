@@ -54,7 +54,8 @@ class Evidence:
         limit: largest finite value of the dtype that training will use, and its name.
         out_of_range: (call, value) of the first result beyond the limit.
         unwritten: parameters that were allocated and never written (a watched construction).
-        idle: (parameter, std, bound in std) of truncations that cut nothing (a watched construction).
+        idle: (parameter, std, bound in std) of truncations that cut nothing (a watched
+            construction).
     """
 
     seen: Pass
@@ -89,10 +90,10 @@ def stations(seen: Pass) -> tuple[Station, ...]:
     """The measured calls that every path from the batch to the output passes."""
     owner = {i: layer for layer in seen.architecture.layers for i in layer.calls}
     found = []
+    trace = seen.architecture.trace
     for index in seen.architecture.trunk:
-        cell, layer = seen.cells.get(index), owner.get(index)
-        call = seen.architecture.trace.calls[index]
-        if cell is None or cell.count == 0 or not call.varies or index >= seen.architecture.trace.length:
+        cell, layer, call = seen.cells.get(index), owner.get(index), trace.calls[index]
+        if cell is None or cell.count == 0 or not call.varies or index >= trace.length:
             continue
         found.append(
             Station(

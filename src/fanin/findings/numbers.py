@@ -25,15 +25,15 @@ def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
     bad = [a for a in evidence.audits if a.nonfinite]
     if bad:
         counts = [f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad[:4]]
+        more = f" (+{len(bad) - 4})" if len(bad) > 4 else ""
         yield finding(
             "N401",
             "error",
             (a.name for a in bad),
-            measured="; ".join(counts) + (f" (+{len(bad) - 4})" if len(bad) > 4 else "") + " not finite",
+            measured=f"{'; '.join(counts)}{more} not finite",
             expected="0",
-            message=f"{sum(a.nonfinite for a in bad):,} entries in {len(bad)} parameter(s) are NaN or infinite.",
-            why="One NaN reaches every output in one step and every weight in the next.",
-            fix="Draw these entries again; look for torch.empty without an init, or a broken checkpoint.",
+            message=f"{sum(a.nonfinite for a in bad):,} entries in {len(bad)} parameter(s) "
+            "are NaN or infinite.",
         )
 
 
@@ -52,16 +52,19 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
         or (evidence.trunk and evidence.trunk[-1].rms > HUGE)
     )
     by_name = {a.name: a for a in evidence.audits}
-    texts = [f"{n}: up to {by_name[n].max_abs:.3g}" + (" (never written)" if n in evidence.unwritten else "") for n in names]
+    texts = [
+        f"{n}: up to {by_name[n].max_abs:.3g}"
+        + (" (never written)" if n in evidence.unwritten else "")
+        for n in names
+    ]
     yield finding(
         "N402",
         "error" if harmed else "warning",
         names,
         measured="; ".join(texts[:4]) + (f" (+{len(texts) - 4})" if len(texts) > 4 else ""),
         expected=f"entries between {1e-30:g} and {HUGE:g}",
-        message="A parameter holds values that no scheme draws: memory that was allocated and not written.",
-        why="What torch.empty finds differs from run to run: huge values, denormals, or leftovers of other tensors.",
-        fix="Initialize the parameter right where it is created (for example nn.init.normal_(p, std=0.02)).",
+        message="A parameter holds values that no scheme draws: memory that was allocated and not "
+        "written.",
     )
 
 
@@ -88,8 +91,6 @@ def _first(evidence: Evidence, call: Call, way: str) -> Finding:
         measured=f"first in {call.op} of {place or 'the model'} ({way})",
         expected="finite values everywhere",
         message=f"The {way} pass makes NaN or infinite values; {call.op} is the first to do so.",
-        why="A loss or gradient that is not finite ends training at the first step.",
-        fix="Look at this operation's input: a scale that overflowed, a division by zero, a log or square root of zero.",
     )
 
 
@@ -126,7 +127,6 @@ def _range(evidence: Evidence, call: Call, value: float) -> Finding:
         expected=f"at most {limit:.5g}, the largest value of {name}",
         message=f"The first value past {name}'s range is in {call.op} of {place or 'the model'}.",
         why=f"In {name} it becomes infinite, and the loss NaN.",
-        fix="Scale the weights of this layer (or of those before it) down, or train in bfloat16 or float32.",
     )
 
 

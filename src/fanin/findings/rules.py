@@ -1,16 +1,16 @@
-"""The catalogue of rules and the form of a finding."""
+"""The form of a finding, and the documents of the rules."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
-from types import MappingProxyType
 
 from fanin.errors import ArgumentError
+from fanin.findings.catalogue import RULES
 
-__all__ = ["RULES", "Finding", "Rule", "document", "finding"]
+__all__ = ["Finding", "document", "finding"]
 
 
 @dataclass(frozen=True)
@@ -43,48 +43,6 @@ class Finding:
     fix: str
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A rule of the catalogue; its document is `document(rule.code)`."""
-
-    code: str
-    name: str
-    severities: tuple[str, ...]
-    summary: str
-
-
-_ERROR, _WARNING, _INFO = "error", "warning", "info"
-
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        rule.code: rule
-        for rule in (
-            Rule("S101", "locked-units", (_ERROR, _WARNING), "units that are and stay copies of one another"),
-            Rule("S102", "gradient-deadlock", (_ERROR, _WARNING), "parameters that never receive a gradient"),
-            Rule("S103", "self-breaking", (_INFO,), "units that start as copies and separate by themselves"),
-            Rule("S104", "cloned-layers", (_WARNING,), "untied parameters that start bit-identical"),
-            Rule("S105", "mirrored-units", (_WARNING,), "sign-flipped pairs that stay mirrored"),
-            Rule("P201", "vanishing-signal", (_ERROR, _WARNING), "the signal shrinks layer by layer"),
-            Rule("P202", "exploding-signal", (_ERROR, _WARNING), "the signal grows layer by layer"),
-            Rule("P203", "vanishing-gradient", (_ERROR, _WARNING), "the gradient shrinks on its way to the input"),
-            Rule("P204", "exploding-gradient", (_ERROR, _WARNING), "the gradient grows on its way to the input"),
-            Rule("P205", "dead-units", (_ERROR, _WARNING), "units whose activation is flat on the whole batch"),
-            Rule("P206", "saturated-units", (_ERROR, _WARNING), "units in the flat part of their activation"),
-            Rule("P207", "collapsed-inputs", (_ERROR, _WARNING), "different inputs can no longer be told apart"),
-            Rule("O301", "loss-above-chance", (_WARNING,), "the loss starts far above that of guessing"),
-            Rule("N401", "non-finite-parameter", (_ERROR,), "a parameter holds NaN or infinity"),
-            Rule("N402", "unwritten-memory", (_ERROR, _WARNING), "a parameter looks like memory nobody wrote"),
-            Rule("N403", "non-finite-signal", (_ERROR,), "the forward or backward pass makes NaN or infinity"),
-            Rule("N404", "out-of-range", (_ERROR, _WARNING), "values leave the range of the training dtype"),
-            Rule("W501", "unused-parameter", (_WARNING,), "a trainable parameter the forward pass never uses"),
-            Rule("W502", "packed-fan", (_WARNING,), "a packed q, k, v matrix scaled as if it were one"),
-            Rule("W503", "idle-truncation", (_WARNING,), "a truncated normal whose bounds cut nothing"),
-            Rule("W505", "clamped-outliers", (_WARNING,), "tail samples clamped onto a far bound"),
-        )
-    }
-)
-
-
 def document(code_or_name: str) -> str:
     """The Markdown document of a rule, by code or name.
 
@@ -113,11 +71,36 @@ def finding(
     measured: str,
     expected: str,
     message: str,
-    why: str,
-    fix: str,
+    why: str | None = None,
+    fix: str | None = None,
 ) -> Finding:
-    """A finding of a rule of the catalogue, at one or more places."""
+    """A finding of a rule of the catalogue, at one or more places.
+
+    Args:
+        code: of the rule.
+        severity: one of the rule's.
+        places: module or parameter paths, the primary one first; each is kept once.
+        measured: what was seen.
+        expected: what a sound start shows.
+        message: one sentence.
+        why: why it hurts; the catalogue's text by default.
+        fix: what to do; the catalogue's text by default.
+
+    Raises:
+        AssertionError: a finding of this rule never has that severity.
+    """
     rule, layers = RULES[code], tuple(dict.fromkeys(places))
     if severity not in rule.severities:
         raise AssertionError(f"{code} is never an {severity}")
-    return Finding(code, rule.name, severity, layers[0], layers, measured, expected, message, why, fix)
+    return Finding(
+        code=code,
+        name=rule.name,
+        severity=severity,
+        layer=layers[0],
+        layers=layers,
+        measured=measured,
+        expected=expected,
+        message=message,
+        why=rule.why if why is None else why,
+        fix=rule.fix if fix is None else fix,
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
@@ -17,29 +18,32 @@ from fanin.operations import NORMS, RECURRENT
 
 __all__ = ["RULES"]
 
-# Decay of the signal over a stretch without normalization, its largest single step left out (a small
-# head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4, faulty from
-# 1e-9, grey between.  Healthy zoo: down to 0.1.
+# Decay of the signal over a stretch without normalization, its largest single step left out (a
+# small head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4,
+# faulty from 1e-9, grey between.  Healthy zoo: down to 0.1.
 VANISHED, VANISHING = 1e-4, 1e-2
 # Growth of the signal over such a stretch.  Healthy zoo: up to 10.  Residual networks without norms
 # train from ×65 (start losses of 50 to 600), those labelled faulty start at ×600 and more.
 EXPLODED, EXPLODING = 256.0, 32.0
 # With it, what makes a smaller growth fatal.  A regression's output this many times its target:
-# labelled sound up to 4, faulty from 41.  The growth of cotangent × signal towards the input: labelled
-# sound up to 10, faulty from 95.
+# labelled sound up to 4, faulty from 41.  The growth of cotangent × signal towards the input:
+# labelled sound up to 10, faulty from 95.
 ABOVE_TARGET, FORCE = 32.0, 50.0
-# Decay of the cotangent from the output to the input, largest step left out.  Labelled: sound down to
-# 4e-4, faulty from 1e-4 (grey down to 1e-9).  Healthy zoo: 8e-4.
+# Decay of the cotangent from the output to the input, largest step left out.  Labelled: sound down
+# to 4e-4, faulty from 1e-4 (grey down to 1e-9).  Healthy zoo: 8e-4.
 GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 3e-4
-# Growth towards the input of cotangent × signal, which a scale-preserving layer leaves alone: a small
-# relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty from 1e3.
+# Growth towards the input of cotangent × signal, which a scale-preserving layer leaves alone: a
+# small relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty
+# from 1e3.
 GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
-# Variation across samples over that of the batch.  Labelled: sound down to 6e-5 (a convolution; 1.1e-3
-# for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo: 1.7e-3.
+# Variation across samples over that of the batch.  Labelled: sound down to 6e-5 (a convolution;
+# 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
+# 1.7e-3.
 COLLAPSED, COLLAPSING = 2e-5, 1e-3
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
-# Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any one.
+# Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any
+# one.
 FEW = 16
 # Share of (unit, sample) pairs in the flat part.  Labelled: sound up to 0.78, faulty from 0.89.
 # Healthy zoo: 0.25.
@@ -74,33 +78,38 @@ def _stretch(evidence: Evidence) -> list[Station]:
 
 
 def _spread(station: Station) -> float:
-    """The part of the signal that differs between samples (all of it in a batch of one): what large
-    constant biases add is no growth."""
+    """The part of the signal that differs between samples (all of it in a batch of one).
+
+    What large constant biases add is no growth.
+    """
     return station.rms if station.variation is None else station.rms * station.variation
 
 
 def signal(evidence: Evidence) -> Iterator[Finding]:
     """P201, P202: the scale of the signal."""
     run = _stretch(evidence)
-    if len(run) < 2:
-        return
-    steps = [math.log(b.rms / a.rms) for a, b in zip(run, run[1:], strict=False)]
+    if len(run) > 1:
+        yield from _vanishing_signal(run)
+        yield from _exploding_signal(evidence, run)
+
+
+def _vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
+    steps = [math.log(b.rms / a.rms) for a, b in pairwise(run)]
     total = sum(steps)
     decay = math.exp(total - min([*steps, 0.0]))
     if decay < VANISHING:
-        low = next(s for s in run if s.rms < run[0].rms * VANISHING)
         yield finding(
             "P201",
             "error" if decay < VANISHED else "warning",
-            [low.place, *(s.place for s in run if s.rms < run[0].rms * VANISHING)],
-            measured=f"rms {run[0].rms:.3g} at {run[0].place} → {run[-1].rms:.3g} at {run[-1].place}, "
-            f"×{math.exp(total / len(steps)):.3g} a layer",
+            (s.place for s in run if s.rms < run[0].rms * VANISHING),
+            measured=f"rms {run[0].rms:.3g} at {run[0].place} → "
+            f"{run[-1].rms:.3g} at {run[-1].place}, ×{math.exp(total / len(steps)):.3g} a layer",
             expected="about the same rms at every depth (×1 a layer)",
             message="The signal shrinks layer by layer until next to nothing is left of it.",
-            why="The output starts independent of the input, and gradients shrink by the same factor on the way back.",
-            fix="Use the gain of the activation: nn.init.kaiming_normal_(w, nonlinearity='relu') for ReLU, "
-            "√(1/fan_in)·gain in general; a norm or residual connections for great depth.",
         )
+
+
+def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Finding]:
     top = max(run, key=_spread)
     base = max(_spread(run[0]), LEAST_SPREAD * run[0].rms)
     growth = _spread(top) / base
@@ -110,11 +119,10 @@ def signal(evidence: Evidence) -> Iterator[Finding]:
             "P202",
             "error" if growth > EXPLODED or _fatal(evidence, run) else "warning",
             places,
-            measured=f"spread {base:.3g} at {run[0].place} → {_spread(top):.3g} at {top.place} (×{growth:.3g})",
+            measured=f"spread {base:.3g} at {run[0].place} → "
+            f"{_spread(top):.3g} at {top.place} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
             message="The signal grows layer by layer.",
-            why="Outputs and gradients start so large that no learning rate fits all layers.",
-            fix="Draw the weights with std √(1/fan_in)·gain; scale each residual branch by 1/√(number of branches), or end it with zero.",
         )
 
 
@@ -131,48 +139,54 @@ def _fatal(evidence: Evidence, run: Sequence[Station]) -> bool:
 
 def _force(station: Station) -> float:
     """Cotangent × signal: what a relative change at this place does to the loss."""
-    return (station.norm or 0.0) * _spread(station) * station.cell.count**0.5
+    return (station.norm or 0.0) * _spread(station) * math.sqrt(station.cell.count)
 
 
 def gradient(evidence: Evidence) -> Iterator[Finding]:
     """P203, P204: the scale of the cotangent on its way to the input."""
     run = [s for s in _live(evidence) if s.norm and math.isfinite(s.norm) and s.rms > 0]
     if len(run) > 2:
-        norms = [s.norm or 0.0 for s in run]
-        steps = [math.log(a / b) for a, b in zip(norms, norms[1:], strict=False)]
-        decay = math.exp(sum(steps) - min([*steps, 0.0]))
-        if decay < GRADIENT_VANISHING:
-            yield finding(
-                "P203",
-                "error" if decay < GRADIENT_VANISHED else "warning",
-                [run[0].place, *(s.place for s in run if (s.norm or 0.0) < norms[-1] * GRADIENT_VANISHING)],
-                measured=f"norm {norms[-1]:.3g} at {run[-1].place} → {norms[0]:.3g} at {run[0].place}, "
-                f"×{math.exp(sum(steps) / len(steps)):.3g} a layer towards the input",
-                expected="about the same norm at every depth (×1 a layer)",
-                message="The gradient shrinks layer by layer on its way to the input.",
-                why="The first layers stay as they were drawn while the last ones learn from their noise.",
-                fix="Use the gain of the activation (orthogonal or He-like weights); a norm or residual connections for great depth.",
-            )
+        yield from _vanishing_gradient(run)
     if not any(c.op in NORMS for c in evidence.seen.architecture.trace.calls):
-        yield from _exploding([s for s in run if s in _stretch(evidence)])
+        stretch = _stretch(evidence)
+        run = [s for s in run if s in stretch]
+        if len(run) > 2:
+            yield from _exploding_gradient(run)
 
 
-def _exploding(run: Sequence[Station]) -> Iterator[Finding]:
-    if len(run) < 3:
-        return
+def _vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
+    norms = [s.norm or 0.0 for s in run]
+    steps = [math.log(a / b) for a, b in pairwise(norms)]
+    decay = math.exp(sum(steps) - min([*steps, 0.0]))
+    if decay < GRADIENT_VANISHING:
+        low = [s.place for s in run if (s.norm or 0.0) < norms[-1] * GRADIENT_VANISHING]
+        yield finding(
+            "P203",
+            "error" if decay < GRADIENT_VANISHED else "warning",
+            [run[0].place, *low],
+            measured=f"norm {norms[-1]:.3g} at {run[-1].place} → {norms[0]:.3g} at {run[0].place}, "
+            f"×{math.exp(sum(steps) / len(steps)):.3g} a layer towards the input",
+            expected="about the same norm at every depth (×1 a layer)",
+            message="The gradient shrinks layer by layer on its way to the input.",
+        )
+
+
+def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
     force = [_force(s) for s in run]
     growth = max(force) / force[-1] if force[-1] else 0.0
     if growth > GRADIENT_EXPLODING:
         worst = run[force.index(max(force))]
+        high = [
+            s.place for s, f in zip(run, force, strict=True) if f > GRADIENT_EXPLODING * force[-1]
+        ]
         yield finding(
             "P204",
             "error" if growth > GRADIENT_EXPLODED else "warning",
-            [worst.place, *(s.place for s, f in zip(run, force, strict=True) if f > GRADIENT_EXPLODING * force[-1])],
-            measured=f"cotangent × signal grows ×{growth:.3g} from {run[-1].place} to {worst.place}",
+            [worst.place, *high],
+            measured=f"cotangent × signal grows ×{growth:.3g} "
+            f"from {run[-1].place} to {worst.place}",
             expected=f"below ×{GRADIENT_EXPLODING:g}",
             message="The gradient grows layer by layer on its way to the input.",
-            why="A tiny change of an early weight turns the output over: the loss surface is chaotic at the start.",
-            fix="Draw smaller weights: std √(1/fan_in)·gain, where the activation is used in its middle part.",
         )
 
 
@@ -188,18 +202,18 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
             continue
         places = sum(c.count for c in cells) // layer.units
         if places >= FEW or (min(shares) == 1.0 and layer.units >= FEW):
-            found["error" if set(layer.calls) & trunk else "warning"].append((layer.name, min(shares)))
-    for severity, places_found in found.items():
-        if places_found:
+            severity = "error" if set(layer.calls) & trunk else "warning"
+            found[severity].append((layer.name, min(shares)))
+    for severity, listed in found.items():
+        if listed:
             yield finding(
                 "P205",
                 severity,
-                (n for n, _ in places_found),
-                measured="; ".join(f"{n}: {s:.0%} of its units dead" for n, s in places_found[:4]),
+                (n for n, _ in listed),
+                measured="; ".join(f"{n}: {s:.0%} of its units dead" for n, s in listed[:4]),
                 expected=f"below {DEAD:.0%} (a healthy layer has a few)",
-                message="Units are in the flat part of their activation for every sample of the batch.",
-                why="A dead unit gives nothing on and gets no gradient, so it cannot come back by itself.",
-                fix="Set the biases of this layer to zero and draw its weights with the activation's gain.",
+                message="Units are in the flat part of their activation for every sample of the "
+                "batch.",
             )
 
 
@@ -218,17 +232,17 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         if share >= (SATURATING if central else full):
             severity = "error" if central and share >= full else "warning"
             found[severity].append((layer.name, share, rms))
-    for severity, places in found.items():
-        if places:
+    for severity, listed in found.items():
+        if listed:
             yield finding(
                 "P206",
                 severity,
-                (n for n, _, _ in places),
-                measured="; ".join(f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in places[:4]),
+                (n for n, _, _ in listed),
+                measured="; ".join(
+                    f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in listed[:4]
+                ),
                 expected=f"below {SATURATING:.0%}",
                 message="Most units sit where their activation is flat.",
-                why="The slope there is under 5 % of its largest, so the gradient is cut at every such layer.",
-                fix="Draw smaller weights: nn.init.xavier_normal_(w, gain=nn.init.calculate_gain('tanh')), biases zero.",
             )
 
 
@@ -236,22 +250,27 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
     """P207: samples that differ at the input and are the same further on."""
     given = evidence.input_variation
     if given is not None and given > SAME_BATCH:
-        scale = min(1.0, given)
-        low = [s for s in _live(evidence) if s.variation is not None and s.variation < COLLAPSING * scale]
-        least = min((s.variation or 0.0 for s in low), default=1.0)
-        if low:
-            yield finding(
-                "P207",
-                "error" if least < COLLAPSED * scale else "warning",
-                (s.place for s in low),
-                measured=f"samples differ by {least:.2g} of the signal's rms at {low[-1].place}",
-                expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {given:.2g})",
-                message="Different inputs can no longer be told apart: the signal is alive, but the same for all of them.",
-                why="Biases (or an activation that is never negative) add the same to every sample while the weights "
-                "shrink what differs, so the output cannot depend on the input.",
-                fix="Draw the weights larger (He or orthogonal with the activation's gain) and start biases at zero.",
-            )
+        yield from _same_samples(evidence, given)
     yield from _constant_norms(evidence)
+
+
+def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
+    """Places where samples that differ by `given` in the batch hardly do."""
+    scale = min(1.0, given)
+    varied = [(s.place, s.variation) for s in _live(evidence) if s.variation is not None]
+    low = [(place, variation) for place, variation in varied if variation < COLLAPSING * scale]
+    if low:
+        least = min(variation for _, variation in low)
+        yield finding(
+            "P207",
+            "error" if least < COLLAPSED * scale else "warning",
+            (place for place, _ in low),
+            measured=f"samples differ by {least:.2g} of the signal's rms at {low[-1][0]}",
+            expected=f"above {COLLAPSING * scale:.1g} "
+            f"(the batch's own samples differ by {given:.2g})",
+            message="Different inputs can no longer be told apart: the signal is alive, but the "
+            "same for all of them.",
+        )
 
 
 def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
@@ -261,7 +280,8 @@ def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
     for layer in evidence.seen.architecture.layers:
         if layer.op in NORMS and len(layer.parameters) > 1 and len(layer.weight) == 1:
             scale, shift = audits.get(layer.weight[0]), audits.get(layer.parameters[1])
-            if scale and shift and scale.max_abs == 0.0 and not scale.nonfinite and shift.max_abs > 0.0:
+            closed = scale is not None and scale.max_abs == 0.0 and not scale.nonfinite
+            if closed and shift is not None and shift.max_abs > 0.0:
                 found.append(layer.name)
     trunk = {s.place for s in evidence.trunk}
     if found:
@@ -271,7 +291,8 @@ def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
             found,
             measured=f"scale 0 and shift not 0 in {len(found)} norm(s)",
             expected="scale 1, shift 0 (scale 0 with shift 0 at the end of a residual branch)",
-            message="A norm gives the same output for every input: its scale is zero and its shift is not.",
+            message="A norm gives the same output for every input: its scale is zero and its shift "
+            "is not.",
             why="Whatever enters, the shift leaves: usually the two were swapped.",
             fix="Set weight to one and bias to zero (module.reset_parameters()).",
         )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
-from fanin.operations import RECURRENT
 from fanin.findings.rules import Finding, finding
+from fanin.operations import RECURRENT
 from fanin.symmetry import Deadlock, UnitClass
 
 __all__ = ["RULES"]
 
-# A layer whose effective width is at most this share of its units has collapsed.  Networks with half
-# of each layer's units doubled train like their healthy twins (trainability benchmark); those with
-# one unit a layer do not.
+# A layer whose effective width is at most this share of its units has collapsed.  Networks with
+# half of each layer's units doubled train like their healthy twins (trainability benchmark); those
+# with one unit a layer do not.
 COLLAPSED_SHARE = 0.25
 
 
@@ -40,8 +41,9 @@ def locked_units(evidence: Evidence) -> Iterator[Finding]:
 def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
     """Whether what must be learned has to pass a collapsed layer.
 
-    A collapsed layer that works on many positions (a convolution, a token-wise layer) still hands on
-    as many numbers as there are positions: it is fatal only where most of its kind have collapsed.
+    A collapsed layer that works on many positions (a convolution, a token-wise layer) still hands
+    on as many numbers as there are positions: it is fatal only where most of its kind have
+    collapsed.
     """
     read = evidence.seen.architecture
     last = read.heads
@@ -60,17 +62,18 @@ def _positions(evidence: Evidence, layer: Layer) -> int:
 
 
 def _locked(
-    evidence: Evidence, severity: str, names: list[str], by_layer: dict[str, list[UnitClass]],
+    evidence: Evidence,
+    severity: str,
+    names: list[str],
+    by_layer: dict[str, list[UnitClass]],
     width: dict[str, tuple[int, int]],
-) -> Finding:  # fmt: skip
+) -> Finding:
     shown = [f"{n}: {width[n][0]} distinct of {width[n][1]} units" for n in names[:4]]
     more = f" (+{len(names) - 4} layers)" if len(names) > 4 else ""
-    copies = [c.units for n in names for c in by_layer[n]]
-    steps = evidence.symmetry.steps
-    worst = max(
-        (v for n in names for c in by_layer[n] for i in c.certificate
-         for v in (i.inputs, i.outputs, i.gradients, i.updates) if v == v), default=0.0,
-    )  # fmt: skip
+    copies = [c for n in names for c in by_layer[n]]
+    certified = [i for c in copies for i in c.certificate]
+    differences = [v for i in certified for v in (i.inputs, i.outputs, i.gradients, i.updates)]
+    worst = max((v for v in differences if not math.isnan(v)), default=0.0)
     layers = {y.name: y for y in evidence.seen.architecture.layers}
     modules = [n.rpartition(".")[0] for n in names if layers[n].op in RECURRENT]
     return finding(
@@ -79,15 +82,9 @@ def _locked(
         [*names, *(m for m in modules if m)],
         measured="; ".join(shown) + more,
         expected="; ".join(f"{n}: {width[n][1]}" for n in names[:4]) + " distinct units",
-        message=(
-            f"Units {_units(copies)} are copies: same inputs, outputs, gradients and updates "
-            f"over {steps} steps (largest difference {worst:.1g})."
-        ),
-        why=(
-            "Copies get identical updates, so they stay copies for ever and the layer has the "
-            "capacity of its distinct units alone."
-        ),
-        fix="Draw these units' weights at random (for example torch.nn.init.kaiming_normal_), each its own.",
+        message=f"Units {_units([c.units for c in copies])} are copies: same inputs, outputs, "
+        f"gradients and updates over {evidence.symmetry.steps} steps "
+        f"(largest difference {worst:.1g}).",
     )
 
 
@@ -102,6 +99,13 @@ def _units(groups: list[tuple[int, ...]]) -> str:
     return text + (f" and {len(groups) - 4} more groups" if len(groups) > 4 else "")
 
 
+_DEAD_WHY = (
+    "A unit whose slope is zero on every sample passes no gradient on, so neither it nor anything "
+    "that reaches the loss only through it can move."
+)
+_DEAD_FIX = "Move the biases of the dead units towards zero and draw their weights again."
+
+
 def deadlocks(evidence: Evidence) -> Iterator[Finding]:
     """S102: parameters that no virtual step moved, held by zero factors or dead units."""
     found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != "unused")
@@ -109,27 +113,19 @@ def deadlocks(evidence: Evidence) -> Iterator[Finding]:
         return
     held = sorted({b for d in found for b in d.because})
     causes = sorted({d.cause for d in found})
-    total = len(evidence.seen.gradients)
+    factors = "two zero factors" in causes
+    total, steps = len(evidence.seen.gradients), evidence.symmetry.steps
     layers = [*_blamed(evidence, found), *(d.layer for d in found), *(d.parameter for d in found)]
     yield finding(
         "S102",
         "error",
         layers,
-        measured=f"{len(found)} of {total} parameters got no gradient in {evidence.symmetry.steps} steps",
+        measured=f"{len(found)} of {total} parameters got no gradient in {steps} steps",
         expected="a gradient in every used parameter after a step or two",
-        message=f"No update ever reaches {_names(d.parameter for d in found)}: {' and '.join(causes)} ({_names(held)}).",
-        why=(
-            "Two factors that are zero on every path hold each other at zero: each one's gradient is "
-            "a product with the other. One zero factor is only a delay of one step."
-            if "two zero factors" in causes
-            else "A unit whose slope is zero on every sample passes no gradient on, so neither it nor "
-            "anything that reaches the loss only through it can move."
-        ),
-        fix=(
-            "Start one of the two factors at random and leave the other at zero."
-            if "two zero factors" in causes
-            else "Move the biases of the dead units towards zero and draw their weights again."
-        ),
+        message=f"No update ever reaches {_names(d.parameter for d in found)}: "
+        f"{' and '.join(causes)} ({_names(held)}).",
+        why=None if factors else _DEAD_WHY,
+        fix=None if factors else _DEAD_FIX,
     )
 
 
@@ -157,11 +153,10 @@ def self_breaking(evidence: Evidence) -> Iterator[Finding]:
         "S103",
         "info",
         (c.layer for c in found),
-        measured=f"units {_units([c.units for c in found])} equal at the start, apart after {step} step(s)",
+        measured=f"units {_units([c.units for c in found])} equal at the start, "
+        f"apart after {step} step(s)",
         expected="nothing to do",
         message="Some units start with equal pre-activations and separate by themselves.",
-        why="Their outgoing weights differ, so their gradients do: the copy breaks in the first steps.",
-        fix="None needed; distinct incoming weights would use the first steps better.",
     )
 
 
@@ -170,19 +165,15 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
     groups = evidence.symmetry.clones
     if not groups:
         return
+    shown = [" = ".join(g[:4]) + (f" = … (+{len(g) - 4})" if len(g) > 4 else "") for g in groups]
+    more = f" and {len(groups) - 3} more groups" if len(groups) > 3 else ""
     yield finding(
         "S104",
         "warning",
         [*(n for g in groups for n in g), *_owners(evidence, groups)],
-        measured="; ".join(" = ".join(g[:4]) + (f" = … (+{len(g) - 4})" if len(g) > 4 else "") for g in groups[:3])
-        + (f" and {len(groups) - 3} more groups" if len(groups) > 3 else ""),
+        measured="; ".join(shown[:3]) + more,
         expected="every untied weight drawn on its own",
         message="Different, untied parameters start bit-identical.",
-        why=(
-            "Usually a seed that was set again, a reused initializer, or deepcopy. Depth or inputs "
-            "tell these copies apart, so training goes on, but from fewer random features than paid for."
-        ),
-        fix="Draw each one from its own random stream (re-run its reset_parameters()), or tie them on purpose.",
     )
 
 
@@ -203,9 +194,8 @@ def mirrored_units(evidence: Evidence) -> Iterator[Finding]:
         (c.layer for c in found),
         measured=f"{len(found)} pair(s): {_units([c.units for c in found])}",
         expected="no unit that is the negative of another",
-        message=f"Pairs of units are each other's negative and stayed so over {evidence.symmetry.steps} steps.",
-        why="Under an odd activation a mirrored pair computes one function twice: half of its capacity is lost.",
-        fix="Draw the incoming weights of one of each pair again (mirrored pairs are useful with ReLU only).",
+        message="Pairs of units are each other's negative and stayed so over "
+        f"{evidence.symmetry.steps} steps.",
     )
 
 

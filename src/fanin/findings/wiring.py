@@ -28,8 +28,6 @@ def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
         measured=f"loss {loss:.4g}",
         expected=f"about {chance:.4g}, the loss of guessing",
         message="The loss starts far above that of guessing.",
-        why="The first steps go into unlearning confident wrong answers; with a tied embedding it is the embedding's scale.",
-        fix="Start the output layer smaller (or its tied embedding: std 0.02, or 1/√width), or at zero.",
     )
 
 
@@ -39,19 +37,17 @@ def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
     if not unused:
         return
     used = {n for layer in evidence.seen.architecture.layers for n in layer.parameters}
-    aside = [n for n in unused if n in used]
+    more = f" (+{len(unused) - 3})" if len(unused) > 3 else ""
+    aside = " (they run, but their output is not used)" if used.issuperset(unused) else ""
     yield finding(
         "W501",
         "warning",
         [*unused, *_whole_modules(evidence, unused)],
         measured=f"{len(unused)} parameter(s) without a path to the loss: "
-        + ", ".join(unused[:3]) + (f" (+{len(unused) - 3})" if len(unused) > 3 else ""),
+        f"{', '.join(unused[:3])}{more}",
         expected="every trainable parameter used",
-        message="Trainable parameters play no part in the loss"
-        + (" (they run, but their output is not used)." if len(aside) == len(unused) else "."),
-        why="They cost memory, never change, and make distributed training wait for gradients that do not come.",
-        fix="Remove them, use them, or freeze them with requires_grad_(False).",
-    )  # fmt: skip
+        message=f"Trainable parameters play no part in the loss{aside}.",
+    )
 
 
 def _whole_modules(evidence: Evidence, names: list[str]) -> list[str]:
@@ -73,7 +69,14 @@ def packed_fan(evidence: Evidence) -> Iterator[Finding]:
         call = evidence.seen.architecture.trace.calls[layer.calls[0]]
         shape = call.operands[0].shape
         audit = audits.get(layer.weight[0]) if len(layer.weight) == 1 else None
-        if audit is None or layer.op != "linear" or len(shape) != 2 or not shape[1] or shape[0] % shape[1] or not _is_packed(evidence, layer.calls[0], layer.weight[0], shape):
+        if (
+            audit is None
+            or layer.op != "linear"
+            or len(shape) != 2
+            or not shape[1]
+            or shape[0] % shape[1]
+            or not _is_packed(evidence, layer.calls[0], layer.weight[0], shape)
+        ):
             continue
         packed, apart = (2 / (shape[1] + 3 * shape[1])) ** 0.5, (2 / (2 * shape[1])) ** 0.5
         if abs(audit.rms / packed - 1) < SAME_STD and audit.uniform:
@@ -85,9 +88,8 @@ def packed_fan(evidence: Evidence) -> Iterator[Finding]:
             (n for n, _, _ in found),
             measured=f"std {found[0][1]:.4g} ({found[0][0]})",
             expected=f"std {found[0][2]:.4g}: Xavier of each block [E, E]",
-            message="A packed q, k, v matrix was drawn with Xavier over [3E, E], as if it were one.",
-            why="Each block's fan_out is E, not 3E: its weights start √2 too small and attention scores half as wide.",
-            fix="Draw the three blocks apart: for w in in_proj_weight.chunk(3): nn.init.xavier_uniform_(w).",
+            message="A packed q, k, v matrix was drawn with Xavier over [3E, E], "
+            "as if it were one.",
         )
 
 
@@ -102,7 +104,9 @@ def _is_packed(evidence: Evidence, index: int, weight: str, shape: tuple[int, ..
         return True
     after = evidence.seen.architecture.descendants({index})
     near = [trace.calls[i].op for i in sorted(after)[:24]]
-    return shape[0] == parameter.shape[0] and any(op in ("scaled_dot_product_attention", "softmax") for op in near)
+    return shape[0] == parameter.shape[0] and any(
+        op in ("scaled_dot_product_attention", "softmax") for op in near
+    )
 
 
 def idle_truncation(evidence: Evidence) -> Iterator[Finding]:
@@ -115,9 +119,10 @@ def idle_truncation(evidence: Evidence) -> Iterator[Finding]:
             (n for n, _, _ in evidence.idle),
             measured=f"{name}: std {std:g}, bounds at ±{bound:.0f} σ",
             expected="bounds within a few σ (usually ±2 σ)",
-            message="The truncation truncates nothing: trunc_normal_ takes its bounds as values, not in σ.",
-            why="The recipe meant a truncated normal and got a plain one, with its full tails and std.",
-            fix=f"Give the bounds in units of the weights: trunc_normal_(w, std={std:g}, a={-2 * std:g}, b={2 * std:g}).",
+            message="The truncation truncates nothing: trunc_normal_ takes its bounds as values, "
+            "not in σ.",
+            fix="Give the bounds in units of the weights: "
+            f"trunc_normal_(w, std={std:g}, a={-2 * std:g}, b={2 * std:g}).",
         )
 
 
@@ -129,11 +134,12 @@ def clamped_outliers(evidence: Evidence) -> Iterator[Finding]:
             "W505",
             "warning",
             [*(a.name for a in odd), *(a.name.rpartition(".")[0] for a in odd)],
-            measured="; ".join(f"{a.name}: {a.outliers} entries at ±{a.bound:g} ({a.bound / a.rms:.0f} × rms)" for a in odd[:3]),
+            measured="; ".join(
+                f"{a.name}: {a.outliers} entries at ±{a.bound:g} ({a.bound / a.rms:.0f} × rms)"
+                for a in odd[:3]
+            ),
             expected="no entry beyond 8 σ",
             message="A few entries lie exactly on a bound far out in the tail of the others.",
-            why="A truncated normal that clamps stray samples puts them on the bound: single weights that drown a unit.",
-            fix="Draw these entries again; with bounds in σ (a=-2*std, b=2*std) they cannot occur.",
         )
 
 
