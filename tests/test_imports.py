@@ -25,6 +25,7 @@ ORDER = (
     "sketch",
     "slopes",
     "probe",
+    "clones",
     "symmetry",
     "numbers",
     "findings",

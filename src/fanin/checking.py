@@ -14,22 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import parameters_of
+from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, BatchError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
-from fanin.guard import Guard, untouched
+from fanin.guard import untouched
 from fanin.numbers import Audit, Record, audit, recording
-from fanin.probe import (
-    FINGERPRINT_TOLERANCE,
-    LayerStats,
-    Pass,
-    Recorder,
-    layer_stats,
-    relative_spread,
-    run_pass,
-    unit_labels,
-)
+from fanin.probe import Pass, Recorder, layer_stats, relative_spread, run_pass
 from fanin.report import Report
-from fanin.symmetry import examine
+from fanin.symmetry import Subject, examine
 from fanin.trace import arguments, reject_scripted, tensors_in
 
 __all__ = ["check", "recording"]
@@ -99,64 +91,67 @@ def check(
     limit = _limit(model, dtype)
     samples = _samples(batch)
     with torch.inference_mode(False), torch.enable_grad(), _eager(), untouched(model) as guard:
-        evidence = _look(model, batch, loss, guard, seed, samples, limit, tell, record)
+        subject = Subject(model, batch, loss, guard, seed, samples)
+        evidence = _look(subject, limit, tell, record)
     findings = tuple(f for f in judge(evidence) if f.code in chosen)
-    return _report(model, evidence, findings, seed, samples, time.perf_counter() - started)
+    return _report(subject, evidence, findings, time.perf_counter() - started)
 
 
 def _look(
-    model: nn.Module, batch: Any, loss: Loss | None, guard: Guard, seed: int, samples: int | None,
-    limit: tuple[float, str], tell: Callable[[str], None], record: Record | None,
-) -> Evidence:  # fmt: skip
+    subject: Subject,
+    limit: tuple[float, str],
+    tell: Callable[[str], None],
+    record: Record | None,
+) -> Evidence:
+    """Everything the rules judge; a second forward pass only where a value may leave the range."""
     tell("reading the parameters")
-    audits = audit(model)
+    audits = audit(subject.model)
     tell("running forward and backward")
-    seen = _first_pass(model, batch, loss, guard, seed, samples, audits, None)
+    seen = _first_pass(subject, audits, None)
     bounded = limit[0] < torch.finfo(torch.float32).max
     if bounded or not _finite(seen):
         tell("looking for the first value out of range")
         wide = min(limit[0], torch.finfo(torch.float32).max)
-        seen = _first_pass(model, batch, loss, guard, seed, samples, audits, wide)
-    tolerance = FINGERPRINT_TOLERANCE["float32"]
-    symmetry, distinct = examine(model, batch, loss, seen, guard, seed, samples, tell)
-    layers: list[LayerStats] = []
-    for layer in seen.architecture.layers:
-        count = distinct.get(layer.name)
-        if count is None and layer.units is not None:
-            numbers = unit_labels(layer, seen.cells, tolerance)
-            count = (
-                layer.units
-                if numbers is None or layer.name not in distinct
-                else int(numbers.max()) + 1
-            )
-        layers.append(layer_stats(layer, seen, count))
+        seen = _first_pass(subject, audits, wide)
+    symmetry, distinct = examine(subject, seen, tell)
     trunk = stations(seen)
     return Evidence(
         seen=seen,
-        layers=tuple(layers),
+        layers=tuple(
+            layer_stats(layer, seen, distinct.get(layer.name, layer.units))
+            for layer in seen.architecture.layers
+        ),
         trunk=trunk,
         symmetry=symmetry,
         audits=audits,
         depth=depth_of(trunk),
-        samples=samples,
-        input_variation=_input_variation(batch, samples),
+        samples=subject.samples,
+        input_variation=_input_variation(subject.batch, subject.samples),
         limit=limit,
         out_of_range=seen.first_bad,
-        unwritten=record.unwritten(model) if record is not None else (),
-        idle=record.idle(model) if record is not None else (),
+        repeats=repeated_rows(subject.model),
+        unwritten=record.unwritten(subject.model) if record is not None else (),
+        idle=record.idle(subject.model) if record is not None else (),
     )
 
 
-def _first_pass(
-    model: nn.Module, batch: Any, loss: Loss | None, guard: Guard, seed: int, samples: int | None,
-    audits: tuple[Audit, ...], limit: float | None,
-) -> Pass:  # fmt: skip
-    recorder = Recorder(seed, samples, limit=limit)
-    parameters = dict(model.named_parameters())
+def _first_pass(subject: Subject, audits: tuple[Audit, ...], limit: float | None) -> Pass:
+    """The watched pass of the model itself; with a limit, the first call beyond it is found."""
+    model = subject.model
+    recorder = Recorder(subject.seed, subject.samples, limit=limit)
     try:
-        seen, _ = run_pass(model, model, _private(batch), loss, parameters, recorder, guard, seed)
+        seen, _ = run_pass(
+            model,
+            model,
+            _private(subject.batch),
+            subject.loss,
+            dict(model.named_parameters()),
+            recorder,
+            subject.guard,
+            subject.seed,
+        )
     finally:
-        changed = guard.changed()
+        changed = subject.guard.changed()
     if changed:
         raise ModelError(
             f"model: its forward changes the parameter {changed[0]!r} in place; a check needs a "
@@ -166,7 +161,7 @@ def _first_pass(
 
 
 def _sound_loss(seen: Pass, audits: tuple[Audit, ...]) -> Pass:
-    """A loss that is not finite is the loss's own fault only where everything before it is finite."""
+    """A loss that is not finite is its own fault only where everything before it is finite."""
     cells = seen.cells.values()
     explained = any(a.nonfinite for a in audits) or any(c.nonfinite for c in cells)
     huge = any(c.max_abs > _HUGE for c in cells)
@@ -198,7 +193,8 @@ def _eager() -> AbstractContextManager[Any]:
 def _built(build: Any) -> tuple[nn.Module, Record]:
     if not callable(build):
         raise ArgumentError(
-            f"model: {type(build).__name__} is not a torch.nn.Module, nor a function that builds one"
+            f"model: {type(build).__name__} is not a torch.nn.Module, "
+            "nor a function that builds one"
         )
     with recording() as record:
         model = build()
@@ -214,7 +210,8 @@ def _check_arguments(seed: Any, loss: Any) -> None:
         raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**63 - 1 is needed")
     if loss is not None and not callable(loss):
         raise ArgumentError(
-            f"loss: {type(loss).__name__} is not callable; give a function from the model's output to a scalar"
+            f"loss: {type(loss).__name__} is not callable; "
+            "give a function from the model's output to a scalar"
         )
 
 
@@ -237,30 +234,13 @@ def _matching(argument: str, prefixes: Iterable[str]) -> set[str]:
 
 
 def _check_model(model: nn.Module) -> None:
+    """Raise ModelError for a model that cannot be checked or trained."""
     reject_scripted(model)
     named = list(model.named_parameters())
     if not named:
         raise ModelError("model: it has no parameters, so there is nothing to check")
     for name, parameter in named:
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ModelError(
-                f"model: the lazy parameter {name!r} is not materialized; run the model once first"
-            )
-        if parameter.is_meta:
-            raise ModelError(
-                f"model: the parameter {name!r} is on the meta device and has no values; "
-                "initialize it first (model.to_empty(device=...) and an init), then check"
-            )
-        if parameter.is_inference():
-            raise ModelError(
-                f"model: the parameter {name!r} was made in inference mode and can have no gradient; "
-                "build the model outside of torch.inference_mode()"
-            )
-        if parameter.layout != torch.strided or parameter.is_quantized:
-            kind = "quantized" if parameter.is_quantized else f"sparse ({parameter.layout})"
-            raise ModelError(
-                f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters"
-            )
+        _check_parameter(name, parameter)
     for name, buffer in model.named_buffers():
         if isinstance(buffer, nn.parameter.UninitializedBuffer):
             raise ModelError(
@@ -268,16 +248,42 @@ def _check_model(model: nn.Module) -> None:
             )
     if not any(p.requires_grad for _, p in named):
         raise ModelError(
-            f"model: all {len(named)} parameters are frozen (requires_grad=False); nothing would train"
+            f"model: all {len(named)} parameters are frozen (requires_grad=False); "
+            "nothing would train"
+        )
+
+
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise ModelError(
+            f"model: the lazy parameter {name!r} is not materialized; run the model once first"
+        )
+    if parameter.is_meta:
+        raise ModelError(
+            f"model: the parameter {name!r} is on the meta device and has no values; "
+            "initialize it first (model.to_empty(device=...) and an init), then check"
+        )
+    if parameter.is_inference():
+        raise ModelError(
+            f"model: the parameter {name!r} was made in inference mode and can have no gradient; "
+            "build the model outside of torch.inference_mode()"
+        )
+    if parameter.layout != torch.strided or parameter.is_quantized:
+        kind = "quantized" if parameter.is_quantized else f"sparse ({parameter.layout})"
+        raise ModelError(
+            f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters"
         )
 
 
 def _check_batch(model: nn.Module, batch: Any) -> None:
+    """Raise BatchError for a key that is no name, another device, or a value that is not finite."""
     args, kwargs = arguments(batch)
-    odd = [k for k in kwargs if not isinstance(k, str)]
+    keys: Iterable[object] = kwargs  # a user's dict may hold anything
+    odd = [k for k in keys if not isinstance(k, str)]
     if odd:
         raise BatchError(
-            f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; a dict of inputs needs the argument names (str)"
+            f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; "
+            "a dict of inputs needs the argument names (str)"
         )
     places = {t.device for t in (*model.parameters(), *model.buffers())}
     named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
@@ -286,23 +292,26 @@ def _check_batch(model: nn.Module, batch: Any) -> None:
             if tensor.device not in places and tensor.dim() > 0:
                 here = ", ".join(sorted(str(p) for p in places))
                 raise BatchError(
-                    f"batch: input {name} is on {tensor.device}, the model on {here}; move one of them"
+                    f"batch: input {name} is on {tensor.device}, the model on {here}; "
+                    "move one of them"
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise BatchError(
-                    f"batch: input {name} holds {bad} NaN or infinite values; a check needs a finite batch"
+                    f"batch: input {name} holds {bad} NaN or infinite values; "
+                    "a check needs a finite batch"
                 )
 
 
 def _limit(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[float, str]:
+    """Largest finite value of the dtype that training will use, and its name."""
     if dtype is None:
         kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
         chosen = min(kinds, key=lambda d: torch.finfo(d).max, default=torch.float32)
     else:
-        found = (
-            getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-        )
+        found: Any = dtype
+        if isinstance(dtype, str):
+            found = getattr(torch, dtype.removeprefix("torch."), None)
         if not isinstance(found, torch.dtype) or not found.is_floating_point:
             raise ArgumentError(
                 f"dtype: {dtype!r}; float16, bfloat16, float32 or float64 is needed"
@@ -319,23 +328,19 @@ def _samples(batch: Any) -> int | None:
 
 
 def _input_variation(batch: Any, samples: int | None) -> float | None:
-    """Largest relative spread of the batch's tensors across samples; None when it cannot be known."""
+    """Largest relative spread of the batch's tensors across samples; None where it is not known."""
+    if not samples or samples < 2:
+        return None
     found = []
     for tensor in tensors_in(arguments(batch)):
-        if (
-            samples
-            and samples > 1
-            and tensor.dim() > 0
-            and tensor.shape[0] == samples
-            and tensor.numel()
-        ):
+        if tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel():
             spread = relative_spread(tensor.reshape(samples, -1).to(torch.float64), 0)
             found += [spread] if spread is not None else []
     return max(found, default=None)
 
 
 def _private(batch: Any) -> Any:
-    """A copy of the batch, so that a forward that writes into its inputs leaves the user's alone."""
+    """A copy of the batch, so that a forward that writes into its inputs leaves the original."""
     if isinstance(batch, Tensor):
         return batch.detach().clone().requires_grad_(batch.requires_grad)
     if isinstance(batch, dict):
@@ -351,9 +356,9 @@ def _private(batch: Any) -> Any:
 
 
 def _report(
-    model: nn.Module, evidence: Evidence, findings: tuple[Finding, ...], seed: int,
-    samples: int | None, seconds: float,
-) -> Report:  # fmt: skip
+    subject: Subject, evidence: Evidence, findings: tuple[Finding, ...], seconds: float
+) -> Report:
+    model = subject.model
     first = next(model.parameters())
     tensors = parameters_of(model)
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
@@ -366,8 +371,8 @@ def _report(
         device=str(first.device),
         loss=evidence.seen.loss if evidence.seen.named_loss else None,
         chance=evidence.seen.chance,
-        seed=seed,
-        samples=samples,
+        seed=subject.seed,
+        samples=subject.samples,
         mode="train" if model.training else "eval",
         layers=evidence.layers,
         depth=evidence.depth,

@@ -53,6 +53,8 @@ FAR = 8.0
 # Share of float32 entries on exactly the largest magnitude that a continuous draw never reaches; a
 # clamp at 3 σ leaves 2.7e-3.
 CLAMPED = 1e-3
+# The nearest bound that truncated normals use is 2 σ; tables of sines end at 1.5.
+NEAREST = 1.8
 _SAMPLE = 65_536
 
 
@@ -97,7 +99,7 @@ def _outliers(values: Tensor, sample: Tensor, bound: float) -> int:
     if bound <= FAR * sigma and ordered[-1] != bound:
         return 0  # where a share of CLAMPED lies on the bound, some of the sample does
     on = sum(int(torch.count_nonzero(values == edge)) for edge in (bound, -bound))
-    clamped = on >= max(3, CLAMPED * values.numel())
+    clamped = on >= max(3, CLAMPED * values.numel()) and bound > NEAREST * sigma
     return on if clamped or bound > FAR * sigma else 0
 
 

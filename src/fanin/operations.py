@@ -393,9 +393,9 @@ LEARNED_INPUT = (
 # Functions that hand values on unchanged, reshaped or picked: no layer, no activation.
 PASSIVE = frozenset({
     "view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
-    "alias", "transpose", "permute", "t", "T", "mT", "movedim", "swapaxes", "swapdims", "roll", "flip",
-    "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "pad", "unfold",
-    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind",
+    "alias", "transpose", "permute", "t", "T", "mT", "movedim", "swapaxes", "swapdims", "roll",
+    "flip", "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "pad",
+    "unfold", "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind",
     "select", "narrow", "__getitem__", "__get__", "index_select", "gather", "take_along_dim",
     "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
     "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",

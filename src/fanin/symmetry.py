@@ -1,9 +1,10 @@
 """Which units are copies of one another, and the proof of it.
 
-Units whose pre-activations and cotangents agree are candidates.  On a float64 copy of the parameters
-a few steps of permutation-equivariant training (per-tensor normalized gradients) are taken: what is
-still equal is locked, what has separated was breaking by itself, and a parameter that never received
-a gradient is deadlocked.  A model without candidates pays for no copy and no step.
+Units whose pre-activations and cotangents agree are candidates.  On a float64 copy of the
+parameters a few steps of permutation-equivariant training (per-tensor normalized gradients) are
+taken: what is still equal is locked, what has separated was breaking by itself, and a parameter
+that never received a gradient is deadlocked.  A model without candidates pays for no copy and no
+step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer
+from fanin.clones import clones
 from fanin.guard import Guard
 from fanin.operations import ADDING
 from fanin.probe import (
@@ -31,16 +33,39 @@ from fanin.probe import (
 )
 from fanin.sketch import classes, labels
 
-__all__ = ["Deadlock", "Identity", "Symmetry", "UnitClass", "clones", "examine"]
+__all__ = ["Deadlock", "Identity", "Subject", "Symmetry", "UnitClass", "examine"]
 
-STEPS = 4  # virtual steps: a zero factor delays by one step each, and no intended start stacks more than two
+# Virtual steps: a zero factor delays by one step each, and no intended start stacks more than two.
+STEPS = 4
 STEP_SIZE = 0.1  # of each tensor's own RMS; large enough to separate, small enough to kill nothing
-# Equal values drift apart by round-off alone, by a factor of about two a step; 1e-16 · 2⁴ is far below.
+# Equal values drift apart by round-off alone, by a factor of about two a step; 1e-16 · 2⁴ is far
+# below.
 LOCK_TOLERANCE = 1e-9
 # In float64 a sum that cancels exactly leaves about 1e-16 of its terms.
 NOISE = 1e-12
 
 Key = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked, and how: the same in the first pass and in the virtual steps.
+
+    Attributes:
+        model: under check.
+        batch: a tensor, a tuple of positional or a dict of keyword arguments.
+        loss: from the output to a scalar, or None.
+        guard: keeps everything as it was.
+        seed: of everything random.
+        samples: batch size, None when it cannot be known.
+    """
+
+    model: nn.Module
+    batch: Any
+    loss: Callable[[Any], Tensor] | None
+    guard: Guard
+    seed: int
+    samples: int | None
 
 
 @dataclass(frozen=True)
@@ -116,23 +141,25 @@ class Symmetry:
 
 
 def examine(
-    model: nn.Module,
-    batch: Any,
-    loss: Callable[[Any], Tensor] | None,
-    seen: Pass,
-    guard: Guard,
-    seed: int,
-    samples: int | None,
-    progress: Callable[[str], None],
+    subject: Subject, seen: Pass, progress: Callable[[str], None]
 ) -> tuple[Symmetry, dict[str, int]]:
     """Find copies in a pass that was seen, and prove them by virtual steps.
 
+    Args:
+        subject: what was seen.
+        seen: its first pass.
+        progress: told in a few words what is under way.
+
     Returns:
         what was found, and the distinct units of each layer that has copies, by name.
+
+    Raises:
+        ForwardError: the model, the loss or the backward pass raised in a virtual step.
+        LossError: the loss is not a scalar connected to a parameter in a virtual step.
     """
-    twins = clones(model)
+    twins = clones(subject.model)
     suspects = _suspects(seen)
-    stuck = [n for n, g in seen.gradients.items() if g == 0.0 and _size(model, n) > 0]
+    stuck = [n for n, g in seen.gradients.items() if g == 0.0 and _size(subject.model, n) > 0]
     unused = tuple(
         Deadlock(n, n.rpartition(".")[0] or n, "unused")
         for n, g in seen.gradients.items()
@@ -141,7 +168,7 @@ def examine(
     if not suspects and not stuck:
         return Symmetry(deadlocks=unused, clones=twins), {}
     progress("proving symmetry")
-    run = _VirtualRun(model, batch, loss, seen, guard, seed, samples, suspects)
+    run = _VirtualRun(subject, seen, suspects)
     run.train()
     found, distinct = run.classes()
     return (
@@ -210,19 +237,15 @@ def _size(model: nn.Module, name: str) -> int:
 class _VirtualRun:
     """A few training steps on a float64 copy of the parameters, and what they showed."""
 
-    def __init__(
-        self, model: nn.Module, batch: Any, loss: Callable[[Any], Tensor] | None, seen: Pass,
-        guard: Guard, seed: int, samples: int | None, keep: frozenset[Key],
-    ) -> None:  # fmt: skip
-        self._model, self._loss, self._seen = model, loss, seen
-        self._guard, self._seed, self._samples, self._keep = guard, seed, samples, keep
-        self._batch = _double(batch)
-        self._originals = dict(model.named_parameters())
+    def __init__(self, subject: Subject, seen: Pass, keep: frozenset[Key]) -> None:
+        self._subject, self._seen, self._keep = subject, seen, keep
+        self._batch = _double(subject.batch)
+        self._originals = dict(subject.model.named_parameters())
         self._copies = {
             n: _double(p.detach()).clone().requires_grad_(p.requires_grad)
             for n, p in self._originals.items()
         }
-        self._buffers = {n: _double(b.detach()).clone() for n, b in model.named_buffers()}
+        self._buffers = {n: _double(b.detach()).clone() for n, b in subject.model.named_buffers()}
         self._zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
         self.passes: list[Pass] = []
         self._moved: set[str] = set()
@@ -235,28 +258,37 @@ class _VirtualRun:
             moving = {
                 n: g
                 for n, g in gradients.items()
-                if g is not None and not self._noise(n, g, seen, step)
+                if g is not None and not self._noise(n, seen, step)
             }
             self._moved |= moving.keys()
             if step < STEPS:
                 self._step(moving)
 
     def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
-        recorder = Recorder(self._seed, self._samples, keep=self._keep)
+        subject = self._subject
+        recorder = Recorder(subject.seed, subject.samples, keep=self._keep)
         tensors = {**self._copies, **self._buffers}
-        named_buffers = dict(self._model.named_buffers())
+        named_buffers = dict(subject.model.named_buffers())
         substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
         substitute |= {id(named_buffers[n]): b for n, b in self._buffers.items()}
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return torch.func.functional_call(self._model, tensors, args, kwargs)
+            return torch.func.functional_call(subject.model, tensors, args, kwargs)
 
         return run_pass(
-            call, self._model, _copied(self._batch), self._loss, self._copies, recorder, self._guard,
-            self._seed, substitute, torch.float64,
-        )  # fmt: skip
+            call,
+            subject.model,
+            _copied(self._batch),
+            subject.loss,
+            self._copies,
+            recorder,
+            subject.guard,
+            subject.seed,
+            substitute=substitute,
+            promote=torch.float64,
+        )
 
-    def _noise(self, name: str, gradient: Tensor, seen: Pass, step: int) -> bool:
+    def _noise(self, name: str, seen: Pass, step: int) -> bool:
         """Whether a gradient is nothing but the round-off of a sum that cancels."""
         rms = seen.gradients[name]
         if not rms or not math.isfinite(rms):
@@ -278,7 +310,7 @@ class _VirtualRun:
                 scale = 1.0 / max(width, 1) ** 0.5
             parameter.add_(gradient, alpha=-STEP_SIZE * scale / rms)
 
-    # ---- what the steps showed --------------------------------------------------------------------
+    # ---- what the steps showed -------------------------------------------------------------------
 
     def classes(self) -> tuple[tuple[UnitClass, ...], dict[str, int]]:
         """Locked, self-breaking and mirrored classes, and distinct units by layer name."""
@@ -295,33 +327,31 @@ class _VirtualRun:
                 for c in locked
             ]
             found += self._breaking(layer, locked)
-            found += self._mirrors(layer, locked)
+            found += self._mirrors(layer)
         return tuple(found), distinct
 
     def _locked(self, layer: Layer) -> list[tuple[int, ...]]:
+        """Units that agree in every pass."""
         numbers = None
         for seen in self.passes:
             now = _joint(layer, seen)
             if now is None or (numbers is not None and len(now) != len(numbers)):
                 return []
-            numbers = (
-                now
-                if numbers is None
-                else np.unique(numbers * (now.max() + 1) + now, return_inverse=True)[1]
-            )
+            if numbers is not None:
+                now = np.unique(numbers * (now.max() + 1) + now, return_inverse=True)[1]
+            numbers = now
         if numbers is None:
             return []
         parts = [p for c in classes(numbers) for p in self._alike(layer, c)]
         return sorted(parts)
 
     def _alike(self, layer: Layer, members: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Units that never received a gradient are copies only where their weights agree too; units
-        of different weights are merely silent on this batch."""
-        silent = all(
-            (c := fingerprints(_of(p, layer), p.cells)[1]) is not None
-            and not c[list(members)].any()
-            for p in self.passes
-        )
+        """The parts of a class that are copies.
+
+        Units that never received a gradient are copies only where their weights agree too; units of
+        different weights are merely silent on this batch.
+        """
+        silent = all(_silent(p, layer, members) for p in self.passes)
         rows = self._kept(0, layer, "weight")
         if not silent or rows is None or max(members) >= len(rows):
             return [members]
@@ -349,13 +379,14 @@ class _VirtualRun:
     def _separated(self, layer: Layer, members: tuple[int, ...]) -> int | None:
         for step, seen in enumerate(self.passes):
             forward, _ = fingerprints(_of(seen, layer), seen.cells)
-            if forward is not None and len(
-                set(labels(forward, LOCK_TOLERANCE)[list(members)])
-            ) == len(members):
+            if forward is None:
+                continue
+            apart = set(labels(forward, LOCK_TOLERANCE)[list(members)])
+            if len(apart) == len(members):
                 return step
         return None
 
-    def _mirrors(self, layer: Layer, locked: list[tuple[int, ...]]) -> list[UnitClass]:
+    def _mirrors(self, layer: Layer) -> list[UnitClass]:
         held: set[tuple[int, ...]] | None = None
         for seen in self.passes:
             forward, cotangent = fingerprints(_of(seen, layer), seen.cells)
@@ -422,12 +453,17 @@ class _VirtualRun:
         return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
 
 
+def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
+    cotangent = fingerprints(_of(seen, layer), seen.cells)[1]
+    return cotangent is not None and not cotangent[list(members)].any()
+
+
 def _dead_at(seen: Pass, index: int) -> bool:
     return index in seen.cells and seen.cells[index].dead == 1.0
 
 
 def _factor_calls(read: Architecture, name: str) -> set[int]:
-    """Calls that multiply the signal with a parameter (a bias or a shift adds, and holds nothing)."""
+    """Calls that multiply the signal with a parameter (a bias adds, and holds nothing)."""
     return {
         call.index
         for call in read.trace.calls
@@ -482,58 +518,3 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(function(v) for v in value)
     return value
-
-
-# ---- clones --------------------------------------------------------------------------------------
-
-_SAMPLE = 4096  # entries looked at to tell a random start from a designed one
-
-
-def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Groups of modules or parameters that start bit-identical without being tied.
-
-    Only trainable matrices with random-looking entries count: zeros, ones, identities, tables and
-    repeated rows are designs, not accidents.
-    """
-    buckets: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
-    for name, parameter in model.named_parameters():
-        if (
-            parameter.requires_grad
-            and parameter.dim() > 1
-            and parameter.numel() > 3
-            and _random_looking(parameter)
-        ):
-            head = parameter.detach().flatten()[:8].tolist()
-            buckets.setdefault((parameter.shape, parameter.dtype, *head), []).append(
-                (name, parameter)
-            )
-    groups: dict[tuple[str, ...], None] = {}
-    for bucket in buckets.values():
-        while len(bucket) > 1:
-            name, first = bucket[0]
-            same = [n for n, p in bucket if p.device == first.device and torch.equal(p, first)]
-            if len(same) > 1:
-                groups[_places(same)] = None
-            bucket = [(n, p) for n, p in bucket if n not in same]
-    return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
-
-
-def _random_looking(parameter: Tensor) -> bool:
-    part = parameter.detach().flatten()
-    part = part[:: max(1, part.numel() // _SAMPLE)]
-    return part.is_floating_point() and len(part.unique()) > 0.5 * len(part)
-
-
-def _places(names: list[str]) -> tuple[str, ...]:
-    """Paths up to and including the part in which they differ."""
-    split = [n.split(".") for n in names]
-    tail = 0
-    while all(len(s) > tail + 1 for s in split) and len({s[-1 - tail] for s in split}) == 1:
-        tail += 1
-    return tuple(".".join(s[: len(s) - tail] if tail else s) for s in split)
-
-
-def _inside(group: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    return len(group) == len(other) and all(
-        a != b and a.startswith(f"{b}.") for a, b in zip(group, other, strict=True)
-    )

@@ -53,6 +53,7 @@ class Evidence:
         input_variation: how different the samples of the batch are, relative to their size.
         limit: largest finite value of the dtype that training will use, and its name.
         out_of_range: (call, value) of the first result beyond the limit.
+        repeats: (parameter, repeated rows, rows) of matrices with many bit-identical rows.
         unwritten: parameters that were allocated and never written (a watched construction).
         idle: (parameter, std, bound in std) of truncations that cut nothing (a watched
             construction).
@@ -68,6 +69,7 @@ class Evidence:
     input_variation: float | None
     limit: tuple[float, str]
     out_of_range: tuple[Call, float] | None = None
+    repeats: tuple[tuple[str, int, int], ...] = ()
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()
 

@@ -73,7 +73,8 @@ def non_finite_signal(evidence: Evidence) -> Iterator[Finding]:
     if any(a.nonfinite for a in evidence.audits):
         return
     bad = evidence.out_of_range
-    if bad is not None and not math.isfinite(bad[1]) and evidence.limit[1] not in ("float16",):
+    overflow = bad is not None and bad[1] == math.inf and evidence.limit[1] == "float16"  # N404
+    if bad is not None and not math.isfinite(bad[1]) and not overflow:
         yield _first(evidence, bad[0], "forward")
         return
     cells = evidence.seen.cells

@@ -71,9 +71,10 @@ def _live(evidence: Evidence) -> list[Station]:
 
 def _stretch(evidence: Evidence) -> list[Station]:
     """The live trunk after its last normalization, which makes all scales before it harmless."""
-    resets = evidence.seen.architecture.normalizations
+    weighted = max((s.index for s in evidence.trunk if s.layer is not None), default=-1)
+    resets = [i for i in evidence.seen.architecture.normalizations if i <= weighted]
     live = [s for s in _live(evidence) if s.rms > 0]
-    last = max((i for i in resets if live and i <= live[-1].index), default=-1)
+    last = max(resets, default=-1)  # a softmax behind the last layer normalizes no layer
     return [s for s in live if s.index >= last]
 
 

@@ -111,7 +111,7 @@ def deadlocks(evidence: Evidence) -> Iterator[Finding]:
     found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != "unused")
     if not found:
         return
-    held = sorted({b for d in found for b in d.because})
+    held = _holders(found)
     causes = sorted({d.cause for d in found})
     factors = "two zero factors" in causes
     total, steps = len(evidence.seen.gradients), evidence.symmetry.steps
@@ -127,6 +127,12 @@ def deadlocks(evidence: Evidence) -> Iterator[Finding]:
         why=None if factors else _DEAD_WHY,
         fix=None if factors else _DEAD_FIX,
     )
+
+
+def _holders(found: tuple[Deadlock, ...]) -> list[str]:
+    """What holds them, each place once: a layer's weight stands for the layer."""
+    named = dict.fromkeys(b for d in found for b in d.because)
+    return [n for n in named if not any(other.startswith(f"{n}.") for other in named)]
 
 
 def _blamed(evidence: Evidence, found: tuple[Deadlock, ...]) -> list[str]:
@@ -162,6 +168,7 @@ def self_breaking(evidence: Evidence) -> Iterator[Finding]:
 
 def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
     """S104: untied parameters that start bit-identical."""
+    yield from _repeated_rows(evidence)
     groups = evidence.symmetry.clones
     if not groups:
         return
@@ -175,6 +182,24 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
         expected="every untied weight drawn on its own",
         message="Different, untied parameters start bit-identical.",
     )
+
+
+def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:
+    """One matrix whose rows repeat one another, where the copies are not locked (S101 says that)."""
+    locked = {c.layer for c in evidence.symmetry.classes if c.kind == "locked"}
+    users = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}
+    found = [r for r in evidence.repeats if users.get(r[0], r[0]) not in locked]
+    if found:
+        yield finding(
+            "S104",
+            "warning",
+            [*(n for n, _, _ in found), *(users.get(n, n) for n, _, _ in found)],
+            measured="; ".join(
+                f"{n}: {again} of {rows} rows repeat another" for n, again, rows in found[:4]
+            ),
+            expected="every row drawn on its own",
+            message="Rows of one weight are bit-identical to others, as if two shards had been drawn with one seed.",
+        )
 
 
 def _owners(evidence: Evidence, groups: tuple[tuple[str, ...], ...]) -> list[str]:

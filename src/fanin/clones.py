@@ -1,0 +1,100 @@
+"""Weights that were drawn once and used twice: equal parameters, and equal rows of one parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["clones", "repeated_rows"]
+
+_SAMPLE = 4096  # entries looked at to tell a random start from a designed one
+
+
+def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Groups of modules or parameters that start bit-identical without being tied.
+
+    Only trainable matrices with random-looking entries count: zeros, ones, identities, tables and
+    repeated rows are designs, not accidents.
+    """
+    buckets: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if _is_matrix(parameter) and _random_looking(parameter):
+            head = parameter.detach().flatten()[:8].tolist()
+            key = (parameter.shape, parameter.dtype, *head)
+            buckets.setdefault(key, []).append((name, parameter))
+    groups: dict[tuple[str, ...], None] = {}
+    for bucket in buckets.values():
+        while len(bucket) > 1:
+            name, first = bucket[0]
+            later = [(n, p) for n, p in bucket[1:] if p.device == first.device]
+            same = [name, *(n for n, p in later if torch.equal(p, first))]
+            if len(same) > 1:
+                groups[_places(same)] = None
+            bucket = [(n, p) for n, p in bucket if n not in same]
+    return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
+
+
+# Share of rows that must repeat others before it is called a draw that was used twice; a few equal
+# rows are found as equal units.
+REPEATED = 0.25
+_HEAD = 4  # entries by which rows are compared first
+
+
+def repeated_rows(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    """(parameter, rows that repeat an earlier one, rows) of matrices with many equal rows or columns.
+
+    Two shards of one matrix that were drawn with one seed look so.
+    """
+    found = []
+    for name, parameter in model.named_parameters():
+        if _is_matrix(parameter):
+            flat = parameter.detach().flatten(1)
+            again = max((_repeats(m), len(m)) for m in (flat, flat.T))
+            if again[0] > 0 and again[0] >= REPEATED * again[1] and _HEAD < _values(parameter):
+                found.append((name, *again))
+    return tuple(found)
+
+
+def _values(parameter: Tensor) -> float:
+    """Distinct values in the first row that is not constant; identities and signs have a few."""
+    return max(len(torch.unique(row)) for row in parameter.detach().flatten(1)[:_HEAD])
+
+
+def _repeats(rows: Tensor) -> int:
+    if rows.shape[0] < 2 or rows.shape[1] < _HEAD:
+        return 0
+    weights = torch.tensor([1.0, 0.7320508, 0.4142136, 0.2360680], dtype=torch.float64)
+    heads = (rows[:, :_HEAD].double() * weights.to(rows.device)).sum(1)
+    if len(torch.unique(heads)) > (1 - REPEATED) * len(rows):
+        return 0
+    distinct = len(torch.unique(rows, dim=0))
+    return len(rows) - distinct if distinct >= _HEAD else 0  # one row for all is a design
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    """Trainable, with two axes or more (axes of length one do not count)."""
+    wide = sum(size > 1 for size in parameter.shape) > 1
+    return parameter.requires_grad and parameter.is_floating_point() and wide
+
+
+def _random_looking(parameter: Tensor) -> bool:
+    part = parameter.detach().flatten()
+    part = part[:: max(1, part.numel() // _SAMPLE)]
+    return len(torch.unique(part)) > 0.5 * len(part)
+
+
+def _places(names: list[str]) -> tuple[str, ...]:
+    """Paths up to and including the part in which they differ."""
+    split = [n.split(".") for n in names]
+    tail = 0
+    while all(len(s) > tail + 1 for s in split) and len({s[-1 - tail] for s in split}) == 1:
+        tail += 1
+    return tuple(".".join(s[: len(s) - tail] if tail else s) for s in split)
+
+
+def _inside(group: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    return len(group) == len(other) and all(
+        a != b and a.startswith(f"{b}.") for a, b in zip(group, other, strict=True)
+    )
