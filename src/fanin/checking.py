@@ -103,16 +103,14 @@ def _look(
     tell: Callable[[str], None],
     record: Record | None,
 ) -> Evidence:
-    """Everything the rules judge; a second forward pass only where a value may leave the range."""
+    """Everything the rules judge; a second pass only where the first made something not finite."""
     tell("reading the parameters")
     audits = audit(subject.model)
     tell("running forward and backward")
-    seen = _first_pass(subject, audits, None)
-    bounded = limit[0] < torch.finfo(torch.float32).max
-    if bounded or not _finite(seen):
-        tell("looking for the first value out of range")
-        wide = min(limit[0], torch.finfo(torch.float32).max)
-        seen = _first_pass(subject, audits, wide)
+    seen = _first_pass(subject, audits, limit[0] if limit[0] < _NARROW else None)
+    if not _finite(seen) and seen.first_bad is None:
+        tell("looking for the first value that is not finite")
+        seen = _first_pass(subject, audits, torch.finfo(torch.float32).max)
     symmetry, distinct = examine(subject, seen, tell)
     trunk = stations(seen)
     return Evidence(
@@ -170,6 +168,8 @@ def _sound_loss(seen: Pass, audits: tuple[Audit, ...]) -> Pass:
     return seen
 
 
+# bfloat16 reaches as far as float32; only a dtype that ends below this has a range to look at.
+_NARROW = 1e38
 # A square of anything beyond this leaves float32; the loss cannot be blamed for that.
 _HUGE = 1e15
 

@@ -1,4 +1,4 @@
-"""Weights that were drawn once and used twice: equal parameters, and equal rows of one parameter."""
+"""Weights that were drawn once and used twice: equal parameters, equal rows of a parameter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HEAD = 4  # entries by which rows are compared first
 
 
 def repeated_rows(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    """(parameter, rows that repeat an earlier one, rows) of matrices with many equal rows or columns.
+    """(parameter, rows that repeat another, rows) of matrices with many equal rows or columns.
 
     Two shards of one matrix that were drawn with one seed look so.
     """
@@ -52,7 +52,7 @@ def repeated_rows(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
         if _is_matrix(parameter):
             flat = parameter.detach().flatten(1)
             again = max((_repeats(m), len(m)) for m in (flat, flat.T))
-            if again[0] > 0 and again[0] >= REPEATED * again[1] and _HEAD < _values(parameter):
+            if again[0] > 0 and again[0] >= REPEATED * again[1] and _values(parameter) > _HEAD:
                 found.append((name, *again))
     return tuple(found)
 

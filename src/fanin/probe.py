@@ -20,7 +20,6 @@ from fanin.slopes import FLAT, flat_parts
 from fanin.trace import Call, Watch, tensors_in, trace
 
 __all__ = [
-    "FINGERPRINT_TOLERANCE",
     "Cell",
     "Depth",
     "LayerStats",
@@ -30,6 +29,7 @@ __all__ = [
     "layer_stats",
     "relative_spread",
     "run_pass",
+    "tolerance_of",
     "unit_labels",
 ]
 
@@ -108,6 +108,7 @@ class Cell:
     """What was measured at one weighted call (filled while the pass runs)."""
 
     count: int = 0
+    dtype: str = "float32"
     total: float = 0.0
     squares: float = 0.0
     max_abs: float = 0.0
@@ -174,8 +175,8 @@ class Recorder:
 
     def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
         """Measure the output of a weighted call, and its cotangent when that arrives."""
-        cell = self.cells[call.index] = Cell()
         values = output.detach()
+        cell = self.cells[call.index] = Cell(dtype=str(values.dtype).removeprefix("torch."))
         key = (call.op, call.operands[0].parameters)
         occurrence = self._occurrences.get(key, 0)
         self._occurrences[key] = occurrence + 1
@@ -470,8 +471,15 @@ def _rms(gradient: Tensor) -> float:
 
 # ---- per layer -------------------------------------------------------------------------------------
 
-# float32 products of equal rows differ by rounding alone, about 1e-6 of the layer's scale.
-FINGERPRINT_TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+# Products of equal rows differ by rounding alone: about 1e-6 of the layer's scale in float32, one
+# unit in the last place of a few entries in the short formats.
+_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
+
+
+def tolerance_of(layer: Layer, cells: Mapping[int, Cell]) -> float:
+    """Relative difference below which two units of a layer may be the same."""
+    kinds = [cells[i].dtype for i in layer.calls if i in cells]
+    return max((_TOLERANCES.get(k, 1e-5) for k in kinds), default=1e-5)
 
 
 def fingerprints(

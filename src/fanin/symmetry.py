@@ -23,12 +23,12 @@ from fanin.clones import clones
 from fanin.guard import Guard
 from fanin.operations import ADDING
 from fanin.probe import (
-    FINGERPRINT_TOLERANCE,
     Cell,
     Pass,
     Recorder,
     fingerprints,
     run_pass,
+    tolerance_of,
     unit_labels,
 )
 from fanin.sketch import classes, labels
@@ -194,7 +194,7 @@ def _suspects(seen: Pass) -> frozenset[Key]:
         forward, cotangent = fingerprints(layer, seen.cells)
         if forward is None or cotangent is None or not np.any(np.isfinite(forward)):
             continue
-        tolerance = FINGERPRINT_TOLERANCE["float32"]
+        tolerance = tolerance_of(layer, seen.cells)
         both = unit_labels(layer, seen.cells, tolerance)
         moving = np.flatnonzero(np.linalg.norm(forward, axis=1) > 0)
         if (

@@ -99,7 +99,7 @@ def out_of_range(evidence: Evidence) -> Iterator[Finding]:
     """N404: values that the training dtype cannot hold."""
     limit, name = evidence.limit
     bad = evidence.out_of_range
-    if bad is not None and name in ("float16", "bfloat16") and (bad[1] > limit):
+    if bad is not None and name == "float16" and bad[1] > limit:
         yield _range(evidence, bad[0], bad[1])
         return
     near = [s for s in evidence.layers if s.max_abs is not None and s.max_abs > NEAR * limit]

@@ -185,7 +185,7 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:
-    """One matrix whose rows repeat one another, where the copies are not locked (S101 says that)."""
+    """One matrix whose rows repeat one another; where the copies are locked, S101 says so."""
     locked = {c.layer for c in evidence.symmetry.classes if c.kind == "locked"}
     users = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}
     found = [r for r in evidence.repeats if users.get(r[0], r[0]) not in locked]
@@ -198,7 +198,8 @@ def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:
                 f"{n}: {again} of {rows} rows repeat another" for n, again, rows in found[:4]
             ),
             expected="every row drawn on its own",
-            message="Rows of one weight are bit-identical to others, as if two shards had been drawn with one seed.",
+            message="Rows of one weight are bit-identical to others, as if two shards had been "
+            "drawn with one seed.",
         )
 
 
