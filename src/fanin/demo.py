@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import StringIO
 from itertools import pairwise
 from types import MappingProxyType
@@ -26,8 +26,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fanin.checking import check
 from fanin.errors import ArgumentError
 from fanin.report import Report
+from fanin.report.document import to_plain
 from fanin.report.wording import number
 
 __all__ = ["Certificate", "Demo", "Published", "Row", "Run", "circles", "demo", "starts", "train"]
@@ -140,7 +142,7 @@ class Demo:
 
     def to_dict(self) -> dict[str, Any]:
         """The rows as plain data; non-finite numbers as the strings "nan", "inf" and "-inf"."""
-        table: dict[str, Any] = _plain(asdict(self))
+        table: dict[str, Any] = to_plain(self)
         return {"schema_version": 1, **table}
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -336,8 +338,6 @@ def _accuracy(weights: Weights, points: Array, labels: Array) -> float:
 
 
 def _row(start: str, weights: Weights, run: Run) -> Row:
-    from fanin.checking import check
-
     points, labels = circles(TRAIN_SAMPLES, TRAIN_SEED)
     targets = torch.from_numpy(labels)[:, None]
     report = check(
@@ -438,14 +438,3 @@ def _certificate_table(certificate: tuple[Certificate, ...]) -> Table:
             *(number(difference, 2) for difference in differences),
         )
     return table
-
-
-def _plain(value: Any) -> Any:
-    """The value with non-finite numbers as strings, for JSON has none."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value

@@ -31,7 +31,7 @@ class Directions:
         self._kept: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def rows(self, count: int, occurrence: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Directions [count, DIRECTIONS] for the `occurrence`-th call of a layer."""
+        """Directions [DIRECTIONS, count] for the `occurrence`-th call of a layer."""
         key = (count, occurrence, device, dtype)
         if key not in self._kept:
             generator = torch.Generator().manual_seed((self._seed * 1_000_003 + occurrence) % 2**63)
@@ -39,7 +39,7 @@ class Directions:
                 min(count, _PERIOD), DIRECTIONS, generator=generator, dtype=torch.float64
             )
             tiled = drawn if count <= _PERIOD else drawn.repeat(-(-count // _PERIOD), 1)[:count]
-            self._kept[key] = tiled.to(device=device, dtype=dtype)
+            self._kept[key] = tiled.T.to(device=device, dtype=dtype).contiguous()
         return self._kept[key]
 
 
@@ -61,14 +61,14 @@ def project(
     count = values.numel() // max(units, 1)
     rows = directions.rows(count, occurrence, values.device, dtype)
     if dims == (values.dim() - 1,):
-        drawn = (rows.T @ values.reshape(count, units).to(dtype)).T
+        drawn = (rows @ values.reshape(count, units).to(dtype)).T
     elif dims == (1,) and values.dim() > 2:
-        batch = values.shape[0]
         flat = values.flatten(2).to(dtype)
-        drawn = torch.matmul(flat, rows.reshape(batch, -1, DIRECTIONS)).sum(0)
+        parts = rows.reshape(DIRECTIONS, len(flat), -1).transpose(0, 1)
+        drawn = torch.matmul(parts, flat.transpose(1, 2)).sum(0).T
     else:
         moved = values.movedim(dims, tuple(range(len(dims)))).reshape(units, count).to(dtype)
-        drawn = moved @ rows
+        drawn = moved @ rows.T
     return (drawn / max(count, 1) ** 0.5).to(torch.float64)
 
 

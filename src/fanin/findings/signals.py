@@ -21,7 +21,7 @@ __all__ = ["RULES"]
 # Decay of the signal over a stretch without normalization, its largest single step left out (a
 # small head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4,
 # faulty from 1e-9, grey between.  Healthy zoo: down to 0.1.
-VANISHED, VANISHING = 1e-4, 1e-2
+VANISHED, VANISHING = 1e-4, 0.03
 # Growth of the signal over such a stretch.  Healthy zoo: up to 10.  Residual networks without norms
 # train from ×65 (start losses of 50 to 600), those labelled faulty start at ×600 and more.
 EXPLODED, EXPLODING = 256.0, 32.0

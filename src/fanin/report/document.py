@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fanin.report.record import Record
 
-__all__ = ["SCHEMA_VERSION", "read", "schema", "to_dict", "to_json"]
+__all__ = ["SCHEMA_VERSION", "read", "schema", "to_dict", "to_json", "to_plain"]
 
 SCHEMA_VERSION = 1
 R = TypeVar("R", bound=Record)
@@ -26,10 +26,10 @@ def to_dict(record: Record) -> dict[str, Any]:
 
         to_dict(report)["findings"][0]["code"]
     """
-    plain = _plain(record)
-    plain["unnamed"] = [{"parameter": name, "seen": seen} for name, seen in record.unnamed]
-    plain["versions"] = dict(record.versions)
-    return {"schema_version": SCHEMA_VERSION, "ok": record.ok, **plain}
+    document = to_plain(record)
+    document["unnamed"] = [{"parameter": name, "seen": seen} for name, seen in record.unnamed]
+    document["versions"] = dict(record.versions)
+    return {"schema_version": SCHEMA_VERSION, "ok": record.ok, **document}
 
 
 def to_json(record: Record, indent: int | None = 2) -> str:
@@ -70,19 +70,19 @@ def read(kind: type[R], plain: Mapping[str, Any]) -> R:
     return cast("R", _value(kind, {**plain, **pairs}))
 
 
-def _plain(value: object) -> Any:
+def to_plain(value: object) -> Any:
     """Dataclasses to objects, tuples to arrays, figures that are not finite to strings."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
 def _value(kind: Any, plain: Any) -> Any:
-    """The opposite of :func:`_plain`; ``kind`` is the field's annotation."""
+    """The opposite of :func:`to_plain`; ``kind`` is the field's annotation."""
     arguments = get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
