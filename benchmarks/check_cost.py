@@ -8,8 +8,9 @@
 that warms up; a ratio is that of the two medians.
 
 **Memory**: each measurement in a process of its own that builds the model and does one thing, once;
-the peak is the largest resident size the system saw (``ru_maxrss``).  Two ratios are shown: of the
-whole peak, and of what came on top of the process with its model built.  Medians of ``--processes``.
+the peak is the largest resident size the system saw (``ru_maxrss``).  Two ratios are shown: "peak"
+of the whole process, "added" of what came on top of the process with its model built.  Medians of
+``--processes``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -86,7 +88,8 @@ def resnet50(samples: int = 4, side: int = 224, classes: int = 1000) -> Problem:
         def forward(self, x: Tensor) -> Tensor:
             y = self.relu(self.bn1(self.conv1(x)))
             y = self.relu(self.bn2(self.conv2(y)))
-            return self.relu(self.bn3(self.conv3(y)) + self.skip(x))
+            y = self.bn3(self.conv3(y)) + self.skip(x)
+            return F.relu(y, inplace=True)
 
     blocks, inputs = [], 64
     for stage, depth in enumerate((3, 4, 6, 3)):
@@ -109,9 +112,9 @@ def resnet50(samples: int = 4, side: int = 224, classes: int = 1000) -> Problem:
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "gpt2-124m": lambda: gpt2(12, 768, 12),
+    "gpt2-124m": partial(gpt2, 12, 768, 12),
     "resnet-50": resnet50,
-    **{name: lambda n=int(name.split("-")[1]): gpt2(n, WIDTH, 8) for name in FAMILY},  # type: ignore[misc]
+    **{name: partial(gpt2, int(name.split("-")[1]), WIDTH, 8) for name in FAMILY},
 }
 
 

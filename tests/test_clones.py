@@ -29,14 +29,13 @@ def test_copied_layers_are_one_group_of_modules():
 def test_a_copied_block_is_named_for_the_block():
     block = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5, bias=False))
     found = clones(nn.ModuleDict({"a": block, "b": copy.deepcopy(block)}))
-    assert found == (("a.0", "b.0"), ("a.2", "b.2"))
+    assert found == (("a", "b"),)
 
 
 def test_torchs_own_encoder_starts_with_copied_layers():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    found = clones(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
-    assert ("layers.0.linear1", "layers.1.linear1") in found
-    assert all(a.startswith("layers.0") and b.startswith("layers.1") for a, b in found)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert clones(encoder) == (("layers.0", "layers.1"),)
 
 
 def test_layers_drawn_with_one_seed_are_clones_of_their_shape_and_dtype():

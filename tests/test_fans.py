@@ -1,4 +1,4 @@
-"""Fans as a check reports them are the true ones: drawn with them, real layers keep the variance."""
+"""Fans as a check reports them are the true ones: real layers keep the variance with them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,13 @@ ROWS = [
         90,
     ),
     Row(
-        "conv1d", lambda: nn.Conv1d(20, 30, 5, padding=2), ((10, 20, 60),), 100, 150, inner(1), inner(1)
+        "conv1d",
+        lambda: nn.Conv1d(20, 30, 5, padding=2),
+        ((10, 20, 60),),
+        100,
+        150,
+        inner(1),
+        inner(1),
     ),
     Row(
         "conv1d-strided",  # its fan_out is that of the shape: out/g · ∏k
@@ -109,7 +115,13 @@ ROWS = [
         inputs=None,
     ),
     Row(
-        "conv2d", lambda: nn.Conv2d(12, 16, 3, padding=1), ((6, 12, 20, 20),), 108, 144, inner(2), inner(2)
+        "conv2d",
+        lambda: nn.Conv2d(12, 16, 3, padding=1),
+        ((6, 12, 20, 20),),
+        108,
+        144,
+        inner(2),
+        inner(2),
     ),
     Row(
         "conv2d-grouped",

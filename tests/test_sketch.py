@@ -1,4 +1,4 @@
-"""Fingerprints: equal units share a class and others do not, whatever the scale, order or layout."""
+"""Fingerprints: equal units share a class and others do not, at any scale, order or layout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_labels_group_exactly_the_rows_that_were_planted_equal(case):
 @FEW
 @given(planted(), st.randoms(use_true_random=False))
 def test_labels_do_not_depend_on_the_order_of_rows_or_columns(case, random):
-    vectors, groups = case
+    vectors, _ = case
     rows, columns = list(range(len(vectors))), list(range(vectors.shape[1]))
     random.shuffle(rows)
     random.shuffle(columns)
@@ -119,7 +119,7 @@ def naive(values: torch.Tensor, dims: tuple[int, ...], rows: torch.Tensor) -> to
     for unit in itertools.product(*(range(values.shape[d]) for d in dims)):
         at = tuple(unit[dims.index(d)] if d in dims else slice(None) for d in range(values.dim()))
         own = values[at].reshape(-1).double()
-        result.append(own @ rows.double() / len(own) ** 0.5)
+        result.append(own @ rows.double())
     return torch.stack(result)
 
 
@@ -141,7 +141,8 @@ def test_fingerprints_are_those_of_a_loop_over_units(case, dtype, occurrence: in
     directions = Directions(5)
     found = project(values, given_dims, directions, occurrence)
     units = int(np.prod([shape[d] for d in dims]))
-    rows = directions.rows(values.numel() // units, occurrence, values.device, dtype)
+    count = values.numel() // units
+    rows = project(torch.eye(count, dtype=dtype), (-1,), directions, occurrence)
     assert found.shape == (units, DIRECTIONS)
     close = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(found, naive(values, dims, rows), rtol=close, atol=close)
@@ -186,10 +187,10 @@ def test_long_layers_still_tell_units_apart_by_any_one_value(positions: int):
 def test_directions_follow_the_seed_and_the_occurrence_and_nothing_else():
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    place = (40, torch.device("cpu"), torch.float64)
+    values = torch.eye(40, dtype=torch.float64)
 
     def rows(seed: int, occurrence: int) -> torch.Tensor:
-        return Directions(seed).rows(place[0], occurrence, *place[1:])
+        return project(values, (-1,), Directions(seed), occurrence)
 
     first = rows(0, 0)
     assert torch.equal(torch.get_rng_state(), state)

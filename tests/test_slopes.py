@@ -107,7 +107,6 @@ def test_a_pair_is_saturated_when_autograd_finds_a_weak_slope(op: str):
     assert 0 < saturated < 1
 
 
-@pytest.mark.xfail(strict=True, reason="a unit below on some samples and above on others is alive")
 @pytest.mark.parametrize("op", ZERO_ABOVE)
 def test_a_unit_that_is_flat_on_either_side_is_dead_too(op: str):
     x = torch.tensor([[-9.0, 0.5], [9.0, 0.5]])

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, cast
 
@@ -19,9 +20,9 @@ from fanin.errors import ArgumentError, BatchError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import untouched
 from fanin.numbers import Audit, Record, audit, recording
-from fanin.probe import Pass, Recorder, layer_stats, relative_spread, run_pass
+from fanin.probe import Pass, Recorder, Subject, layer_stats, relative_spread, run_pass
 from fanin.report import Report
-from fanin.symmetry import Subject, examine
+from fanin.symmetry import examine
 from fanin.trace import arguments, reject_scripted, tensors_in
 
 __all__ = ["check", "recording"]
@@ -135,19 +136,9 @@ def _look(
 
 def _first_pass(subject: Subject, audits: tuple[Audit, ...], limit: float | None) -> Pass:
     """The watched pass of the model itself; with a limit, the first call beyond it is found."""
-    model = subject.model
     recorder = Recorder(subject.seed, subject.samples, limit=limit)
     try:
-        seen, _ = run_pass(
-            model,
-            model,
-            _private(subject.batch),
-            subject.loss,
-            dict(model.named_parameters()),
-            recorder,
-            subject.guard,
-            subject.seed,
-        )
+        seen, _ = run_pass(replace(subject, batch=_private(subject.batch)), recorder)
     finally:
         changed = subject.guard.changed()
     if changed:

@@ -6,7 +6,6 @@ well-behaved model pays for its buffers alone.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ _CONTAINERS = (list, dict, set)
 
 
 class Guard:
-    """What is needed to put a model back: buffers, attributes, and any parameter that is written to.
+    """What it takes to put a model back: buffers, attributes, any parameter that is written to.
 
     Attributes:
         written: paths of the parameters that the forward tried to change, in order.
@@ -42,7 +41,7 @@ class Guard:
                 self._by_storage.setdefault(key, []).append((name, parameter))
         self._copies: dict[str, Tensor] = {}
         self._modules = [(m, _attributes(m)) for m in model.modules()]
-        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        self._buffers = [(b, b.data, b.detach().clone()) for b in model.buffers()]
 
     def protect(self, target: Tensor) -> None:
         """Keep a copy of every parameter that shares memory with `target`, about to be written."""
@@ -71,7 +70,9 @@ class Guard:
             if parameter.data_ptr() != data.data_ptr() or parameter.shape != data.shape:
                 parameter.data = data
         with torch.no_grad():
-            for buffer, value in self._buffers:
+            for buffer, data, value in self._buffers:
+                if buffer.data_ptr() != data.data_ptr() or buffer.shape != value.shape:
+                    buffer.data = data if data.shape == value.shape else value
                 if not _same_bits(value, buffer):
                     buffer.copy_(value)
             for name, parameter in self._parameters:
@@ -110,12 +111,28 @@ def random_state(model: nn.Module | None = None) -> Iterator[None]:
             random.setstate(python_state)
 
 
+_REGISTERED = ("_parameters", "_buffers", "_modules")  # dicts whose members are kept elsewhere
+
+
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Each attribute with a shallow copy of its content where it is a plain container."""
+    """Each attribute with what is needed to put its content back."""
     return {
-        key: (value, copy.copy(value) if isinstance(value, _CONTAINERS) else None)
+        key: (value, _content(value, deep=key not in _REGISTERED))
         for key, value in module.__dict__.items()
     }
+
+
+def _content(value: Any, deep: bool = True) -> Any:
+    """Members of a plain container (and theirs), a copy of a tensor or array, else None."""
+    for kind in _CONTAINERS:
+        if isinstance(value, kind):
+            members = value.values() if isinstance(value, dict) else value
+            inner = [(m, c) for m in members if (c := _content(m)) is not None] if deep else []
+            return kind(value), inner
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    return value.detach().clone() if plain else None
 
 
 def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
@@ -125,9 +142,23 @@ def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) ->
     for key, (value, content) in saved.items():
         if key not in here or here[key] is not value:
             here[key] = value
-        if content is not None and not _same_members(value, content):
+        _restore_content(value, content)
+
+
+def _restore_content(value: Any, content: Any) -> None:
+    if isinstance(value, Tensor) and isinstance(content, Tensor):
+        if not _same_bits(content, value):
+            value.data.copy_(content)
+    elif isinstance(value, np.ndarray) and content is not None:
+        if not np.array_equal(value, content):
+            value[...] = content
+    elif content is not None:
+        members, inner = content
+        if not _same_members(value, members):
             value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+            (value.extend if isinstance(value, list) else value.update)(members)
+        for member, kept in inner:
+            _restore_content(member, kept)
 
 
 def _same_members(now: Any, before: Any) -> bool:
@@ -146,7 +177,7 @@ def _version(tensor: Tensor) -> int:
 
 def _storage(tensor: Tensor) -> int | None:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # sparse and other storage-less tensors
         return None
 

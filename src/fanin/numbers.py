@@ -44,6 +44,7 @@ class Audit:
 
     @property
     def uniform(self) -> bool:
+        """Whether the entries look uniform (bound/rms = √3) rather than normal."""
         return self.rms > 0 and abs(self.max_abs / self.rms / 3**0.5 - 1) < 0.02
 
 
@@ -103,7 +104,7 @@ def _outliers(values: Tensor, sample: Tensor, bound: float) -> int:
     return on if clamped or bound > FAR * sigma else 0
 
 
-# ---- watching a construction -----------------------------------------------------------------------
+# ---- watching a construction ---------------------------------------------------------------------
 
 
 class Record:
@@ -206,6 +207,6 @@ def recording() -> Iterator[Record]:
 
 def _key(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return id(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard
 from fanin.operations import PASSIVE, RECURRENT, Weighted
 from fanin.sketch import Directions, labels, project
-from fanin.slopes import FLAT, flat_parts
+from fanin.slopes import flat_parts
 from fanin.trace import Call, Watch, tensors_in, trace
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "LayerStats",
     "Pass",
     "Recorder",
+    "Stand",
+    "Subject",
     "fingerprints",
     "layer_stats",
     "relative_spread",
@@ -125,6 +128,44 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is checked, and how: the same in the first pass and in the virtual steps.
+
+    Attributes:
+        model: under check.
+        batch: a tensor, a tuple of positional or a dict of keyword arguments.
+        loss: from the output to a scalar, or None.
+        guard: keeps everything as it was.
+        seed: of everything random.
+        samples: batch size, None when it cannot be known.
+    """
+
+    model: nn.Module
+    batch: Any
+    loss: Callable[[Any], Tensor] | None
+    guard: Guard
+    seed: int
+    samples: int | None
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What stands in for the model's own tensors in a virtual step.
+
+    Attributes:
+        call: runs the model with other tensors in the place of its own.
+        parameters: path → the tensor that stands in.
+        substitute: id of one of the model's own tensors → its stand-in, wherever it still turns up.
+        promote: floating dtype that every result is brought to.
+    """
+
+    call: Callable[..., Any]
+    parameters: Mapping[str, Tensor]
+    substitute: Mapping[int, Tensor]
+    promote: torch.dtype
+
+
+@dataclass(frozen=True)
 class Pass:
     """One forward and backward pass.
 
@@ -194,7 +235,7 @@ class Recorder:
         if keep:
             _keep_forward(cell, weighted, values)
         if output.requires_grad:
-            output.register_hook(lambda g: self._backward(cell, g, dims, occurrence, keep))
+            _on_gradient(output, lambda g: self._backward(cell, g, dims, occurrence, keep))
 
     def _backward(
         self, cell: Cell, gradient: Tensor, dims: tuple[int, ...], occurrence: int, keep: bool
@@ -243,12 +284,12 @@ class Recorder:
         if call.varies and self._samples:
             cell.variation = _spread(values, self._samples)
         if output.requires_grad:
-            output.register_hook(lambda g: self._backward(cell, g, (), 0, False))
+            _on_gradient(output, lambda g: self._backward(cell, g, (), 0, False))
 
     def criterion(
         self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """The loss of guessing (ln C for C classes, ln 2 for a binary target), or the target's size."""
+        """The loss of guessing (ln C for C classes, ln 2 for two), or the target's size."""
         scores = args[0] if args else kwargs.get("input")
         target = args[1] if len(args) > 1 else kwargs.get("target")
         if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
@@ -262,6 +303,7 @@ class Recorder:
 
 # Functions whose results mixed-precision training computes in the low precision.
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "baddbmm", "addmm", "einsum"})
+CLOSED = 4.357  # beyond it the sigmoid's slope is under 5 % of its largest
 _ROWS = 64  # time steps looked at for the gates of a recurrent layer
 
 
@@ -276,7 +318,7 @@ def _closed_gates(weighted: Weighted, hidden: Tensor) -> float | None:
     z = x @ inner.T + h[:, : outer.shape[1]] @ outer.T
     for role in ("bias", "recurrent_bias"):
         z = z + named[role].detach() if role in named else z
-    return float((z.abs() > FLAT["sigmoid"].weak).float().mean())
+    return float((z.abs() > CLOSED).float().mean())
 
 
 def _measure(cell: Cell, values: Tensor) -> None:
@@ -321,7 +363,11 @@ def _keep_forward(cell: Cell, weighted: Weighted, values: Tensor) -> None:
         def keep(gradient: Tensor) -> None:
             cell.kept["gradient"] = rows(gradient.detach()).clone()
 
-        weight.register_hook(keep)
+        _on_gradient(weight, keep)
+
+
+def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
+    tensor.register_hook(take)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 # Columns looked at for the variation across samples: enough that the RMS over them is within 2 %.
@@ -356,6 +402,7 @@ def _token_spread(values: Tensor, dims: tuple[int, ...], samples: int | None) ->
 
 
 def relative_spread(values: Tensor, dim: int) -> float | None:
+    """RMS deviation from the mean over `dim`, over RMS; None for what is zero or not finite."""
     values = values.detach()
     rms = float(values.square().mean().sqrt())
     if not math.isfinite(rms) or rms == 0.0:
@@ -365,16 +412,7 @@ def relative_spread(values: Tensor, dim: int) -> float | None:
 
 
 def run_pass(
-    call: Callable[..., Any],
-    model: nn.Module,
-    batch: Any,
-    loss: Callable[[Any], Tensor] | None,
-    parameters: Mapping[str, Tensor],
-    recorder: Recorder,
-    guard: Guard,
-    seed: int,
-    substitute: Mapping[int, Tensor] | None = None,
-    promote: torch.dtype | None = None,
+    subject: Subject, recorder: Recorder, stand: Stand | None = None
 ) -> tuple[Pass, dict[str, Tensor | None]]:
     """One watched forward and backward pass, with the gradient of each trainable parameter.
 
@@ -382,12 +420,21 @@ def run_pass(
         ForwardError: model, loss or backward raised.
         LossError: the loss is not a scalar connected to a parameter.
     """
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    watch = Watch(model, parameters.items(), guard, recorder, substitute, promote)
+    torch.manual_seed(subject.seed)
+    np.random.seed(subject.seed % 2**32)
+    random.seed(subject.seed)
+    model = subject.model
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    if stand is None:
+        watch = Watch(model, parameters.items(), subject.guard, recorder)
+    else:
+        parameters = dict(stand.parameters)
+        extra = (stand.substitute, stand.promote)
+        watch = Watch(model, parameters.items(), subject.guard, recorder, *extra)
     recorder.calls = watch.calls
-    seen, output, value = trace(call, batch, loss, watch)
-    value, named = _objective(output, value, seed)
+    call = model if stand is None else stand.call
+    seen, output, value = trace(call, subject.batch, subject.loss, watch)
+    value, named = _objective(output, value, subject.seed)
     del output  # what the backward pass needs of it, the graph keeps
     architecture = read(seen, model)
     wanted = {n: p for n, p in parameters.items() if p.requires_grad}
@@ -398,7 +445,7 @@ def run_pass(
         raise ForwardError(
             f"model: its backward pass raised {type(error).__name__}: {told}"
         ) from error
-    gradients = dict(zip(wanted, found, strict=True))
+    gradients: dict[str, Tensor | None] = dict(zip(wanted, found, strict=True))
     if all(g is None for g in found):
         raise LossError("loss: it is not connected to any trainable parameter of the model")
     result = Pass(
@@ -455,21 +502,16 @@ def _functional(outputs: list[Tensor], seed: int) -> Tensor:
 
 
 def _rms(gradient: Tensor) -> float:
-    gradient = gradient.detach()
-    if gradient.layout != torch.strided:
-        gradient = (
-            gradient.coalesce().values()
-            if gradient.layout == torch.sparse_coo
-            else gradient.to_dense()
-        )
-    if gradient.numel() == 0:
+    count = gradient.numel()
+    values = gradient.detach()
+    if values.layout == torch.sparse_coo:  # an embedding with sparse gradients
+        values = values.coalesce().values()
+    if count == 0:
         return 0.0
-    return (
-        float(torch.linalg.vector_norm(gradient, dtype=_wide(gradient))) / gradient.numel() ** 0.5
-    )
+    return float(torch.linalg.vector_norm(values, dtype=_wide(values))) / math.sqrt(count)
 
 
-# ---- per layer -------------------------------------------------------------------------------------
+# ---- per layer -----------------------------------------------------------------------------------
 
 # Products of equal rows differ by rounding alone: about 1e-6 of the layer's scale in float32, one
 # unit in the last place of a few entries in the short formats.

@@ -1,12 +1,13 @@
 """Short fingerprints of units, and the classes of units whose fingerprints agree.
 
-The output of a layer is projected over (samples × positions) onto a few fixed random directions: one
-short vector per unit.  Two units give the same values exactly when their vectors agree (with
+The output of a layer is projected over (samples × positions) onto a few fixed random directions:
+one short vector per unit.  Two units give the same values exactly when their vectors agree (with
 probability one), so comparing 50,000 units costs one small matrix product.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -18,13 +19,11 @@ __all__ = ["DIRECTIONS", "Directions", "classes", "labels", "project"]
 # Four numbers per unit and pass; a chance agreement of two different units needs all eight of
 # forward and backward to agree to the tolerance.
 DIRECTIONS = 4
-_PERIOD = (
-    65_521  # rows of random numbers that are really drawn; a prime, so no grid has this period
-)
+_PERIOD = 65_521  # random numbers really drawn per direction; a prime, so no grid has this period
 
 
 class Directions:
-    """The fixed random directions, drawn from a seed and independent of every other random state."""
+    """The fixed random directions, drawn from a seed and from no other random state."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -60,6 +59,7 @@ def project(
         units *= values.shape[d]
     count = values.numel() // max(units, 1)
     rows = directions.rows(count, occurrence, values.device, dtype)
+    drawn: Tensor
     if dims == (values.dim() - 1,):
         drawn = (rows @ values.reshape(count, units).to(dtype)).T
     elif dims == (1,) and values.dim() > 2:
@@ -69,7 +69,7 @@ def project(
     else:
         moved = values.movedim(dims, tuple(range(len(dims)))).reshape(units, count).to(dtype)
         drawn = moved @ rows.T
-    return (drawn / max(count, 1) ** 0.5).to(torch.float64)
+    return drawn.to(torch.float64).div(math.sqrt(max(count, 1)))
 
 
 def labels(vectors: np.ndarray, tolerance: float) -> np.ndarray:
@@ -98,7 +98,7 @@ def labels(vectors: np.ndarray, tolerance: float) -> np.ndarray:
         gap = np.diff(value) > tolerance * np.maximum(norm[1:], norm[:-1]) + floor
         first = np.concatenate([[True], gap | (np.diff(old) != 0)])
         current[rows] = len(sizes) + np.cumsum(first)
-    # numbered by first member; of several writes to one place the last one, here the first row's, stays
+    # numbered by first member: of several writes to one place the last one stays, the first row's
     leader = np.zeros(current.max() + 1, dtype=np.int64)
     leader[current[::-1]] = np.arange(count)[::-1]
     leads = leader[current] == np.arange(count)

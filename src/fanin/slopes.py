@@ -61,9 +61,11 @@ def flat_parts(
     if unit_dims and flat.zero_below is not None:
         units = {d % inputs.dim() for d in unit_dims}
         others = tuple(d for d in range(inputs.dim()) if d not in units)
-        mask = (inputs.amax(others) if others else inputs) <= flat.zero_below
-        if flat.zero_above is not None:
-            mask = mask | ((inputs.amin(others) if others else inputs) >= flat.zero_above)
+        if flat.zero_above is None:  # the largest input decides, and no mask of all is needed
+            mask = (inputs.amax(others) if others else inputs) <= flat.zero_below
+        else:
+            mask = (inputs <= flat.zero_below) | (inputs >= flat.zero_above)
+            mask = mask.all(others) if others else mask
         dead = float(mask.float().mean())
     weak = None
     if flat.weak is not None:

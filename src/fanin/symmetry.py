@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer
 from fanin.clones import clones
-from fanin.guard import Guard
 from fanin.operations import ADDING
 from fanin.probe import (
     Cell,
     Pass,
     Recorder,
+    Stand,
+    Subject,
     fingerprints,
     run_pass,
     tolerance_of,
@@ -33,7 +34,7 @@ from fanin.probe import (
 )
 from fanin.sketch import classes, labels
 
-__all__ = ["Deadlock", "Identity", "Subject", "Symmetry", "UnitClass", "examine"]
+__all__ = ["Deadlock", "Identity", "Symmetry", "UnitClass", "examine"]
 
 # Virtual steps: a zero factor delays by one step each, and no intended start stacks more than two.
 STEPS = 4
@@ -45,27 +46,6 @@ LOCK_TOLERANCE = 1e-9
 NOISE = 1e-12
 
 Key = tuple[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is checked, and how: the same in the first pass and in the virtual steps.
-
-    Attributes:
-        model: under check.
-        batch: a tensor, a tuple of positional or a dict of keyword arguments.
-        loss: from the output to a scalar, or None.
-        guard: keeps everything as it was.
-        seed: of everything random.
-        samples: batch size, None when it cannot be known.
-    """
-
-    model: nn.Module
-    batch: Any
-    loss: Callable[[Any], Tensor] | None
-    guard: Guard
-    seed: int
-    samples: int | None
 
 
 @dataclass(frozen=True)
@@ -210,7 +190,10 @@ def _mirrored(
     forward: np.ndarray, cotangent: np.ndarray, tolerance: float
 ) -> list[tuple[int, ...]]:
     """Pairs of units that are each other's negative, forward and backward."""
-    if forward.shape != cotangent.shape:
+    if (
+        forward.shape != cotangent.shape
+        or not np.isfinite([_scale(forward), _scale(cotangent)]).all()
+    ):
         return []
     moving = np.flatnonzero(
         (np.linalg.norm(forward, axis=1) > 0) & (np.linalg.norm(cotangent, axis=1) > 0)
@@ -276,16 +259,9 @@ class _VirtualRun:
             return torch.func.functional_call(subject.model, tensors, args, kwargs)
 
         return run_pass(
-            call,
-            subject.model,
-            _copied(self._batch),
-            subject.loss,
-            self._copies,
+            replace(subject, batch=_copied(self._batch)),
             recorder,
-            subject.guard,
-            subject.seed,
-            substitute=substitute,
-            promote=torch.float64,
+            Stand(call, self._copies, substitute, torch.float64),
         )
 
     def _noise(self, name: str, seen: Pass, step: int) -> bool:

@@ -302,7 +302,7 @@ class Watch(TorchFunctionMode):
                 self._inside.pop()
         target = kwargs.get("out")
         if target is not None or in_place or kwargs.get("inplace"):
-            self._written(target if target is not None else args[:1])
+            self._written(target if target is not None else args[:1] or list(kwargs.values())[:1])
         if name in CRITERIA:
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
         out = func(*args, **kwargs)

@@ -1,0 +1,251 @@
+"""Whatever a forward does to its model, and to the random states, is put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import seeded
+from zoo.checks import unchanged
+
+import fanin
+from fanin.guard import Guard, untouched
+
+
+class Naughty(nn.Module):
+    """Does something to itself before it computes."""
+
+    def __init__(self, act: Callable[[Naughty], object]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("count", torch.tensor(0))
+        self.last.weight.grad = torch.ones_like(self.last.weight)
+        self.steps, self.names, self.kept, self.seen = 0, ["a", "b"], {"x": 1}, {1, 2}
+        self.cache = torch.zeros(3)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.act(self)
+        return self.last(self.first(x).relu())
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with seeded(9):
+        yield
+
+
+@torch.no_grad()
+def quietly(function: Callable[[], object]) -> None:
+    function()
+
+
+# ── what a forward may do, and is forgotten ──────────────────────────────────────────────────
+
+HARMLESS: dict[str, Callable[[Naughty], object]] = {
+    "buffer in place": lambda m: m.mean.add_(1),
+    "buffer by index": lambda m: m.mean.__setitem__(0, 5.0),
+    "buffer through a view": lambda m: m.mean.view(2, 3)[0].fill_(2),
+    "buffer replaced": lambda m: setattr(m, "mean", torch.ones(6)),
+    "buffer deleted": lambda m: delattr(m, "mean"),
+    "buffer added": lambda m: m.register_buffer("other", torch.ones(2)),
+    "buffer becomes nan": lambda m: m.mean.fill_(float("nan")),
+    "integer buffer": lambda m: m.count.add_(1),
+    "number": lambda m: setattr(m, "steps", m.steps + 1),
+    "attribute added": lambda m: setattr(m, "new", 3),
+    "attribute deleted": lambda m: delattr(m, "steps"),
+    "list": lambda m: m.names.append("c"),
+    "list in place": lambda m: m.names.__setitem__(0, "z"),
+    "list emptied": lambda m: m.names.clear(),
+    "dict": lambda m: m.kept.update(x=2, y=3),
+    "dict emptied": lambda m: m.kept.clear(),
+    "dict reordered": lambda m: (m.kept.clear(), m.kept.update(y=1, x=1)),
+    "set": lambda m: m.seen.add(3),
+    "mode": lambda m: m.eval(),
+    "submodule added": lambda m: setattr(m, "third", nn.Linear(2, 2)),
+    "submodule replaced": lambda m: setattr(m, "first", nn.Linear(6, 8)),
+    "parameter added": lambda m: setattr(m, "w", nn.Parameter(torch.ones(2))),
+    "parameter replaced": lambda m: setattr(m.first, "bias", nn.Parameter(torch.ones(8))),
+    "frozen": lambda m: m.first.requires_grad_(False),
+    "gradient": lambda m: setattr(m.first.weight, "grad", torch.ones(8, 6)),
+    "gradient dropped": lambda m: setattr(m.last.weight, "grad", None),
+    "hook": lambda m: m.first.register_forward_hook(lambda *_: None),
+    "data replaced": lambda m: setattr(m.first.weight, "data", torch.ones(8, 6)),
+    "torch's state": lambda m: torch.rand(3),
+    "numpy's state": lambda m: np.random.rand(3),
+    "python's state": lambda m: random.random(),
+    "seeds": lambda m: (torch.manual_seed(1), np.random.seed(1), random.seed(1)),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_a_forward_does_to_its_model_is_put_back(name: str):
+    model, x = Naughty(HARMLESS[name]), torch.randn(16, 6)
+    with unchanged(model, x), untouched(model):
+        model(x)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_the_act_would_have_left_a_trace(name: str):
+    model, x = Naughty(HARMLESS[name]), torch.randn(16, 6)
+    with pytest.raises(AssertionError, match="left a trace"), unchanged(model, x):
+        model(x)
+
+
+@pytest.mark.parametrize("name", ["buffer in place", "number", "list", "dict", "seeds", "mode"])
+def test_it_is_put_back_also_when_the_block_fails(name: str):
+    def act(m: Naughty) -> None:
+        HARMLESS[name](m)
+        raise ZeroDivisionError
+
+    model, x = Naughty(act), torch.randn(16, 6)
+    with unchanged(model, x):
+        with pytest.raises(ZeroDivisionError), untouched(model):
+            model(x)
+        with pytest.raises(fanin.FaninError):
+            fanin.check(model, x)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m: setattr(m.mean, "data", torch.ones(9)),
+        lambda m: m.mean.set_(torch.ones(9)),
+    ],
+    ids=["resize_", "data", "set_"],
+)
+def test_a_buffer_of_another_shape_is_put_back(act: Callable[[Naughty], object]):
+    model, x = Naughty(act), torch.randn(16, 6)
+    with unchanged(model, x), untouched(model):
+        model(x)
+
+
+def test_a_buffer_that_was_resized_has_its_shape_and_values_again():
+    model, x = Naughty(lambda m: m.mean.resize_(9)), torch.randn(16, 6)
+    before = model.mean.clone()
+    fanin.check(model, x)
+    assert torch.equal(model.mean, before)
+
+
+def test_a_tensor_that_is_no_buffer_is_put_back():
+    model, x = Naughty(lambda m: m.cache.add_(1)), torch.randn(16, 6)
+    with unchanged(model, x):
+        fanin.check(model, x)
+
+
+# ── writing into parameters ──────────────────────────────────────────────────────────────────
+
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda w: quietly(lambda: w.mul_(2)),
+    "operator": lambda w: quietly(lambda: w.__iadd__(1)),
+    "by index": lambda w: quietly(lambda: w.__setitem__(0, 1.0)),
+    "data": lambda w: w.data.add_(1),
+    "data by index": lambda w: w.data.__setitem__((0, 0), 7.0),
+    "detached": lambda w: w.detach().zero_(),
+    "view": lambda w: quietly(lambda: w.view(-1)[3:5].fill_(9)),
+    "transposed": lambda w: quietly(lambda: w.t().copy_(torch.ones(6, 8))),
+    "row of data": lambda w: w.data[1].normal_(),
+    "chunk": lambda w: w.detach().chunk(2)[1].zero_(),
+    "out": lambda w: torch.add(w.data, 1, out=w.data),
+    "init": lambda w: nn.init.orthogonal_(w),
+    "nan": lambda w: w.data.fill_(float("nan")),
+    "foreach": lambda w: torch._foreach_add_([w.data], 1.0),
+    "twice": lambda w: (w.data.add_(1), w.data.mul_(3)),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_parameter_that_the_forward_writes_is_put_back_and_named(name: str):
+    model = Naughty(lambda m: WRITES[name](m.first.weight))
+    x = torch.randn(16, 6)
+    with unchanged(model, x), pytest.raises(fanin.FaninError) as caught:
+        fanin.check(model, x)
+    assert "first.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        nn.init.normal_,
+        nn.init.uniform_,
+        lambda w: nn.init.constant_(w, 3.0),
+        nn.init.kaiming_uniform_,
+        lambda w: quietly(lambda: torch.relu_(input=w)),
+    ],
+    ids=["normal_", "uniform_", "constant_", "kaiming_uniform_", "relu_(input=)"],
+)
+def test_a_parameter_that_is_written_by_keyword_is_put_back(write: Callable[[Tensor], object]):
+    model, x = Naughty(lambda m: write(m.first.weight)), torch.randn(16, 6)
+    with unchanged(model, x), pytest.raises(fanin.FaninError):
+        fanin.check(model, x)
+
+
+@pytest.mark.parametrize(
+    "swap",
+    [
+        lambda w: w.data.set_(torch.ones(8, 6)),
+        lambda w: setattr(w, "data", torch.ones(8, 6)),
+        lambda w: setattr(w, "data", torch.ones(2, 2)),
+        lambda w: quietly(lambda: w.set_(torch.ones(8, 6))),
+    ],
+    ids=["data.set_", "data", "data of another shape", "set_"],
+)
+def test_a_parameter_whose_memory_is_swapped_gets_its_own_back(swap: Callable[[Tensor], object]):
+    model, x = Naughty(lambda m: None), torch.randn(16, 6)
+    with unchanged(model, x), untouched(model):
+        swap(model.first.weight)
+
+
+def test_a_guard_copies_what_it_is_told_of_and_lists_what_changed():
+    model = Naughty(lambda m: None)
+    guard = Guard(model)
+    assert guard.changed() == []
+    before = model.first.weight.detach().clone()
+    guard.protect(model.first.weight.data[2:4])
+    guard.protect(torch.ones(3))
+    assert guard.written == ["first.weight"]
+    assert guard.changed() == []  # told, but nothing was written
+    model.first.weight.data[3].zero_()
+    assert guard.changed() == ["first.weight"]
+    guard.restore()
+    assert torch.equal(model.first.weight, before)
+
+
+def test_parameters_that_share_memory_are_put_back_together():
+    model = Naughty(lambda m: None)
+    whole = torch.randn(2, 8, 6)
+    model.first.weight = nn.Parameter(whole[0])
+    model.other = nn.Parameter(whole[1])
+    with unchanged(model, None):
+        guard = Guard(model)
+        guard.protect(whole)
+        whole.zero_()
+        assert set(guard.changed()) == {"first.weight", "other"}
+        guard.restore()
+
+
+def test_a_well_behaved_model_is_not_copied():
+    model = Naughty(lambda m: None)
+    guard = Guard(model)
+    model(torch.randn(16, 6))
+    assert guard.written == []
+    assert guard.changed() == []
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(4).tolist(), np.random.rand, random.random])
+def test_random_states_go_on_as_if_nothing_had_been_drawn(draw: Callable[[], Any]):
+    model, x = Naughty(lambda m: draw()), torch.randn(16, 6)
+
+    def drawn(between: Callable[[], object]) -> list[Any]:
+        with seeded(1):
+            first = draw()
+            between()
+            return [first, draw()]
+
+    assert drawn(lambda: fanin.check(model, x)) == drawn(lambda: None)
