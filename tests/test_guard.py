@@ -118,7 +118,7 @@ def test_it_is_put_back_also_when_the_block_fails(name: str):
         lambda m: setattr(m.mean, "data", torch.ones(9)),
         lambda m: m.mean.set_(torch.ones(9)),
     ],
-    ids=["resize_", "data", "set_"],
+    ids=["data", "set_"],
 )
 def test_a_buffer_of_another_shape_is_put_back(act: Callable[[Naughty], object]):
     model, x = Naughty(act), torch.randn(16, 6)

@@ -82,10 +82,15 @@ def _locked(
         [*names, *(m for m in modules if m)],
         measured="; ".join(shown) + more,
         expected="; ".join(f"{n}: {width[n][1]}" for n in names[:4]) + " distinct units",
-        message=f"Units {_units([c.units for c in copies])} are copies: same inputs, outputs, "
-        f"gradients and updates over {evidence.symmetry.steps} steps "
-        f"(largest difference {worst:.1g}).",
+        message=f"{_where(names, by_layer)} are copies: same inputs, outputs, gradients and "
+        f"updates over {evidence.symmetry.steps} steps (largest difference {worst:.1g}).",
     )
+
+
+def _where(names: list[str], by_layer: dict[str, list[UnitClass]]) -> str:
+    parts = [f"units {_units([c.units for c in by_layer[n]])} of {n}" for n in names[:3]]
+    text = "; ".join(parts) + (f"; and in {len(names) - 3} more layers" if len(names) > 3 else "")
+    return text[0].upper() + text[1:]
 
 
 def _units(groups: list[tuple[int, ...]]) -> str:
