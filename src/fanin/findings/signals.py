@@ -149,8 +149,8 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
     if len(run) > 2:
         yield from _vanishing_gradient(run)
     if not any(c.op in NORMS for c in evidence.seen.architecture.trace.calls):
-        stretch = _stretch(evidence)
-        run = [s for s in run if s in stretch]
+        stretch = {s.index for s in _stretch(evidence)}
+        run = [s for s in run if s.index in stretch]
         if len(run) > 2:
             yield from _exploding_gradient(run)
 

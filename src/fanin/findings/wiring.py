@@ -95,8 +95,9 @@ def packed_fan(evidence: Evidence) -> Iterator[Finding]:
 
 def _is_packed(evidence: Evidence, index: int, weight: str, shape: tuple[int, ...]) -> bool:
     """[3E, E] whose output is cut in three and goes into attention."""
-    parameter = next(p for p in evidence.seen.architecture.parameters if p.name == weight)
-    if parameter.shape[:1] != (3 * shape[1],):
+    parameters = evidence.seen.architecture.parameters
+    whole = next(p.shape for p in parameters if p.name == weight)
+    if whole[:1] != (3 * shape[1],):
         return False
     trace = evidence.seen.architecture.trace
     call = trace.calls[index]
@@ -104,7 +105,7 @@ def _is_packed(evidence: Evidence, index: int, weight: str, shape: tuple[int, ..
         return True
     after = evidence.seen.architecture.descendants({index})
     near = [trace.calls[i].op for i in sorted(after)[:24]]
-    return shape[0] == parameter.shape[0] and any(
+    return shape[0] == whole[0] and any(
         op in ("scaled_dot_product_attention", "softmax") for op in near
     )
 
