@@ -108,10 +108,11 @@ def _look(
     tell("reading the parameters")
     audits = audit(subject.model)
     tell("running forward and backward")
-    seen = _first_pass(subject, audits, limit[0] if limit[0] < _NARROW else None)
+    seen = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
     if not _finite(seen) and seen.first_bad is None:
         tell("looking for the first value that is not finite")
-        seen = _first_pass(subject, audits, torch.finfo(torch.float32).max)
+        seen = _first_pass(subject, torch.finfo(torch.float32).max)
+    _blame_loss(seen, audits)
     symmetry, distinct = examine(subject, seen, tell)
     trunk = stations(seen)
     return Evidence(
@@ -134,7 +135,7 @@ def _look(
     )
 
 
-def _first_pass(subject: Subject, audits: tuple[Audit, ...], limit: float | None) -> Pass:
+def _first_pass(subject: Subject, limit: float | None) -> Pass:
     """The watched pass of the model itself; with a limit, the first call beyond it is found."""
     recorder = Recorder(subject.seed, subject.samples, limit=limit)
     try:
@@ -146,17 +147,17 @@ def _first_pass(subject: Subject, audits: tuple[Audit, ...], limit: float | None
             f"model: its forward changes the parameter {changed[0]!r} in place; a check needs a "
             "forward that leaves parameters alone (the model was put back)"
         )
-    return _sound_loss(seen, audits)
+    return seen
 
 
-def _sound_loss(seen: Pass, audits: tuple[Audit, ...]) -> Pass:
+def _blame_loss(seen: Pass, audits: tuple[Audit, ...]) -> None:
     """A loss that is not finite is its own fault only where everything before it is finite."""
     cells = seen.cells.values()
     explained = any(a.nonfinite for a in audits) or any(c.nonfinite for c in cells)
     huge = any(c.max_abs > _HUGE for c in cells)
-    if not math.isfinite(seen.loss) and not explained and not huge and seen.first_bad is None:
+    inside = seen.first_bad is not None and seen.first_bad[0].index < seen.architecture.trace.length
+    if not math.isfinite(seen.loss) and not explained and not huge and not inside:
         raise LossError(f"loss: it is {seen.loss} although the model's layers give finite values")
-    return seen
 
 
 # bfloat16 reaches as far as float32; only a dtype that ends below this has a range to look at.
@@ -286,8 +287,11 @@ def _check_batch(model: nn.Module, batch: Any) -> None:
                     f"batch: input {name} is on {tensor.device}, the model on {here}; "
                     "move one of them"
                 )
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
+            values = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
+            if values.layout != torch.strided or not values.is_floating_point():
+                continue
+            bad = int((~torch.isfinite(values)).sum())
+            if bad:
                 raise BatchError(
                     f"batch: input {name} holds {bad} NaN or infinite values; "
                     "a check needs a finite batch"
@@ -324,7 +328,8 @@ def _input_variation(batch: Any, samples: int | None) -> float | None:
         return None
     found = []
     for tensor in tensors_in(arguments(batch)):
-        if tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel():
+        dense = tensor.layout == torch.strided
+        if dense and tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel():
             spread = relative_spread(tensor.reshape(samples, -1).to(torch.float64), 0)
             found += [spread] if spread is not None else []
     return max(found, default=None)

@@ -206,7 +206,7 @@ class Recorder:
     ) -> None:  # fmt: skip
         self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
         self.chances: dict[int, float] = {}
-        self.target_rms: float | None = None
+        self.targets: dict[int, float] = {}
         self.first_bad: tuple[Call, float] | None = None
         self.calls: list[Call] = []
         self._samples, self._limit, self._keep = samples, limit, keep
@@ -259,6 +259,9 @@ class Recorder:
         dead, saturated = flat_parts(call.op, inputs, dims)
         cell.dead = dead if cell.dead is None else cell.dead
         cell.saturated = saturated if cell.saturated is None else cell.saturated
+        between = self.cells.get(max(call.behind))  # a norm that stands between the two
+        if between is not None and between is not cell:
+            between.dead = dead
         if cell.kept and dims and output.shape == source.shape:
             cell.kept["output"] = _by_unit(output.detach(), dims)
 
@@ -295,7 +298,7 @@ class Recorder:
         if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
             return
         if name.endswith("l1_loss") or name in ("mse_loss", "huber_loss"):
-            self.target_rms = float(target.detach().double().square().mean().sqrt())
+            self.targets[index] = float(target.detach().double().square().mean().sqrt())
         elif kwargs.get("reduction", "mean") == "mean" and kwargs.get("weight") is None:
             classes = 2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)]
             self.chances[index] = math.log(classes)
@@ -367,7 +370,11 @@ def _keep_forward(cell: Cell, weighted: Weighted, values: Tensor) -> None:
 
 
 def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
-    tensor.register_hook(take)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    def unwatched(gradient: Tensor) -> None:
+        with torch._C.DisableTorchFunction():
+            take(gradient)
+
+    tensor.register_hook(unwatched)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 # Columns looked at for the variation across samples: enough that the RMS over them is within 2 %.
@@ -439,9 +446,11 @@ def run_pass(
     architecture = read(seen, model)
     wanted = {n: p for n, p in parameters.items() if p.requires_grad}
     try:
-        found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+        found = watch.gradients(value, list(wanted.values()))
     except Exception as error:
         told = " ".join(str(error).split())
+        if "use_reentrant=True" in told:
+            told = "a checkpoint with use_reentrant=True cannot be checked; use use_reentrant=False"
         raise ForwardError(
             f"model: its backward pass raised {type(error).__name__}: {told}"
         ) from error
@@ -452,8 +461,8 @@ def run_pass(
         architecture=architecture,
         loss=float(value.detach()),
         named_loss=named,
-        chance=_chance(architecture, recorder.chances) if named else None,
-        target_rms=recorder.target_rms,
+        chance=_of_loss(architecture, recorder.chances) if named else None,
+        target_rms=_of_loss(architecture, recorder.targets) if named else None,
         gradients={n: None if g is None else _rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
         first_bad=recorder.first_bad,
@@ -481,13 +490,13 @@ def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
     return _functional(outputs, seed), False
 
 
-def _chance(architecture: Architecture, chances: Mapping[int, float]) -> float | None:
-    """The loss of guessing, where the loss is one classification loss and not a sum of several."""
+def _of_loss(architecture: Architecture, known: Mapping[int, float]) -> float | None:
+    """What is known of the loss, where it is one known loss and not a sum of several."""
     trace, index = architecture.trace, architecture.trace.loss
-    while index is not None and index not in chances:
+    while index is not None and index not in known:
         call = trace.calls[index]
         index = call.behind[0] if call.op in PASSIVE and len(call.behind) == 1 else None
-    return None if index is None else chances[index]
+    return None if index is None else known[index]
 
 
 def _functional(outputs: list[Tensor], seed: int) -> Tensor:

@@ -421,12 +421,31 @@ class _VirtualRun:
         cells = self.passes[0].cells
         silent = not any((cells[i].cotangent_squares or 0.0) > 0.0 for i in own if i in cells)
         reach = read.descendants(own) if silent else read.ancestors(own)
-        factors = [n for n, at in zeros.items() if n != name and (at & reach) - own]
+        factors = [
+            n
+            for n, at in zeros.items()
+            if n != name and ((at & reach) - own or (silent and _multiplied(read, own, at)))
+        ]
         flat = [y.name for y in read.layers if set(y.calls) & dead & reach]
         if not factors and not flat:
             return None
         cause = "two zero factors" if factors or name in self._zero else "dead units"
         return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
+
+
+_PRODUCTS = frozenset(
+    {"mul", "matmul", "mm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
+)
+
+
+def _multiplied(read: Architecture, one: set[int], other: set[int]) -> bool:
+    """Whether two layers side by side meet in a product first, as queries and keys do."""
+    if one & other:
+        return False
+    common = read.descendants(one) & read.descendants(other)
+    first = min(common, default=None)
+    apart = first is not None and first not in one | other
+    return apart and read.trace.calls[first or 0].op in _PRODUCTS
 
 
 def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:

@@ -187,6 +187,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.failure: BaseException | None = None
+        self._quiet = False  # in the backward pass nothing is recorded
         self._guard, self._observer = guard, observer
         self._substitute, self._promote = substitute or {}, promote
         self._records: dict[int, tuple[weakref.ref[Tensor], _Record]] = {}
@@ -318,7 +319,17 @@ class Watch(TorchFunctionMode):
             if self._known(tensor) is None and tensor._base is None and tensor.grad_fn is None:
                 self._note(tensor, _Record(None))
 
+    def gradients(self, value: Tensor, wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients of a scalar; what is computed again on the way (checkpoints) sees the same
+        tensors and the same opened functions as in the forward pass, and is not recorded."""
+        self._quiet = True
+        with self:
+            found = _transparent(torch.autograd.grad)(value, wanted, allow_unused=True)
+        return tuple(found)
+
     def _observed(self, function: Callable[..., None], *args: Any) -> None:
+        if self._quiet:
+            return
         try:
             with torch._C.DisableTorchFunction():  # what is measured is not part of what is watched
                 function(*args)

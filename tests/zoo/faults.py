@@ -913,3 +913,43 @@ def one_plus_gamma_norm_started_at_one():
     from zoo.traps import one_plus_gamma_norm_started_at_one as build
 
     return build()
+
+
+@FAULTS(codes=("S102",), layers=("q", "k"), **ERROR)
+def queries_and_keys_both_zero():
+    """Side by side, they meet in a product: each one's gradient is a product with the other."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+            zero_(self.q)
+            zero_(self.k)
+
+        def forward(self, x):
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            return x + self.o(F.scaled_dot_product_attention(q, k, v))
+
+    return Net(), torch.randn(4, 6, 16)
+
+
+@FAULTS(codes=("S102",), layers=("1",), absent=("P205",), **ERROR)
+def batch_norm_closed_before_relu():
+    """The norm's zero scale is the cause, not the linear layer before it."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    nn.init.zeros_(model[1].weight)
+    return model, torch.randn(32, 8), classify(32, 4)
+
+
+@FAULTS(codes=("N403",), words=("exp",), **ERROR)
+def head_that_overflows_an_exponential():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+            nn.init.normal_(self.head.weight, std=100)
+
+        def forward(self, x):
+            return self.head(self.a(x).relu()).exp()
+
+    return Net(), torch.randn(32, 8), lambda out: out.mean()

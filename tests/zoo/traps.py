@@ -1525,3 +1525,91 @@ def hooks_of_every_kind():
     model[0].weight.register_hook(lambda grad: grad * 2)
     model[2].weight.register_post_accumulate_grad_hook(lambda parameter: None)
     return model, torch.randn(16, 10), classify(16, 3)
+
+
+# ── losses, targets and layouts that look like faults ────────────────────────────────────────
+
+
+@TRAPS(absent=("P202",))
+def small_regression_target():
+    target = torch.randn(64, 1) * 0.003
+    return mlp(20, 64, 64, 1), torch.randn(64, 20), lambda out: F.mse_loss(out, target)
+
+
+@TRAPS(absent=("P206",))
+def sigmoid_head_with_the_prior_of_a_rare_class():
+    model = nn.Sequential(*mlp(10, 64, 3), nn.Sigmoid())
+    nn.init.constant_(model[2].bias, -6.0)
+    return model, torch.randn(64, 10), lambda o: F.binary_cross_entropy(o, torch.zeros(64, 3))
+
+
+@TRAPS(absent=("P204",))
+def global_pooling_over_a_long_signal():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv1d(1, 16, 9, padding=4), nn.Conv1d(16, 16, 9, padding=4)
+            self.out = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.out(self.b(self.a(x).relu()).relu().mean(2))
+
+    return Net(), torch.randn(4, 1, 8000), lambda out: F.cross_entropy(out, torch.arange(4))
+
+
+@TRAPS(absent=("P207",))
+def output_bias_at_the_mean_of_the_targets():
+    target = 1000 + torch.randn(64, 1)
+    model = mlp(20, 64, 64, 1)
+    nn.init.constant_(model[-1].bias, 1000.0)
+    return model, torch.randn(64, 20), lambda out: F.mse_loss(out, target)
+
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x, adjacency):
+        return self.b(torch.sparse.mm(adjacency, self.a(x)).relu())
+
+
+@TRAPS()
+def sparse_adjacency():
+    links = (torch.rand(20, 20) < 0.2).float()
+    return Graph(), (torch.randn(20, 5), links.to_sparse())
+
+
+class Checkpointed(nn.Module):
+    """A zero head behind a checkpoint: virtual steps recompute what the checkpoint dropped."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.first, self.block, self.head = nn.Linear(16, 16), block, nn.Linear(16, 4)
+        zero_(self.head)
+
+    def _block(self, x):
+        out = (
+            self.block(x, x, x) if isinstance(self.block, nn.MultiheadAttention) else self.block(x)
+        )
+        return out[0] if isinstance(out, tuple) else out
+
+    def forward(self, x):
+        from torch.utils.checkpoint import checkpoint
+
+        return self.head(checkpoint(self._block, self.first(x), use_reentrant=False))
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_behind_a_checkpointed_block():
+    return Checkpointed(mlp(16, 32, 16)), torch.randn(8, 16)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_behind_a_checkpointed_lstm():
+    return Checkpointed(nn.LSTM(16, 16, 2, batch_first=True)), torch.randn(4, 5, 16)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_behind_checkpointed_attention():
+    return Checkpointed(nn.MultiheadAttention(16, 4, batch_first=True)), torch.randn(4, 5, 16)

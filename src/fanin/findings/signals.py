@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
 from fanin.operations import NORMS, RECURRENT
@@ -24,7 +25,7 @@ __all__ = ["RULES"]
 VANISHED, VANISHING = 1e-4, 0.03
 # Growth of the signal over such a stretch.  Healthy zoo: up to 10.  Residual networks without norms
 # train from ×65 (start losses of 50 to 600), those labelled faulty start at ×600 and more.
-EXPLODED, EXPLODING = 256.0, 32.0
+EXPLODED, EXPLODING, RISING = 256.0, 32.0, 16.0
 # With it, what makes a smaller growth fatal.  A regression's output this many times its target:
 # labelled sound up to 4, faulty from 41.  The growth of cotangent × signal towards the input:
 # labelled sound up to 10, faulty from 95.
@@ -52,6 +53,9 @@ SATURATED, SATURATING = 0.85, 0.5
 SATURATED_GATES = 0.7
 # A first layer flooded by its biases is no base to measure growth from.
 LEAST_SPREAD = 0.01
+# A head whose outputs differ by less than this share of their size sits where its bias puts it: the
+# prior of a rare class, on purpose.
+PRIOR = 0.3
 # A batch whose own samples differ by less than this cannot show a collapse.
 SAME_BATCH = 1e-3
 
@@ -114,14 +118,15 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
     top = max(run, key=_spread)
     base = max(_spread(run[0]), LEAST_SPREAD * run[0].rms)
     growth = _spread(top) / base
-    if growth > EXPLODING or _above_target(evidence, run):
-        places = [s.place for s in run if _spread(s) > base * EXPLODING] or [top.place]
+    wild = growth > RISING and _above_target(evidence, run)
+    if growth > EXPLODING or wild:
+        places = [s.place for s in run if _spread(s) > base * RISING]
         yield finding(
             "P202",
-            "error" if growth > EXPLODED or _fatal(evidence, run) else "warning",
+            "error" if growth > EXPLODED or wild or _chaotic(evidence) else "warning",
             places,
-            measured=f"spread {base:.3g} at {run[0].place} → "
-            f"{_spread(top):.3g} at {top.place} (×{growth:.3g})",
+            measured=f"spread {base:.3g} at {_shown(run[0])} → "
+            f"{_spread(top):.3g} at {_shown(top)} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
             message="The signal grows layer by layer.",
         )
@@ -132,10 +137,25 @@ def _above_target(evidence: Evidence, run: Sequence[Station]) -> bool:
     return bool(target) and run[-1].rms > ABOVE_TARGET * (target or 0.0)
 
 
-def _fatal(evidence: Evidence, run: Sequence[Station]) -> bool:
-    force = [f for s in _live(evidence) if (f := _force(s))]
-    chaotic = len(force) > 1 and max(force) > FORCE * force[-1]
-    return chaotic or _above_target(evidence, run)
+def _chaotic(evidence: Evidence) -> bool:
+    growths = [g for _, g in _force_growth(_live(evidence))]
+    return max(growths, default=0.0) > FORCE
+
+
+def _force_growth(run: Sequence[Station]) -> list[tuple[Station, float]]:
+    """Each place with its force over that of the last place with as many positions: what a pooling
+    over positions takes from the signal is no growth of the gradient."""
+    last = {_positions(s): _force(s) for s in run}
+    return [(s, _force(s) / last[_positions(s)]) for s in run if last[_positions(s)]]
+
+
+def _positions(station: Station) -> int:
+    units = station.layer.units if station.layer is not None else None
+    return station.cell.count // (units or 1)
+
+
+def _shown(station: Station) -> str:
+    return station.place or "the model itself"
 
 
 def _force(station: Station) -> float:
@@ -173,19 +193,16 @@ def _vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
 
 
 def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
-    force = [_force(s) for s in run]
-    growth = max(force) / force[-1] if force[-1] else 0.0
+    growths = _force_growth([s for s in run if s.layer is not None])
+    worst, growth = max(growths, key=lambda pair: pair[1], default=(run[0], 0.0))
     if growth > GRADIENT_EXPLODING:
-        worst = run[force.index(max(force))]
-        high = [
-            s.place for s, f in zip(run, force, strict=True) if f > GRADIENT_EXPLODING * force[-1]
-        ]
+        high = [s.place for s, g in growths if g > GRADIENT_EXPLODING]
         yield finding(
             "P204",
             "error" if growth > GRADIENT_EXPLODED else "warning",
             [worst.place, *high],
             measured=f"cotangent × signal grows ×{growth:.3g} "
-            f"from {run[-1].place} to {worst.place}",
+            f"from {_shown(run[-1])} to {_shown(worst)}",
             expected=f"below ×{GRADIENT_EXPLODING:g}",
             message="The gradient grows layer by layer on its way to the input.",
         )
@@ -199,8 +216,10 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     for layer in evidence.seen.architecture.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
         shares = [c.dead for c in cells if c.dead is not None]
-        if not shares or not layer.units or layer.weight[0] in zero or min(shares) < DEAD:
+        if not shares or not layer.units or min(shares) < DEAD:
             continue
+        if layer.weight[0] in zero or _behind_closed_norm(evidence, layer, zero):
+            continue  # the zero is the cause, and S102 names it
         places = sum(c.count for c in cells) // layer.units
         if places >= FEW or (min(shares) == 1.0 and layer.units >= FEW):
             severity = "error" if set(layer.calls) & trunk else "warning"
@@ -218,14 +237,25 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def _behind_closed_norm(evidence: Evidence, layer: Layer, zero: set[str]) -> bool:
+    """Whether a norm whose scale is all zero stands between a layer and its activation."""
+    read = evidence.seen.architecture
+    norms = [y for y in read.layers if y.op in NORMS and y.weight[0] in zero]
+    fed = {i for y in norms for c in y.calls for i in read.trace.calls[c].behind}
+    return bool(fed & set(layer.calls))
+
+
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """P206: layers that work in the flat part of a bounded activation."""
+    heads = evidence.seen.architecture.heads
     trunk = {s.index for s in evidence.trunk}
     found: dict[str, list[tuple[str, float, float]]] = {"error": [], "warning": []}
     for layer in evidence.seen.architecture.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
         shares = [c.saturated for c in cells if c.saturated is not None]
         if not shares:
+            continue
+        if layer in heads and all((c.variation or 0.0) < PRIOR for c in cells):
             continue
         share, central = min(shares), bool(set(layer.calls) & trunk)
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
@@ -258,7 +288,9 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
 def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
-    varied = [(s.place, s.variation) for s in _live(evidence) if s.variation is not None]
+    heads = evidence.seen.architecture.heads  # an output bias may be the mean of the targets
+    inner = [s for s in _live(evidence) if s.layer is None or s.layer not in heads]
+    varied = [(s.place, s.variation) for s in inner if s.variation is not None]
     low = [(place, variation) for place, variation in varied if variation < COLLAPSING * scale]
     if low:
         least = min(variation for _, variation in low)

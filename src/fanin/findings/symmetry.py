@@ -146,7 +146,9 @@ def _blamed(evidence: Evidence, found: tuple[Deadlock, ...]) -> list[str]:
     zeros = {a.name for a in evidence.audits if a.count and a.max_abs == 0.0 and not a.nonfinite}
     guilty = [d.layer for d in found if d.parameter in zeros and d.parameter in held]
     first = [d.layer for d in found if d.parameter in zeros and d.parameter.endswith("weight")]
-    return guilty or first
+    owners = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}
+    causes = [owners[b] for d in found for b in d.because if b in zeros and b in owners]
+    return guilty or causes or first
 
 
 def _names(names: Iterable[str]) -> str:
@@ -200,7 +202,8 @@ def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:
             "warning",
             [*(n for n, _, _ in found), *(users.get(n, n) for n, _, _ in found)],
             measured="; ".join(
-                f"{n}: {again} of {rows} rows repeat another" for n, again, rows in found[:4]
+                f"{n}: {again} of {rows} rows (or columns) repeat another"
+                for n, again, rows in found[:4]
             ),
             expected="every row drawn on its own",
             message="Rows of one weight are bit-identical to others, as if two shards had been "
