@@ -83,7 +83,8 @@ def _audit(name: str, values: Tensor) -> Audit:
     largest, rms = max(abs(low), abs(high)), norm / finite.numel() ** 0.5
     sample = finite.flatten()[:: max(1, finite.numel() // _SAMPLE)].abs()
     tiny = float(((sample > 0) & (sample < TINY)).float().mean())
-    outliers = _outliers(finite, sample, largest) if rms > 0 and values.element_size() >= 4 else 0
+    drawn = rms > 0 and values.dim() > 1 and values.element_size() >= 4  # biases are often set
+    outliers = _outliers(finite, sample, largest) if drawn else 0
     return Audit(
         name, values.numel(), nonfinite, rms, largest, tiny, outliers, largest if outliers else 0.0
     )

@@ -289,9 +289,12 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
     heads = evidence.seen.architecture.heads  # an output bias may be the mean of the targets
-    inner = [s for s in _live(evidence) if s.layer is None or s.layer not in heads]
-    varied = [(s.place, s.variation) for s in inner if s.variation is not None]
-    low = [(place, variation) for place, variation in varied if variation < COLLAPSING * scale]
+    low = [
+        (s.place, s.variation)
+        for s in _live(evidence)
+        if s.variation is not None
+        and s.variation < (COLLAPSED if s.layer in heads else COLLAPSING) * scale
+    ]
     if low:
         least = min(variation for _, variation in low)
         yield finding(
