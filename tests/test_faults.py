@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 from zoo import Case
 from zoo.checks import QUIET, check_case, expectation, parametrize
 from zoo.faults import FAULTS
 
+import fanin
 from fanin.findings import RULES, document
 
 pytestmark = QUIET
@@ -115,3 +118,11 @@ def test_select_and_ignore_leave_findings_out():
         f.code.startswith("S")
         for f in check_case(replace(case, options={"ignore": ["S"]})).findings
     )
+
+
+def test_raw_inputs_are_named_where_they_saturate_the_first_layer():
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
+    report = fanin.check(model, torch.randn(64, 16) * 150)
+    (finding,) = [f for f in report.findings if f.code == "P206"]
+    assert finding.layer == "0"
+    assert "Normalize the inputs" in finding.fix

@@ -128,6 +128,7 @@ def _look(
         samples=subject.samples,
         input_variation=_input_variation(subject.batch, subject.samples),
         limit=limit,
+        input_rms=_input_rms(subject.batch),
         out_of_range=seen.first_bad,
         repeats=repeated_rows(subject.model),
         unwritten=record.unwritten(subject.model) if record is not None else (),
@@ -333,6 +334,13 @@ def _input_variation(batch: Any, samples: int | None) -> float | None:
             spread = relative_spread(tensor.reshape(samples, -1).to(torch.float64), 0)
             found += [spread] if spread is not None else []
     return max(found, default=None)
+
+
+def _input_rms(batch: Any) -> float | None:
+    """Root mean square of the largest floating input; None without one."""
+    inputs = [t for t in tensors_in(arguments(batch)) if t.is_floating_point() and t.numel()]
+    dense = [t.detach().double() for t in inputs if t.layout == torch.strided]
+    return max((float(t.square().mean().sqrt()) for t in dense), default=None)
 
 
 def _private(batch: Any) -> Any:

@@ -51,6 +51,7 @@ class Evidence:
         depth: growth along depth.
         samples: batch size.
         input_variation: how different the samples of the batch are, relative to their size.
+        input_rms: size of the largest floating input of the batch.
         limit: largest finite value of the dtype that training will use, and its name.
         out_of_range: (call, value) of the first result beyond the limit.
         repeats: (parameter, repeated rows, rows) of matrices with many bit-identical rows.
@@ -68,6 +69,7 @@ class Evidence:
     samples: int | None
     input_variation: float | None
     limit: tuple[float, str]
+    input_rms: float | None = None
     out_of_range: tuple[Call, float] | None = None
     repeats: tuple[tuple[str, int, int], ...] = ()
     unwritten: tuple[str, ...] = ()

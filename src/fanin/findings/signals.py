@@ -56,6 +56,8 @@ LEAST_SPREAD = 0.01
 # A head whose outputs differ by less than this share of their size sits where its bias puts it: the
 # prior of a rare class, on purpose.
 PRIOR = 0.3
+# Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
+LARGE_INPUT = 10.0
 # A batch whose own samples differ by less than this cannot show a collapse.
 SAME_BATCH = 1e-3
 
@@ -274,7 +276,16 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
                 ),
                 expected=f"below {SATURATING:.0%}",
                 message="Most units sit where their activation is flat.",
+                fix=_large_inputs(evidence, listed[0][0]),
             )
+
+
+def _large_inputs(evidence: Evidence, place: str) -> str | None:
+    """What to do where it is the batch, not the weights, that drives the first layer."""
+    rms, first = evidence.input_rms, evidence.trunk[0].place if evidence.trunk else None
+    if rms is None or rms < LARGE_INPUT or place != first:
+        return None
+    return f"Normalize the inputs: those of this batch have an rms of {rms:.3g}, not about 1."
 
 
 def collapsed(evidence: Evidence) -> Iterator[Finding]:
