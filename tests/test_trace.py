@@ -554,3 +554,19 @@ def test_a_watched_model_computes_what_it_computes_unwatched(case):
 def test_randomness_is_drawn_as_without_the_watch():
     model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), blocks.Residual(nn.Linear(8, 8)))
     same(model, torch.randn(16, 6))
+
+
+def test_variation_across_tokens_is_seen_also_where_samples_and_tokens_share_an_axis():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 16)
+
+        def forward(self, x):
+            return self.a(x.reshape(-1, 8)).reshape(*x.shape[:2], 16)
+
+    model, x = Flat(), torch.randn(4, 6, 8)
+    (flat,) = fanin.check(model, x).layers
+    assert flat.token_variation == pytest.approx(0.9, abs=0.1)
+    (same,) = fanin.check(model, x[:, :1].expand(-1, 6, -1)).layers
+    assert same.token_variation == pytest.approx(0.0, abs=1e-6)

@@ -396,6 +396,8 @@ def _spread(values: Tensor, samples: int) -> float | None:
 
 def _token_spread(values: Tensor, dims: tuple[int, ...], samples: int | None) -> float | None:
     """The same across the positions inside one sample (the first samples, some units)."""
+    if samples and values.shape[0] > samples and values.shape[0] % samples == 0:
+        values = values.reshape(samples, -1, *values.shape[1:])  # samples and tokens in one axis
     units = {d % values.dim() for d in dims}
     places = [d for d in range(1, values.dim()) if d not in units]
     if not samples or values.shape[0] != samples or not places or values.is_complex():
