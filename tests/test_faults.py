@@ -126,3 +126,37 @@ def test_raw_inputs_are_named_where_they_saturate_the_first_layer():
     (finding,) = [f for f in report.findings if f.code == "P206"]
     assert finding.layer == "0"
     assert "Normalize the inputs" in finding.fix
+
+
+class Gated(nn.Module):
+    """A residual block with a zero gate behind a zero convolution: nothing in it ever moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.a = nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 3, padding=1)
+        self.b, self.gate = nn.Conv2d(16, 16, 3, padding=1), nn.Parameter(torch.zeros(1))
+        nn.init.zeros_(self.b.weight)
+        nn.init.zeros_(self.b.bias)
+
+    def forward(self, x):
+        return x + self.gate * self.b(nn.functional.silu(self.a(nn.functional.silu(self.norm(x)))))
+
+
+def test_each_deadlock_names_what_holds_it_and_copies_are_compared_before_they_meet_others():
+    """Blocks further on do not hold the first one; what a sum adds to a unit is not its output."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), Gated(), Gated(), nn.Flatten(), nn.LazyLinear(4))
+    batch = torch.randn(6, 3, 8, 8)
+    model(batch)
+    nn.init.zeros_(model[-1].weight)
+    report = fanin.check(
+        model, batch, lambda o: nn.functional.cross_entropy(o, torch.arange(6) % 4)
+    )
+    held = {d.parameter: d.because for d in report.symmetry.deadlocks}
+    assert held["1.gate"] == ("1.b.weight",)
+    assert held["1.b.weight"] == ("1.gate",)
+    assert held["1.a.weight"] == ("1.b.weight",)
+    assert {"2.gate", "2.b.weight", "2.a.weight"} <= held.keys()
+    assert not {"0.weight", "4.weight"} & held.keys()
+    locked = [c for c in report.symmetry.classes if c.kind == "locked"]
+    assert {c.layer for c in locked} == {"1.b", "2.b"}
+    assert max(i.outputs for c in locked for i in c.certificate) == 0.0

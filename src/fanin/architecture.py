@@ -167,16 +167,21 @@ class Architecture:
                 index = behind.behind[0]
         return False
 
-    def ancestors(self, start: Iterable[int]) -> set[int]:
-        """Calls from which `start` is reached, `start` included."""
-        seen: set[int] = set()
-        queue = list(start)
+    def first_met(self, start: Collection[int], stops: Collection[int], onward: bool) -> set[int]:
+        """The first of the calls in `stops` on every way from `start`, onward or back."""
+        after = _followers(self.trace) if onward else {}
+        met: set[int] = set()
+        seen, queue = set(start), list(start)
         while queue:
             index = queue.pop()
-            if index not in seen:
-                seen.add(index)
-                queue += self.trace.calls[index].behind
-        return seen
+            behind = self.trace.calls[index].behind
+            for other in (c.index for c in after.get(index, ())) if onward else behind:
+                if other in stops and other not in start:
+                    met.add(other)
+                elif other not in seen:
+                    seen.add(other)
+                    queue.append(other)
+        return met
 
     def descendants(self, start: Iterable[int]) -> set[int]:
         """Calls that `start` reaches, `start` included."""

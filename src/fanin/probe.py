@@ -262,7 +262,8 @@ class Recorder:
         between = self.cells.get(max(call.behind))  # a norm that stands between the two
         if between is not None and between is not cell:
             between.dead = dead
-        if cell.kept and dims and output.shape == source.shape:
+        alone = _alone(self.calls, call, source)
+        if cell.kept and dims and alone and output.shape == source.shape:
             cell.kept["output"] = _by_unit(output.detach(), dims)
 
     def produced(self, call: Call, output: Tensor) -> None:
@@ -302,6 +303,15 @@ class Recorder:
         elif kwargs.get("reduction", "mean") == "mean" and kwargs.get("weight") is None:
             classes = 2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)]
             self.chances[index] = math.log(classes)
+
+
+def _alone(calls: list[Call], call: Call, source: Call) -> bool:
+    """Whether `call` shows the units of `source` and nothing that was added to them on the way."""
+    while call.index != source.index:
+        if len(call.behind) != 1:
+            return False
+        call = calls[call.behind[0]]
+    return True
 
 
 # Functions whose results mixed-precision training computes in the low precision.

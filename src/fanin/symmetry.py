@@ -418,15 +418,17 @@ class _VirtualRun:
             return None
         own = {i for layer in users for i in layer.calls}
         zeros = {n: at for n in held if n in self._zero and (at := _factor_calls(read, n))}
-        cells = self.passes[0].cells
-        silent = not any((cells[i].cotangent_squares or 0.0) > 0.0 for i in own if i in cells)
-        reach = read.descendants(own) if silent else read.ancestors(own)
+        cells = [p.cells[i] for p in self.passes for i in own if i in p.cells]
+        silent = not any((c.cotangent_squares or 0.0) > 0.0 for c in cells)
+        stops = dead.union(*zeros.values()) if zeros else dead
+        reach = read.first_met(own, stops, onward=silent)
         factors = [
             n
             for n, at in zeros.items()
             if n != name and ((at & reach) - own or (silent and _multiplied(read, own, at)))
         ]
-        flat = [y.name for y in read.layers if set(y.calls) & dead & reach]
+        met = reach | own if silent else reach
+        flat = [y.name for y in read.layers if set(y.calls) & dead & met]
         if not factors and not flat:
             return None
         cause = "two zero factors" if factors or name in self._zero else "dead units"
