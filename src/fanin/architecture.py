@@ -183,6 +183,17 @@ class Architecture:
                     queue.append(other)
         return met
 
+    def ancestors(self, start: Iterable[int]) -> set[int]:
+        """Calls from which `start` is reached, `start` included."""
+        seen: set[int] = set()
+        queue = list(start)
+        while queue:
+            index = queue.pop()
+            if index not in seen:
+                seen.add(index)
+                queue += self.trace.calls[index].behind
+        return seen
+
     def descendants(self, start: Iterable[int]) -> set[int]:
         """Calls that `start` reaches, `start` included."""
         seen = set(start)
