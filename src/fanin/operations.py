@@ -43,6 +43,11 @@ class Weighted:
         rows: maps the main weight (or its gradient) to [units, entries of one unit].
         fan_in: inputs summed into one output.
         fan_out: outputs that one input reaches.
+        layout: what each dimension of the main weight is: o output, i input, k kernel tap,
+            b independent matrix (expert, head), v row of a table; "" where it is no matrix.
+        blocks: equal parts of the weight that are matrices of their own (groups, gates).
+        mean_fan_in: `fan_in` where outputs differ in it (a strided transposed convolution).
+        padding: row of a table that stands for padding.
     """
 
     op: str
@@ -52,6 +57,10 @@ class Weighted:
     rows: Rows | None = None
     fan_in: int | None = None
     fan_out: int | None = None
+    layout: str = ""
+    blocks: int = 1
+    mean_fan_in: float | None = None
+    padding: int | None = None
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -87,6 +96,7 @@ def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
         rows=_flat if weight.dim() > 1 else None,
         fan_in=weight.shape[-1],
         fan_out=fan_out,
+        layout="oi" if weight.dim() > 1 else "i",
     )
 
 
@@ -104,6 +114,8 @@ def _convolution(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> W
         rows=_flat,
         fan_in=weight.shape[1] * kernel,
         fan_out=weight.shape[0] // groups * kernel,
+        layout="oi" + "k" * (weight.dim() - 2),
+        blocks=groups,
     )
 
 
@@ -128,11 +140,15 @@ def _transposed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> We
         rows=rows,
         fan_in=max(1, round(fan_in)),
         fan_out=weight.shape[1] * kernel,
+        layout="io" + "k" * (weight.dim() - 2),
+        blocks=groups,
+        mean_fan_in=fan_in,
     )
 
 
 def _embedding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
     index, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
+    padding = _argument(args, kwargs, 2, "padding_idx")
     if isinstance(index, Tensor) and index.is_floating_point():  # torch.embedding(weight, index)
         index, weight = weight, index
     return Weighted(
@@ -143,6 +159,8 @@ def _embedding(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
         rows=_last,
         fan_in=1,
         fan_out=weight.shape[1],
+        layout="vo",
+        padding=padding if isinstance(padding, int) and padding >= 0 else None,
     )
 
 
@@ -158,6 +176,7 @@ def _bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
         rows=_flat,
         fan_in=weight.shape[1] * weight.shape[2],
         fan_out=weight.shape[0],
+        layout="oii",
     )
 
 
@@ -179,6 +198,7 @@ def _product(name: str, left: Tensor, right: Tensor, bias: Any, weight_is_right:
             (x,),
             fan_in=weight.shape[0],
             fan_out=1,
+            layout="i",
         )
     inner, outer = (-2, -1) if weight_is_right else (-1, -2)
     batch = tuple(d - weight.dim() for d in range(weight.dim() - 2) if weight.shape[d] > 1)
@@ -198,6 +218,7 @@ def _product(name: str, left: Tensor, right: Tensor, bias: Any, weight_is_right:
         rows=rows,
         fan_in=weight.shape[inner],
         fan_out=weight.shape[outer],
+        layout="b" * (weight.dim() - 2) + ("io" if weight_is_right else "oi"),
     )
 
 
@@ -234,6 +255,7 @@ def _grouped_product(args: Sequence[Any]) -> Weighted:
         rows=_last,
         fan_in=weight.shape[-2],
         fan_out=weight.shape[-1],
+        layout="b" * (weight.dim() - 2) + "io",
     )
 
 
@@ -247,6 +269,7 @@ def _pick(weight: Tensor) -> Weighted:
         rows=_last,
         fan_in=1,
         fan_out=weight.shape[-1],
+        layout="v" * (weight.dim() - 1) + "o",
     )
 
 
@@ -288,7 +311,15 @@ def _einsum(args: Sequence[Any], learned: Learned) -> Weighted | None:
         rows=rows if units else None,
         fan_in=math.prod(sizes[c] for c in letters if c not in out),
         fan_out=math.prod(sizes[c] for c in units if c not in elsewhere),
+        layout="".join(_axis(c, out, elsewhere) for c in letters),
     )
+
+
+def _axis(letter: str, out: str, elsewhere: str) -> str:
+    """What a letter of the weight is: summed over, shared with the signal, or a new output."""
+    if letter not in out:
+        return "i"
+    return "b" if letter in elsewhere else "o"
 
 
 def _recurrent_cell(name: str, args: Sequence[Any], _: Mapping[str, Any]) -> Weighted:
@@ -304,6 +335,8 @@ def _recurrent_cell(name: str, args: Sequence[Any], _: Mapping[str, Any]) -> Wei
         rows=_gate_rows(gates),
         fan_in=weight.shape[1],
         fan_out=weight.shape[0] // gates,
+        layout="oi",
+        blocks=gates,
     )
 
 
@@ -354,6 +387,8 @@ def recurrent(
         rows=_gate_rows(gates) if simple else None,
         fan_in=weight.shape[1],
         fan_out=weight.shape[0] // gates,
+        layout="oi",
+        blocks=gates,
     )
 
 

@@ -52,11 +52,20 @@ _ENTRIES = frozenset({"embedding", "embedding_bag", "one_hot"})  # where integer
 
 @dataclass(frozen=True)
 class Operand:
-    """A parameter-derived operand of a call: its role there and the parameters it comes from."""
+    """A parameter-derived operand of a call: its role there and the parameters it comes from.
+
+    Attributes:
+        role: "weight", "bias", "recurrent", ….
+        parameters: those it is, or is computed from.
+        shape: of the operand.
+        offset: what was added to the parameter (1 in a norm that multiplies with 1 + weight);
+            None where it is computed from its parameters in any other way.
+    """
 
     role: str
     parameters: tuple[str, ...]
     shape: tuple[int, ...]
+    offset: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,11 @@ class Call:
         fan_out: outputs that one input value reaches.
         varies: whether the output depends on the batch.
         inside: the composite function it was seen in, such as "multi_head_attention_forward".
+        sources: like `inputs`, but in the order of the arguments, each as often as it is given.
+        layout: what the dimensions of its main weight are (`operations.Weighted.layout`).
+        blocks: equal parts of the weight that are matrices of their own.
+        mean_fan_in: `fan_in` before rounding, where outputs differ in it.
+        padding: row of a table that stands for padding.
     """
 
     index: int
@@ -89,6 +103,11 @@ class Call:
     fan_out: int | None = None
     varies: bool = True
     inside: str | None = None
+    sources: tuple[int, ...] = ()
+    layout: str = ""
+    blocks: int = 1
+    mean_fan_in: float | None = None
+    padding: int | None = None
 
     @property
     def behind(self) -> tuple[int, ...]:
@@ -148,6 +167,7 @@ class _Record:
     call: int | None
     parameters: tuple[str, ...] = ()
     varies: bool = True
+    offset: float | None = 0.0
 
 
 CRITERIA = frozenset({
@@ -256,7 +276,7 @@ class Watch(TorchFunctionMode):
         inputs = tuple(sorted({r.call for r in found if r.call is not None}))
         names = tuple(dict.fromkeys(p for r in found for p in r.parameters))
         if not inputs and names:
-            return self._mark([tensor], _Record(None, names, varies=False))
+            return self._mark([tensor], _Record(None, names, varies=False, offset=None))
         operands = (Operand("unknown", names, ()),) if names else ()
         op = type(tensor.grad_fn).__name__.removesuffix("Backward")
         call = self._add_call(f"unnamed:{op}", inputs or (BATCH,), tensor, operands, None, True)
@@ -369,7 +389,8 @@ class Watch(TorchFunctionMode):
         names = tuple(dict.fromkeys(p for r in records for p in r.parameters))
         if not records or (not signals and (name not in LEARNED_INPUT or not names)):
             if records:
-                self._mark(outputs, _Record(None, names, varies=False))
+                offset = _offset(name, records, args)
+                self._mark(outputs, _Record(None, names, varies=False, offset=offset))
             return
         self._signal(name, args, kwargs, outputs, signals, names)
 
@@ -397,7 +418,7 @@ class Watch(TorchFunctionMode):
         weighted = describe(name, args, kwargs, self.learned) if names else None
         if weighted is not None and not weighted.weights:
             weighted = None
-        inputs = tuple(sorted({r.call for r in signals if r.call is not None}))
+        inputs = tuple(r.call for r in signals if r.call is not None)
         varies = any(r.varies for r in signals)
         if names and weighted is None:
             operands: tuple[Operand, ...] = (Operand("unknown", names, ()),)
@@ -414,7 +435,7 @@ class Watch(TorchFunctionMode):
     def _recurrent(self, weighted: Weighted, outputs: tuple[Tensor, ...]) -> None:
         """One layer of a fused recurrent call."""
         records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
-        inputs = tuple(sorted({r.call for r in records if r.call is not None}))
+        inputs = tuple(r.call for r in records if r.call is not None)
         operands = tuple(self._operand(role, t) for role, t in weighted.weights)
         varies = any(r.varies for r in records)
         call = self._add_call(weighted.op, inputs, outputs[0], operands, weighted, varies)
@@ -435,12 +456,14 @@ class Watch(TorchFunctionMode):
 
     def _operand(self, role: str, tensor: Tensor) -> Operand:
         record = self._record_of(tensor)
-        return Operand(role, record.parameters if record is not None else (), tuple(tensor.shape))
+        if record is None:
+            return Operand(role, (), tuple(tensor.shape), None)
+        return Operand(role, record.parameters, tuple(tensor.shape), record.offset)
 
     def _add_call(
         self,
         op: str,
-        inputs: tuple[int, ...],
+        sources: tuple[int, ...],
         output: Tensor,
         operands: tuple[Operand, ...],
         weighted: Weighted | None,
@@ -455,7 +478,7 @@ class Watch(TorchFunctionMode):
             index=len(self.calls),
             op=op,
             module=self._stack[-1],
-            inputs=inputs,
+            inputs=tuple(sorted(set(sources))),
             shape=tuple(output.shape),
             operands=operands,
             units=units,
@@ -463,6 +486,11 @@ class Watch(TorchFunctionMode):
             fan_out=weighted.fan_out if weighted else None,
             varies=varies,
             inside=self._inside[-1] if self._inside else None,
+            sources=sources,
+            layout=weighted.layout if weighted else "",
+            blocks=weighted.blocks if weighted else 1,
+            mean_fan_in=weighted.mean_fan_in if weighted else None,
+            padding=weighted.padding if weighted else None,
         )
         self.calls.append(call)
         return call
@@ -580,6 +608,19 @@ def _name(func: Any) -> tuple[str, bool]:
         return (bare[1:] if in_place else bare), in_place
     in_place = name.endswith("_")
     return (name.rstrip("_") if in_place else name), in_place
+
+
+def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float | None:
+    """What was added to a parameter so far; None when more than that was done to it."""
+    before = records[0].offset
+    if len(records) > 1 or before is None:
+        return None
+    if name in PASSIVE:
+        return before
+    numbers = [a for a in args if isinstance(a, (int, float))]
+    if name in ("add", "radd") and len(args) == 2 and len(numbers) == 1:
+        return before + float(numbers[0])
+    return None
 
 
 # ---- composite functions, opened -----------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""What is decided for a parameter, and for a whole model: plain values, without tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["Assignment", "Recipe"]
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How one parameter starts, and why.
+
+    Attributes:
+        parameter: canonical path, as ``named_parameters`` gives it.
+        scheme: name of a scheme of the catalogue that fills one tensor.
+        gain: what the scheme's standard deviation is multiplied with (for `normal`, `uniform` and
+            `constant`: the value itself).
+        std: of one weight (root mean square where it is not random).
+        fan: the fan the scheme divides by; None where it uses none.
+        because: the reason, one sentence.
+        shape: of the parameter.
+        layout: what each dimension is: o output, i input, k kernel tap, b independent matrices.
+        blocks: equal parts along the outputs that are matrices of their own (q, k, v; gates).
+        arguments: further arguments of the scheme.
+    """
+
+    parameter: str
+    scheme: str
+    gain: float
+    std: float
+    fan: float | None
+    because: str
+    shape: tuple[int, ...] = ()
+    layout: str = ""
+    blocks: int = 1
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The content of a plan: every assignment in the model's order, and what is left alone.
+
+    Attributes:
+        assignments: one for each parameter that is drawn.
+        untouched: parameter → why it keeps its values.
+        scheme: what was asked for: a scheme of the catalogue, or "auto".
+    """
+
+    assignments: tuple[Assignment, ...]
+    untouched: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    scheme: str = "auto"
