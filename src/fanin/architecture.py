@@ -105,6 +105,11 @@ class Architecture:
         return any(i in layered for i in self.goal)
 
     @cached_property
+    def followers(self) -> Mapping[int, Sequence[Call]]:
+        """The calls that take the result of each call, in order of execution."""
+        return _followers(self.trace)
+
+    @cached_property
     def heads(self) -> tuple[Layer, ...]:
         """Layers whose output goes to the goal alone, never meeting another signal on its way."""
         weighted_after: set[int] = set()
@@ -148,9 +153,10 @@ class Architecture:
         These are norms, or hand-written ones: a product with the inverse of a root, a standard
         deviation or a norm.
         """
-        return tuple(i for i in self.trunk if self._normalizes(self.trace.calls[i]))
+        return tuple(i for i in self.trunk if self.normalizes(self.trace.calls[i]))
 
-    def _normalizes(self, call: Call) -> bool:
+    def normalizes(self, call: Call) -> bool:
+        """Whether a call brings the signal to a scale of its own."""
         if call.op in _NORMALIZING:
             return True
         return call.op in ("mul", "div", "scale") and self._by_root(call)
@@ -169,7 +175,7 @@ class Architecture:
 
     def first_met(self, start: Collection[int], stops: Collection[int], onward: bool) -> set[int]:
         """The first of the calls in `stops` on every way from `start`, onward or back."""
-        after = _followers(self.trace) if onward else {}
+        after = self.followers if onward else {}
         met: set[int] = set()
         seen, queue = set(start), list(start)
         while queue:

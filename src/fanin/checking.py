@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import metadata
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from fanin.architecture import parameters_of
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, BatchError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
-from fanin.guard import untouched
+from fanin.guard import eager, private, untouched
 from fanin.numbers import Audit, Record, audit, recording
 from fanin.probe import Pass, Recorder, Subject, layer_stats, relative_spread, run_pass
 from fanin.report import Report
@@ -91,7 +89,7 @@ def check(
     _check_batch(model, batch)
     limit = _limit(model, dtype)
     samples = _samples(batch)
-    with torch.inference_mode(False), torch.enable_grad(), _eager(), untouched(model) as guard:
+    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
         subject = Subject(model, batch, loss, guard, seed, samples)
         evidence = _look(subject, limit, tell, record)
     findings = tuple(f for f in judge(evidence) if f.code in chosen)
@@ -140,7 +138,7 @@ def _first_pass(subject: Subject, limit: float | None) -> Pass:
     """The watched pass of the model itself; with a limit, the first call beyond it is found."""
     recorder = Recorder(subject.seed, subject.samples, limit=limit)
     try:
-        seen, _ = run_pass(replace(subject, batch=_private(subject.batch)), recorder)
+        seen, _ = run_pass(replace(subject, batch=private(subject.batch)), recorder)
     finally:
         changed = subject.guard.changed()
     if changed:
@@ -171,13 +169,6 @@ def _finite(seen: Pass) -> bool:
     return math.isfinite(seen.loss) and not any(
         c.nonfinite or c.cotangent_nonfinite for c in seen.cells.values()
     )
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Run what torch.compile wrapped as the Python it was made from, so that it can be watched."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        return nullcontext()
-    return cast(AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
 
 
 # ---- the arguments -------------------------------------------------------------------------------
@@ -341,19 +332,6 @@ def _input_rms(batch: Any) -> float | None:
     inputs = [t for t in tensors_in(arguments(batch)) if t.is_floating_point() and t.numel()]
     dense = [t.detach().double() for t in inputs if t.layout == torch.strided]
     return max((float(t.square().mean().sqrt()) for t in dense), default=None)
-
-
-def _private(batch: Any) -> Any:
-    """A copy of the batch, so that a forward that writes into its inputs leaves the original."""
-    if isinstance(batch, Tensor):
-        return batch.detach().clone().requires_grad_(batch.requires_grad)
-    if isinstance(batch, dict):
-        return {k: _private(v) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_private(v) for v in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_private(v) for v in batch)
-    return batch
 
 
 # ---- the report ----------------------------------------------------------------------------------

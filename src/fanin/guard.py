@@ -7,15 +7,16 @@ well-behaved model pays for its buffers alone.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Guard", "random_state", "untouched"]
+__all__ = ["Guard", "eager", "private", "random_state", "untouched"]
 
 _CONTAINERS = (list, dict, set)
 
@@ -111,6 +112,26 @@ def random_state(model: nn.Module | None = None) -> Iterator[None]:
             random.setstate(python_state)
 
 
+def eager() -> AbstractContextManager[Any]:
+    """Run what torch.compile wrapped as the Python it was made from, so that it can be watched."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return nullcontext()
+    return cast(AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
+
+
+def private(batch: Any) -> Any:
+    """A copy of the batch, so that a forward that writes into its inputs leaves the original."""
+    if isinstance(batch, Tensor):
+        return batch.detach().clone().requires_grad_(batch.requires_grad)
+    if isinstance(batch, dict):
+        return {k: private(v) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(private(v) for v in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(private(v) for v in batch)
+    return batch
+
+
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # dicts whose members are kept elsewhere
 
 
@@ -183,8 +204,10 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit, NaN included."""
+    """Equal bit for bit, NaN included; tensors without values (meta) are equal."""
     a, b = a.detach(), b.detach()
+    if a.is_meta and b.is_meta:
+        return a.shape == b.shape and a.dtype == b.dtype
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.dtype.is_floating_point or a.dtype.is_complex:

@@ -34,6 +34,7 @@ from fanin.operations import (
 )
 
 __all__ = [
+    "BATCH",
     "Call",
     "Observer",
     "Operand",
@@ -90,6 +91,7 @@ class Call:
         blocks: equal parts of the weight that are matrices of their own.
         mean_fan_in: `fan_in` before rounding, where outputs differ in it.
         padding: row of a table that stands for padding.
+        option: the first numeric argument of a nonlinearity (leaky_relu's slope).
     """
 
     index: int
@@ -108,6 +110,7 @@ class Call:
     blocks: int = 1
     mean_fan_in: float | None = None
     padding: int | None = None
+    option: float | None = None
 
     @property
     def behind(self) -> tuple[int, ...]:
@@ -428,7 +431,8 @@ class Watch(TorchFunctionMode):
                 tuple(self._operand(role, t) for role, t in weighted.weights) if weighted else ()
             )
             op = weighted.op if weighted else name
-            call = self._add_call(op, inputs, outputs[0], operands, weighted, varies)
+            option = _option(name, args, kwargs)
+            call = self._add_call(op, inputs, outputs[0], operands, weighted, varies, option)
         self._mark(outputs, _Record(call.index, varies=varies))
         self._report(call, weighted, args, outputs[0])
 
@@ -468,6 +472,7 @@ class Watch(TorchFunctionMode):
         operands: tuple[Operand, ...],
         weighted: Weighted | None,
         varies: bool,
+        option: float | None = None,
     ) -> Call:
         units = None
         if weighted is not None and weighted.unit_dims:
@@ -491,6 +496,7 @@ class Watch(TorchFunctionMode):
             blocks=weighted.blocks if weighted else 1,
             mean_fan_in=weighted.mean_fan_in if weighted else None,
             padding=weighted.padding if weighted else None,
+            option=option,
         )
         self.calls.append(call)
         return call
@@ -608,6 +614,13 @@ def _name(func: Any) -> tuple[str, bool]:
         return (bare[1:] if in_place else bare), in_place
     in_place = name.endswith("_")
     return (name.rstrip("_") if in_place else name), in_place
+
+
+def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+    """The first numeric argument of a nonlinearity."""
+    given = (*args[1:], *kwargs.values())
+    numbers = (a for a in given if isinstance(a, (int, float)) and not isinstance(a, bool))
+    return next((float(a) for a in numbers), None) if name in ACTIVATIONS else None
 
 
 def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float | None:

@@ -1,0 +1,204 @@
+"""Residual branches: where a signal is added to what came out of layers that read it."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, replace
+
+from fanin.architecture import Architecture
+from fanin.operations import ACTIVATIONS, RECURRENT
+from fanin.trace import Call
+
+__all__ = ["Branch", "branches", "low_rank_pairs"]
+
+_ADDS = frozenset({"add", "radd", "sub"})
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch: ``stream + branch(stream)``.
+
+    Attributes:
+        start: index of the call that both ways start from (-1: the batch).
+        end: index of the call that adds.
+        number: place along its stream, from 0.
+        of: layers that add to that stream, over its whole length.
+        depth: layers with weights on the longest way through the branch.
+        norm: "before" its first layer, "after" the sum, "last" (between its last layer and the
+            sum), or "none".
+        layers: weighted calls of the branch.
+        last: the weighted calls whose output is added.
+    """
+
+    start: int
+    end: int
+    number: int
+    of: int
+    depth: int
+    norm: str
+    layers: tuple[int, ...]
+    last: tuple[int, ...]
+
+
+def branches(
+    architecture: Architecture,
+) -> tuple[tuple[Branch, ...], dict[int, Branch], set[int]]:
+    """The branches, the innermost branch of each call inside one, and the calls that end them."""
+    adds = (c for c in architecture.trace.calls if c.op in _ADDS and len(set(c.sources)) == 2)
+    found = [pair for add in adds if (pair := _branch(architecture, add)) is not None]
+    numbered = _numbered(architecture, [branch for branch, _ in found])
+    regions = [(branch, region) for branch, (_, region) in zip(numbered, found, strict=True)]
+    inside: dict[int, Branch] = {}
+    for branch, region in sorted(regions, key=lambda pair: -len(pair[1])):
+        inside.update(dict.fromkeys(region, branch))
+    lasts = {i for branch in numbered for i in branch.last if inside.get(i) is branch}
+    return numbered, inside, lasts
+
+
+def low_rank_pairs(architecture: Architecture) -> dict[int, str]:
+    """Weighted call → "A" or "B": two linear layers in a row beside a single one (LoRA)."""
+    found: dict[int, str] = {}
+    calls = architecture.trace.calls
+    for call in calls:
+        if call.op not in _ADDS or len(set(call.sources)) != 2 or min(call.sources) < 0:
+            continue
+        start = _meeting(calls, *call.sources)
+        if start is None:
+            continue
+        sides = [_region(calls, index, start) for index in call.sources]
+        chains = [sorted(i for i in side if calls[i].units is not None) for side in sides]
+        bent = any(calls[i].op in ACTIVATIONS for side in sides for i in side)
+        short, long = sorted(chains, key=len)
+        if (len(short), len(long), bent) != (1, 2, False):
+            continue
+        first, second = (calls[i] for i in long)
+        if first.units < min(first.fan_in or 0, second.units or 0):  # type: ignore[operator]
+            found[first.index], found[second.index] = "A", "B"
+    return found
+
+
+def _branch(architecture: Architecture, add: Call) -> tuple[Branch, set[int]] | None:
+    calls = architecture.trace.calls
+    one, two = add.sources[0], next(i for i in add.sources if i != add.sources[0])
+    start = _meeting(calls, one, two)
+    if start is None:
+        return None
+    sides = {one: _region(calls, one, start), two: _region(calls, two, start)}
+    depths = {end: _longest(calls, region) for end, region in sides.items()}
+    bent = {end: any(calls[i].op in ACTIVATIONS for i in region) for end, region in sides.items()}
+    short, long = sorted(sides, key=lambda end: depths[end])
+    projected = depths[short] == 1 and depths[long] > 1 and bent[long] and not bent[short]
+    if depths[long] == 0 or (depths[short] > 0 and not projected):
+        return None
+    region = sides[long] - sides[short]
+    layers = tuple(sorted(i for i in region if _counts(calls[i])))
+    last = _first_behind(calls, long, region)
+    if not last:
+        return None
+    norm = _norm(architecture, add, region, layers)
+    branch = Branch(start, add.index, 0, 1, depths[long], norm, layers, last)
+    return branch, region
+
+
+def _counts(call: Call) -> bool:
+    return call.units is not None and "v" not in call.layout
+
+
+def _meeting(calls: tuple[Call, ...], one: int, two: int) -> int | None:
+    """The nearest call from which both come (-1: the batch); None when there is none."""
+    if min(one, two) < 0:
+        return min(one, two) if min(one, two) == -1 else None
+    marks = {one: 1, two: 2}
+    heap = sorted((-one, -two))
+    while heap:
+        index = -heapq.heappop(heap)
+        if marks[index] == 3:
+            return index
+        if index < 0:
+            continue
+        for i in calls[index].inputs:
+            if i == -2:  # integers are no signal that could go around
+                continue
+            if i not in marks:
+                heapq.heappush(heap, -i)
+            marks[i] = marks.get(i, 0) | marks[index]
+    return None
+
+
+def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
+    """Calls on the ways from `start` to `end`, `end` included."""
+    seen: set[int] = set()
+    queue = [end]
+    while queue:
+        index = queue.pop()
+        if index > start and index >= 0 and index not in seen:
+            seen.add(index)
+            queue += calls[index].behind
+    return seen
+
+
+def _longest(calls: tuple[Call, ...], region: set[int]) -> int:
+    depth: dict[int, int] = {}
+    for index in sorted(region):
+        before = max((depth.get(i, 0) for i in calls[index].behind), default=0)
+        depth[index] = before + _counts(calls[index])
+    return max(depth.values(), default=0)
+
+
+def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> tuple[int, ...]:
+    """The last weighted calls of a region, seen from its end."""
+    found, seen, queue = set(), set(), [end]
+    while queue:
+        index = queue.pop()
+        if index not in region or index in seen:
+            continue
+        seen.add(index)
+        if _counts(calls[index]):
+            found.add(index)
+        elif calls[index].op == "mul":  # a gate is not what is added: follow what it gates
+            queue += [i for i in calls[index].behind if i in region][:2]
+        else:
+            queue += calls[index].behind
+    return tuple(sorted(found))
+
+
+def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...]) -> str:
+    calls = architecture.trace.calls
+    norms = [i for i in region if architecture.normalizes(calls[i])]
+    if any(i > max(layers) for i in norms):
+        return "last"
+    if any(i < min(layers) for i in norms):
+        return "before"
+    ahead = architecture.followers.get(add.index, ())
+    return "after" if len(ahead) == 1 and architecture.normalizes(ahead[0]) else "none"
+
+
+def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, ...]:
+    """Count the branches along each stream."""
+    calls = architecture.trace.calls
+    by_end = {branch.end: place for place, branch in enumerate(found)}
+    stream: list[int] = []  # of each branch
+    number: list[int] = []
+    for place, branch in enumerate(found):
+        index = branch.start
+        while index >= 0 and index not in by_end and _passes(calls[index]):
+            index = calls[index].behind[0]
+        before = by_end.get(index)
+        if before is None or before >= place:
+            stream.append(place)
+            number.append(0)
+        else:
+            stream.append(stream[before])
+            number.append(number[before] + 1)
+    adders: dict[int, int] = {}
+    for place, branch in enumerate(found):
+        adders[stream[place]] = adders.get(stream[place], 0) + len(branch.last)
+    return tuple(
+        replace(branch, number=number[place], of=adders[stream[place]])
+        for place, branch in enumerate(found)
+    )
+
+
+def _passes(call: Call) -> bool:
+    """Whether a stream goes on through the call: one signal in, no weights that mix."""
+    return len(call.behind) == 1 and call.units is None and call.op not in RECURRENT

@@ -1,0 +1,79 @@
+"""Read a model without measuring it: one watched forward pass, on any device, meta included."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import Architecture, read
+from fanin.errors import ModelError
+from fanin.guard import Guard, eager, private, untouched
+from fanin.operations import Weighted
+from fanin.trace import Call, Watch, reject_scripted, trace
+
+__all__ = ["reading"]
+
+
+class _Silent:
+    """Observes nothing."""
+
+    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None: ...
+
+    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None: ...
+
+    def produced(self, call: Call, output: Tensor) -> None: ...
+
+    def criterion(
+        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None: ...
+
+
+def reading(model: nn.Module, batch: Any) -> Architecture:
+    """Run `model` on `batch` once and read its architecture; the model stays as it is.
+
+    A model on the meta device is run on a meta copy of the batch: no value is computed.
+
+    Raises:
+        ModelError: the model cannot be watched, or its forward changes its own parameters.
+        ForwardError: the forward raised.
+    """
+    reject_scripted(model)
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        batch = dict(batch)
+    if any(p.is_meta for p in model.parameters()):
+        batch = _on_meta(batch)
+    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        architecture = _watched(model, private(batch), guard)
+        changed = guard.changed()
+    if changed:
+        raise ModelError(
+            f"model: its forward changes the parameter {changed[0]!r} in place; a plan needs a "
+            "forward that leaves parameters alone (the model was put back)"
+        )
+    return architecture
+
+
+def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:
+    watch = Watch(model, model.named_parameters(), guard, _Silent())
+    seen, _, _ = trace(model, batch, None, watch)
+    return read(seen, model)
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, dict):
+        return {k: _on_meta(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_on_meta(v) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_on_meta(v) for v in value)
+    return value

@@ -1,0 +1,472 @@
+"""What each parameter is for, read from the calls that use it.
+
+A role says what the parameter does (weight, bias, scale of a norm, table …), what its fans are,
+which nonlinearity made its input and which one follows, and where it stands: in which residual
+branch, in which attention, at which depth of a stretch without norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fanin.architecture import Architecture
+from fanin.branches import Branch, branches, low_rank_pairs
+from fanin.operations import ACTIVATIONS, ADDING, NORMS, PASSIVE, RECURRENT
+from fanin.reparametrized import Part, parts
+from fanin.trace import BATCH, Call, Operand
+
+__all__ = ["Input", "Role", "roles"]
+
+# Functions that end a walk to the activation that follows: more than one signal meets there.
+_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
+_SUMS = frozenset({"add", "sub", "radd", "rsub"})
+_PRODUCTS = frozenset({"mul", "rmul", "multiply"})
+_MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+# Not nonlinearities between layers, though they bend the signal.
+_NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where the input of a weight comes from.
+
+    Attributes:
+        kind: "data" (the batch itself), "tokens", "table" (an embedding), "norm", "activation",
+            "layer" (another layer, nothing between), "sum" (a residual stream, or branches that
+            meet), "product" (two signals multiplied), "attention", "recurrent" or "other".
+        activation: the nonlinearity, where `kind` is "activation".
+        slope: its numeric argument (leaky_relu's slope), where it has one.
+    """
+
+    kind: str
+    activation: str | None = None
+    slope: float | None = None
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one parameter is for.
+
+    Attributes:
+        parameter: canonical path.
+        shape: of the parameter.
+        trainable: whether it requires a gradient.
+        kind: "weight", "recurrent", "projection", "bias", "recurrent_bias", "table", "token",
+            "norm_scale", "norm_shift", "branch_scale", "scale", "score_bias", "slope", "magnitude",
+            "computed", "unknown" or "unused".
+        op: canonical operation of the call that uses it.
+        layer: path of the module that runs that call.
+        call: index of its first call.
+        layout: what its dimensions are, as in `Assignment.layout`.
+        blocks: equal parts along the outputs (groups along the inputs of a transposed convolution)
+            that are matrices of their own.
+        groups: of a convolution.
+        fan_in: inputs summed into one output value, in one block.
+        fan_out: outputs that one input value reaches, in one block.
+        input: where its input comes from.
+        activation: the nonlinearity that follows, None without one.
+        slope: numeric argument of that nonlinearity.
+        norm_after: whether a norm stands between the layer and what follows.
+        branch: the residual branch it stands in, None outside of any.
+        last: whether its output is what the branch adds to the stream.
+        attention: "q", "k", "v", "o", letters of packed ones such as "qkv", or "".
+        head: whether its output goes to the model's output alone.
+        place: layers with weights before it since the last norm, sum or input.
+        run: layers with weights in that stretch.
+        offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
+        uses: further kinds it is used as (a tied table is a "weight" too).
+        expert: whether it holds one matrix for each of several experts.
+        padding: row of a table that stands for padding.
+        part: what it is of a reparametrized weight.
+        low_rank: "A" or "B" in a low-rank pair beside another layer (LoRA), else "".
+        features: size of the signal it reads (weights) or makes (tables).
+        seen: torch functions that use it, where its role is not known.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    trainable: bool
+    kind: str
+    op: str = ""
+    layer: str = ""
+    call: int = -1
+    layout: str = ""
+    blocks: int = 1
+    groups: int = 1
+    fan_in: float | None = None
+    fan_out: float | None = None
+    input: Input = Input("other")
+    activation: str | None = None
+    slope: float | None = None
+    norm_after: bool = False
+    branch: Branch | None = None
+    last: bool = False
+    attention: str = ""
+    head: bool = False
+    place: int = 0
+    run: int = 1
+    offset: float = 0.0
+    uses: tuple[str, ...] = ()
+    expert: bool = False
+    padding: int | None = None
+    part: Part | None = None
+    low_rank: str = ""
+    features: int | None = None
+    seen: str = ""
+
+
+def roles(architecture: Architecture, model: nn.Module) -> tuple[Role, ...]:
+    """The role of every parameter, in the model's order."""
+    return _Reader(architecture, model).read()
+
+
+class _Reader:
+    """One reading: what is needed of the whole trace for the role of any parameter."""
+
+    def __init__(self, architecture: Architecture, model: nn.Module) -> None:
+        self.architecture = architecture
+        self.calls = architecture.trace.calls
+        self.followers = architecture.followers
+        self.parts = parts(model)
+        self.branches, self.branch_of, self.lasts = branches(architecture)
+        self.low_rank = low_rank_pairs(architecture)
+        self.heads = {i for layer in architecture.heads for i in layer.calls}
+        self.attention = _attention(self)
+        self.place, self.ahead = _stretches(architecture, {b.end for b in self.branches})
+        self.unnamed = dict(architecture.unnamed)
+
+    def read(self) -> tuple[Role, ...]:
+        uses: dict[str, list[tuple[Call, Operand]]] = {}
+        for call in self.calls:
+            for operand in call.operands:
+                for name in operand.parameters:
+                    uses.setdefault(name, []).append((call, operand))
+        found = []
+        for parameter in self.architecture.parameters:
+            role = Role(parameter.name, parameter.shape, parameter.trainable, "unused")
+            known = uses.get(parameter.name, [])
+            if known:
+                role = self._role(role, known)
+            found.append(role)
+        return tuple(found)
+
+    def _role(self, bare: Role, uses: list[tuple[Call, Operand]]) -> Role:
+        """The role in the first use; a table that is a weight too keeps being a table."""
+        kinds = [(self._kind(bare, c, o), c, o) for c, o in uses]
+        order = ["table", *(k for k, _, _ in kinds if k != "unknown"), "unknown"]
+        kind, call, operand = min(kinds, key=lambda entry: order.index(entry[0]))
+        others = tuple(dict.fromkeys(k for k, _, _ in kinds if k != kind))
+        part = self.parts.get(bare.parameter)
+        role = replace(
+            bare,
+            kind=kind,
+            op=call.op,
+            layer=call.module,
+            call=call.index,
+            uses=others,
+            part=part,
+            offset=operand.offset or 0.0,
+            head=any(c.index in self.heads for c, _ in uses),
+            seen=self.unnamed.get(bare.parameter, call.op) if kind == "unknown" else "",
+        )
+        if operand.offset is None and part is None:
+            return replace(role, kind="computed", seen=call.op)
+        if kind in ("weight", "recurrent", "projection"):
+            return self._weight(role, call, operand)
+        if kind == "table":
+            layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
+            role = replace(role, layout=layout, fan_in=1.0, features=bare.shape[-1])
+            # What a tied table multiplies as a head decides its size.
+            return replace(role, padding=call.padding, input=Input("tokens"))
+        if kind in ("bias", "recurrent_bias"):
+            return self._bias(role, call)
+        return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
+
+    def _kind(self, bare: Role, call: Call, operand: Operand) -> str:
+        part = self.parts.get(bare.parameter)
+        if part is not None and part.kind == "magnitude":
+            return "magnitude"
+        if call.op.startswith("unnamed:"):
+            return "unknown"
+        if call.op in NORMS:
+            return "norm_scale" if operand.role == "weight" else "norm_shift"
+        if call.op == "prelu":
+            return "slope"
+        if operand.role.startswith(("bias", "recurrent_bias")):
+            return operand.role.removesuffix("_reverse")
+        if operand.role.startswith(("recurrent", "projection")):
+            return operand.role.removesuffix("_reverse")
+        if call.layout:
+            return "table" if "v" in call.layout else "weight"
+        if call.op == "scale":
+            return self._scale(call)
+        if call.op in ADDING:
+            return self._added(bare, call)
+        return "unknown"
+
+    # ---- parameters of elementwise calls ---------------------------------------------------------
+
+    def _scale(self, call: Call) -> str:
+        for index in call.behind:
+            before = self.calls[index]
+            while before.op in PASSIVE and len(before.behind) == 1:  # a change of dtype
+                before = self.calls[before.behind[0]]
+            if self.architecture.normalizes(before):
+                return "norm_scale"
+        branch = self.branch_of.get(call.index)
+        if branch is not None and self._ends(call, branch):
+            return "branch_scale"
+        return "scale"
+
+    def _ends(self, call: Call, branch: Branch) -> bool:
+        """Whether only elementwise and passing calls lie between `call` and its branch's end."""
+        index = call.index
+        while True:
+            after = self.followers.get(index, ())
+            if len(after) != 1:
+                return False
+            if after[0].index == branch.end:
+                return True
+            if after[0].units is not None or after[0].op in NORMS:
+                return False
+            index = after[0].index
+
+    def _added(self, bare: Role, call: Call) -> str:
+        before = [self.calls[i] for i in call.behind]
+        if not before:
+            return "token"
+        source = before[0]
+        if source.op == "scale" and self._scale(source) == "norm_scale":
+            return "norm_shift"
+        if self._reaches_softmax(call):
+            return "score_bias"
+        flat = [s for s in bare.shape if s > 1]
+        if source.units is not None and "v" not in source.layout and flat == [source.shape[-1]]:
+            return "bias"
+        return "token"
+
+    def _reaches_softmax(self, call: Call) -> bool:
+        for _ in range(8):
+            after = self.followers.get(call.index, ())
+            if any(c.op == "softmax" for c in after):
+                return True
+            if any(c.op == "scaled_dot_product_attention" for c in after):
+                return True
+            if len(after) != 1 or after[0].units is not None:
+                return False
+            call = after[0]
+        return False
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def _weight(self, role: Role, call: Call, operand: Operand) -> Role:
+        main = operand is call.operands[0]
+        layout = call.layout if main else "oi"
+        if len(layout) != len(role.shape) and role.part is None:
+            return replace(role, kind="unknown", seen=call.op)
+        blocks, groups = call.blocks, 1
+        if call.op.startswith("conv"):
+            groups = call.blocks
+        fan_in = call.mean_fan_in or call.fan_in
+        fan_out: float | None = call.fan_out
+        if not main or call.op in RECURRENT | _CELLS:
+            blocks = 1 if role.kind == "projection" else call.blocks
+            fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
+        attention = self.attention.get(call.index, "")
+        packed = self._packed(role, operand, layout, attention)
+        if packed > 1:
+            blocks = packed
+            fan_out = role.shape[layout.index("o")] / packed
+        spread = layout.startswith("b") and role.shape[0] > 1
+        signal = call.sources[0] if call.sources else BATCH
+        return replace(
+            role,
+            layout=layout,
+            blocks=blocks,
+            groups=groups,
+            fan_in=None if fan_in is None else float(fan_in),
+            fan_out=None if fan_out is None else float(fan_out),
+            input=self._input(signal),
+            attention=attention,
+            expert=spread,
+            low_rank=self.low_rank.get(call.index, ""),
+            features=int(fan_in) if fan_in else None,
+            **self._standing(call),
+        )
+
+    def _packed(self, role: Role, operand: Operand, layout: str, attention: str) -> int:
+        """Equal matrices along the outputs: q, k and v in one parameter."""
+        if "o" not in layout or len(layout) != len(role.shape):
+            return 1
+        rows = role.shape[layout.index("o")]
+        if len(operand.shape) == len(role.shape):
+            part = operand.shape[layout.index("o")]
+            if 0 < part < rows and rows % part == 0:
+                return rows // part
+        letters = len(attention) if attention not in ("", "o") else 1
+        inputs = role.shape[layout.index("i")]
+        # Only equal parts are matrices of their own; grouped queries make unequal ones.
+        return letters if letters > 1 and rows == letters * inputs else 1
+
+    def _bias(self, role: Role, call: Call) -> Role:
+        blocks = call.blocks if call.op in RECURRENT | _CELLS else 1
+        return replace(
+            role,
+            layout="o" * len(role.shape),
+            blocks=blocks,
+            attention=self.attention.get(call.index, ""),
+            **self._standing(call),
+        )
+
+    def _standing(self, call: Call) -> dict[str, Any]:
+        """Where a call stands, as fields of a role."""
+        activation, slope, normed = self._after(call)
+        return {
+            "activation": activation,
+            "slope": slope,
+            "norm_after": normed,
+            "branch": self.branch_of.get(call.index),
+            "last": call.index in self.lasts,
+            "place": self.place.get(call.index, 0),
+            "run": self.place.get(call.index, 0) + 1 + self.ahead.get(call.index, 0),
+        }
+
+    def _input(self, index: int) -> Input:
+        """Walk back to whatever gives the signal its distribution."""
+        while index >= 0:
+            call = self.calls[index]
+            if "v" in call.layout:
+                return Input("table")
+            if call.op in RECURRENT | _CELLS:
+                return Input("recurrent")
+            if call.units is not None:
+                return Input("layer")
+            if self.architecture.normalizes(call):
+                return Input("norm")
+            if call.op in ACTIVATIONS - _NO_ACTIVATION:
+                return Input("activation", call.op, call.option)
+            signals = [i for i in call.sources if i != -2]
+            if call.op in _SUMS and len(set(signals)) > 1:
+                return Input("sum")
+            if call.op in _PRODUCTS and len(set(signals)) > 1:
+                return Input("product")
+            if call.op in _MIXES and not call.operands:
+                return Input("attention")
+            if not call.behind:
+                return Input("data" if BATCH in call.inputs else "tokens")
+            index = call.behind[-1] if len(call.behind) == 1 else call.sources[0]
+        return Input("data" if index == BATCH else "tokens")
+
+    def _after(self, call: Call) -> tuple[str | None, float | None, bool]:
+        """The nonlinearity that follows, its argument, and whether a norm stands between."""
+        normed = False
+        for _ in range(8):
+            after = self.followers.get(call.index, ())
+            bent = [c for c in after if c.op in ACTIVATIONS - _NO_ACTIVATION]
+            if bent:
+                return bent[0].op, bent[0].option, normed
+            if len(after) != 1 or after[0].units is not None or len(set(after[0].sources)) > 1:
+                return None, None, normed
+            call = after[0]
+            normed = normed or self.architecture.normalizes(call)
+            if not (normed or call.op in PASSIVE or call.op in ("shift", "scale")):
+                return None, None, normed
+        return None, None, normed
+
+
+def _attention(reader: _Reader) -> dict[int, str]:
+    """Weighted call → its part in an attention."""
+    found: dict[int, str] = {}
+    for call in reader.calls:
+        if call.op == "scaled_dot_product_attention" and len(call.sources) >= 3:
+            three, mixed = call.sources[:3], call
+        elif call.op == "softmax":
+            eager = _eager(reader, call)
+            if eager is None:
+                continue
+            three, mixed = eager
+        else:
+            continue
+        for letter, index in zip("qkv", three, strict=True):
+            source = _source(reader, index)
+            if source is not None and letter not in found.get(source, ""):
+                found[source] = found.get(source, "") + letter
+        for index in _next_weighted(reader, mixed):
+            found.setdefault(index, "o")
+    return found
+
+
+def _eager(reader: _Reader, softmax: Call) -> tuple[tuple[int, ...], Call] | None:
+    """(q, k, v) and the mixing call around a softmax of an attention written out."""
+    scores = softmax
+    for _ in range(12):
+        mixing = [i for i in scores.behind if i >= 0]
+        if not mixing:
+            return None
+        scores = reader.calls[mixing[0]]
+        if scores.op in _MIXES:
+            break
+        if scores.units is not None:
+            return None
+    mixed: Call | None = softmax
+    weights = softmax.index
+    for _ in range(8):
+        after = reader.followers.get(weights, ())
+        mixed = next((c for c in after if c.op in _MIXES and len(c.sources) > 1), None)
+        if mixed is not None or len(after) != 1:
+            break
+        weights = after[0].index
+    signals = [i for i in scores.sources if i >= 0]
+    if mixed is None or scores.operands or mixed.operands or len(signals) < 2:
+        return None
+    value = next((i for i in mixed.sources if i != weights), None)
+    return None if value is None else ((*signals[-2:], value), mixed)
+
+
+def _source(reader: _Reader, index: int) -> int | None:
+    """The weighted call that an operand of an attention comes from."""
+    for _ in range(24):
+        if index < 0:
+            return None
+        call = reader.calls[index]
+        if call.units is not None:
+            return index if "v" not in call.layout else None
+        if not call.sources:
+            return None
+        index = max(call.sources)
+    return None
+
+
+def _next_weighted(reader: _Reader, call: Call) -> Iterable[int]:
+    for _ in range(12):
+        after = reader.followers.get(call.index, ())
+        weighted = [c.index for c in after if c.units is not None]
+        if weighted:
+            return weighted
+        if len(after) != 1 or len(set(after[0].sources)) > 1:
+            return ()
+        call = after[0]
+    return ()
+
+
+def _stretches(architecture: Architecture, ends: set[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Layers with weights before and after each call in its stretch without norms or sums."""
+    calls = architecture.trace.calls
+    resets = {c.index for c in calls if c.index in ends or architecture.normalizes(c)}
+    counted = {c.index for c in calls if c.units is not None and "i" in c.layout}
+    place: dict[int, int] = {}
+    reach: dict[int, int] = {}
+    for call in calls:
+        before = max((reach.get(i, 0) for i in call.behind), default=0)
+        place[call.index] = before
+        reach[call.index] = 0 if call.index in resets else before + (call.index in counted)
+    ahead: dict[int, int] = {}
+    for call in reversed(calls):
+        here = 0 if call.index in resets else ahead.get(call.index, 0) + (call.index in counted)
+        for i in call.behind:
+            ahead[i] = max(ahead.get(i, 0), here)
+    return place, ahead
