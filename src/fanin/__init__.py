@@ -6,11 +6,32 @@
 True
 """
 
+from fanin.activations import gain
+from fanin.assignment import Assignment
+from fanin.catalogue import SCHEMES as schemes  # noqa: N811 - the public name of the mapping
+from fanin.catalogue import Scheme
 from fanin.checking import check, recording
 from fanin.errors import FaninError
+from fanin.fill import fill_
 from fanin.findings import Finding
+from fanin.planning import Plan, init_, plan
 from fanin.report import Report
 
-__all__ = ["FaninError", "Finding", "Report", "__version__", "check", "recording"]
+__all__ = [
+    "Assignment",
+    "FaninError",
+    "Finding",
+    "Plan",
+    "Report",
+    "Scheme",
+    "__version__",
+    "check",
+    "fill_",
+    "gain",
+    "init_",
+    "plan",
+    "recording",
+    "schemes",
+]
 
 __version__ = "0.1.0"

@@ -27,7 +27,9 @@ class Assignment:
         shape: of the parameter.
         layout: what each dimension is: o output, i input, k kernel tap, b independent matrices.
         blocks: equal parts along the outputs that are matrices of their own (q, k, v; gates).
-        arguments: further arguments of the scheme.
+        arguments: further arguments of the scheme; and of the tensor: `groups` of a grouped
+            transposed convolution (along its inputs), `padding` (a row that is zero),
+            `rows` (a factor for each output, measured on a batch).
     """
 
     parameter: str
@@ -40,6 +42,11 @@ class Assignment:
     layout: str = ""
     blocks: int = 1
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that the scheme itself takes."""
+        return {k: v for k, v in self.arguments.items() if k not in ("groups", "padding", "rows")}
 
 
 @dataclass(frozen=True)

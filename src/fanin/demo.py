@@ -2,7 +2,7 @@
 
 A network 2-10-5-1 (ReLU, ReLU, sigmoid) learns to tell two noisy circles apart by full-batch
 gradient descent.  Only the start differs.  Every start is checked before the training, so the
-table sets what was said beside what happened.
+table sets what was said beside what happened.  The training is that of :mod:`fanin.comparing`.
 
 Source: the exercise "Initialization" of deeplearning.ai, *Improving Deep Neural Networks*, week 1.
 Its data, seeds, order of draws and formulas are kept, so that its published numbers come back.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -22,17 +21,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from fanin.checking import check
+from fanin.comparing import Batches, Comparison, Outcome, Run, Training, plot, to_text, train_
 from fanin.errors import ArgumentError
+from fanin.guard import random_state
 from fanin.report import Report
 from fanin.report.document import to_plain
 from fanin.report.wording import number
 
-__all__ = ["Certificate", "Demo", "Published", "Row", "Run", "circles", "demo", "starts", "train"]
+__all__ = [
+    "Certificate",
+    "Cost",
+    "Demo",
+    "Published",
+    "Row",
+    "circles",
+    "demo",
+    "network",
+    "starts",
+    "train",
+]
 
 Array = NDArray[np.float64]
 Weights = list[tuple[Array, Array]]
@@ -76,25 +89,6 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Run:
-    """What training made of one start.
-
-    ``costs``: mean cross-entropy in nats at iterations 0, 1,000, 2,000 …;
-    ``train_accuracy`` and ``test_accuracy``: shares (0 to 1) after the last iteration.
-    """
-
-    start: str
-    costs: tuple[float, ...]
-    train_accuracy: float
-    test_accuracy: float
-
-    @property
-    def cost_14000(self) -> float | None:
-        """Cost at iteration 14,000, the last one the exercise prints; None in a shorter run."""
-        return self.costs[14] if len(self.costs) > 14 else None
-
-
-@dataclass(frozen=True)
 class Certificate:
     """The symmetry certificate of one layer: what stayed equal over every virtual step.
 
@@ -135,26 +129,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """The table of the six starts; ``str()`` and ``rich`` show it, ``to_json()`` writes it."""
+    """The table of the six starts and their comparison; ``to_json()`` writes it.
+
+    ``str()`` and ``rich`` show the table, the curves and the certificates.
+    """
 
     iterations: int
     rows: tuple[Row, ...]
+    comparison: Comparison
 
     def to_dict(self) -> dict[str, Any]:
         """The rows as plain data; non-finite numbers as the strings "nan", "inf" and "-inf"."""
-        table: dict[str, Any] = to_plain(self)
-        return {"schema_version": 1, **table}
+        return {
+            "schema_version": 1,
+            "iterations": self.iterations,
+            "rows": to_plain(self.rows),
+            "comparison": self.comparison.to_dict(),
+        }
 
     def to_json(self, indent: int | None = 2) -> str:
         """The rows as JSON text in ASCII, ``indent`` spaces per level (None: one line)."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def __rich__(self) -> RenderableType:
-        recorded = (self.iterations - 1) // RECORD_EVERY * RECORD_EVERY
+        recorded = _last_record(self.iterations)
         parts: list[RenderableType] = [
             f"Two circles, network 2-10-5-1, {self.iterations:,} steps of gradient descent",
             _table(self.rows),
-            f"cost in nats, at iteration {recorded:,}; published: cost, test accuracy",
+            f"cost in nats, at iteration {recorded:,}; published: cost, test accuracy\n",
+            plot(self.comparison),
         ]
         for row in self.rows:
             if row.certificate:
@@ -165,10 +168,7 @@ class Demo:
         return Group(*parts)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return to_text(self.__rich__())
 
 
 def circles(samples: int, seed: int) -> tuple[Array, Array]:
@@ -223,7 +223,9 @@ def starts() -> Mapping[str, Weights]:
     return {name: _draw(scale) for name, scale in SCALES.items()}
 
 
-def train(start: str, iterations: int = ITERATIONS) -> Run:
+def train(
+    start: str, iterations: int = ITERATIONS, tell: Callable[[int, float], None] | None = None
+) -> tuple[Run, float]:
     """Train one start by full-batch gradient descent with learning rate 0.01, in float64.
 
     A product 0·log 0 counts as missing in the cost, as in the exercise.
@@ -231,16 +233,20 @@ def train(start: str, iterations: int = ITERATIONS) -> Run:
     Args:
         start: a name from :func:`starts`.
         iterations: number of steps, at least 1.
+        tell: told the iteration and the cost (nats) at every record.
 
     Returns:
-        The costs (nats) at every thousandth iteration, and the accuracies after the last.
+        The run, whose losses are the costs (nats) at iterations 0, 1,000, 2,000 … and after the
+        last, and whose accuracies are those on the training points; and the accuracy (0 to 1) on
+        the test points after the last iteration.
 
     Raises:
         ArgumentError: unknown start, or fewer than one iteration.
 
     Example:
-        >>> train("zeros", iterations=1).costs
-        (0.6931471805599453,)
+        >>> run, test = train("zeros", iterations=1)
+        >>> run.losses[0], test
+        (0.6931471805599453, 0.5)
 
     Source: the exercise "Initialization" (``init_utils.py``).
     """
@@ -249,19 +255,22 @@ def train(start: str, iterations: int = ITERATIONS) -> Run:
         raise ArgumentError(f"start must be one of {', '.join(SCALES)}, not {start!r}")
     if iterations < 1:
         raise ArgumentError(f"iterations must be at least 1, not {iterations}")
-    points, labels = circles(TRAIN_SAMPLES, TRAIN_SEED)
-    inputs, targets = points.T, labels[None]
-    costs = []
-    # exp overflows and log 0 appear when the start is too large: that is the experiment.
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for iteration in range(iterations):
-            activations = _forward(weights, inputs)
-            if iteration % RECORD_EVERY == 0:
-                costs.append(_cost(activations[-1], targets))
-            weights = _step(weights, activations, targets)
-        train_accuracy = _accuracy(weights, points, labels)
-        test_accuracy = _accuracy(weights, *circles(TEST_SAMPLES, TEST_SEED))
-    return Run(start, tuple(costs), train_accuracy, test_accuracy)
+    points, labels = _samples(TRAIN_SAMPLES, TRAIN_SEED)
+    training = Training(
+        batches=Batches(lambda _: (points, labels), many=False, paired=True),
+        loss=Cost.apply,
+        steps=iterations,
+        optimizer=torch.optim.SGD,
+        every=RECORD_EVERY,
+        accuracy=_accuracy,
+    )
+    # Without its sigmoid, which is part of the cost here: see Cost.
+    logits = network(weights)[:-1]
+    with random_state():
+        run = train_(logits, training, rate=LEARNING_RATE, tell=tell)
+    points, labels = _samples(TEST_SAMPLES, TEST_SEED)
+    with torch.no_grad():
+        return run, _accuracy(logits(points), labels)
 
 
 def demo(progress: Callable[[str], None] | None = None, *, iterations: int = ITERATIONS) -> Demo:
@@ -272,7 +281,7 @@ def demo(progress: Callable[[str], None] | None = None, *, iterations: int = ITE
         iterations: steps of training per start; the published numbers belong to 15,000.
 
     Returns:
-        One row per start, in the order of :func:`starts`.
+        One row per start, in the order of :func:`starts`, and their comparison.
 
     Raises:
         ArgumentError: fewer than one iteration.
@@ -284,84 +293,26 @@ def demo(progress: Callable[[str], None] | None = None, *, iterations: int = ITE
 
     Source: the exercise "Initialization", with :func:`fanin.check` before each training.
     """
-    rows = []
+    tell = progress or (lambda _: None)
+    rows, outcomes = [], []
     for start, weights in starts().items():
-        if progress is not None:
-            progress(f"{start}: check, then {iterations:,} steps of training")
-        rows.append(_row(start, weights, train(start, iterations)))
-    return Demo(iterations, tuple(rows))
+        tell(f"{start}: check")
+        report = _checked(weights)
+        run, test = train(start, iterations, _telling(tell, start, iterations))
+        rows.append(_row(start, report, run, test, iterations))
+        outcomes.append(Outcome(start, report, (run,)))
+    return Demo(iterations, tuple(rows), _comparison(tuple(outcomes), iterations))
 
 
-def _draw(scale: Callable[[int, int], float]) -> Weights:
-    generator = np.random.RandomState(WEIGHT_SEED)
-    return [
-        (generator.randn(fan_out, fan_in) * scale(fan_in, fan_out), np.zeros((fan_out, 1)))
-        for fan_in, fan_out in pairwise(WIDTHS)
-    ]
+def network(weights: Weights) -> torch.nn.Sequential:
+    """The network with these weights and biases, in float64.
 
+    Maps points [samples, 2] to probabilities [samples, 1].
 
-def _forward(weights: Weights, inputs: Array) -> list[Array]:
-    """Inputs [in, samples] and the activations of every layer, the sigmoid's last."""
-    activations = [inputs]
-    for weight, bias in weights[:-1]:
-        activations.append(np.maximum(0, weight @ activations[-1] + bias))
-    weight, bias = weights[-1]
-    activations.append(1 / (1 + np.exp(-(weight @ activations[-1] + bias))))
-    return activations
-
-
-def _cost(outputs: Array, targets: Array) -> float:
-    losses = -np.log(outputs) * targets - np.log(1 - outputs) * (1 - targets)
-    return float(1 / targets.size * np.nansum(losses))
-
-
-def _step(weights: Weights, activations: list[Array], targets: Array) -> Weights:
-    """One step of gradient descent; ``delta`` is the cotangent at a layer's pre-activation."""
-    delta = 1 / targets.size * (activations[-1] - targets)
-    moved: Weights = []
-    for depth in reversed(range(len(weights))):
-        weight, bias = weights[depth]
-        moved.append(
-            (
-                weight - LEARNING_RATE * (delta @ activations[depth].T),
-                bias - LEARNING_RATE * delta.sum(axis=1, keepdims=True),
-            )
-        )
-        if depth:
-            delta = (weight.T @ delta) * (activations[depth] > 0)
-    return moved[::-1]
-
-
-def _accuracy(weights: Weights, points: Array, labels: Array) -> float:
-    guesses = _forward(weights, points.T)[-1][0] > 0.5
-    return float(np.mean(guesses == labels))
-
-
-def _row(start: str, weights: Weights, run: Run) -> Row:
-    points, labels = circles(TRAIN_SAMPLES, TRAIN_SEED)
-    targets = torch.from_numpy(labels)[:, None]
-    report = check(
-        _model(weights),
-        torch.from_numpy(points),
-        lambda output: torch.nn.functional.binary_cross_entropy(output, targets),
-    )
-    return Row(
-        start=start,
-        verdict=_verdict(report),
-        ok=report.ok,
-        distinct=tuple(
-            f"{layer.distinct_units}/{layer.units}" for layer in report.layers if layer.units
-        ),
-        cost=run.costs[-1],
-        train=run.train_accuracy,
-        test=run.test_accuracy,
-        published=PUBLISHED.get(start),
-        certificate=tuple(_certificates(report)),
-    )
-
-
-def _model(weights: Weights) -> torch.nn.Sequential:
-    """The same start as a torch model in float64."""
+    Example:
+        >>> network(starts()["He"])[-1]
+        Sigmoid()
+    """
     model = torch.nn.Sequential()
     for depth, (weight, bias) in enumerate(weights, 1):
         linear = torch.nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
@@ -372,6 +323,96 @@ def _model(weights: Weights) -> torch.nn.Sequential:
         model.add_module(f"layer{depth}", linear)
         model.add_module(f"activation{depth}", torch.nn.Sigmoid() if last else torch.nn.ReLU())
     return model
+
+
+class Cost(torch.autograd.Function):
+    """Mean cross-entropy in nats of logits [samples, 1], as the exercise computes and derives it.
+
+    The cost takes the logarithm of the probability, so that a saturated sigmoid costs infinity
+    (or 0·log 0, which counts as missing).  The gradient is nevertheless that of the logit,
+    (probability - label) / samples: the exercise derives it by hand, and a saturated unit learns.
+    Neither ``binary_cross_entropy`` does both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cost, a scalar."""
+        outputs = torch.sigmoid(logits)
+        ctx.save_for_backward(outputs, labels)
+        losses = -outputs.log() * labels - (1 - outputs).log() * (1 - labels)
+        return losses.nansum() / len(labels)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor, None]:
+        """The gradient of the logits."""
+        outputs, labels = ctx.saved_tensors
+        return cotangents[0] * (outputs - labels) / len(labels), None
+
+
+def _draw(scale: Callable[[int, int], float]) -> Weights:
+    generator = np.random.RandomState(WEIGHT_SEED)
+    return [
+        (generator.randn(fan_out, fan_in) * scale(fan_in, fan_out), np.zeros((fan_out, 1)))
+        for fan_in, fan_out in pairwise(WIDTHS)
+    ]
+
+
+def _samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points [count, 2] and labels [count, 1] as tensors in float64."""
+    points, labels = circles(count, seed)
+    return torch.from_numpy(points), torch.from_numpy(labels)[:, None]
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float(((logits > 0) == (labels > 0.5)).double().mean())
+
+
+def _checked(weights: Weights) -> Report:
+    points, labels = _samples(TRAIN_SAMPLES, TRAIN_SEED)
+    return check(
+        network(weights),
+        points,
+        lambda output: torch.nn.functional.binary_cross_entropy(output, labels),
+    )
+
+
+def _telling(
+    tell: Callable[[str], None], start: str, iterations: int
+) -> Callable[[int, float], None]:
+    return lambda step, cost: tell(f"{start}: step {step:,} of {iterations:,}, cost {number(cost)}")
+
+
+def _last_record(iterations: int) -> int:
+    """The last iteration at which the exercise prints the cost."""
+    return (iterations - 1) // RECORD_EVERY * RECORD_EVERY
+
+
+def _row(start: str, report: Report, run: Run, test: float, iterations: int) -> Row:
+    return Row(
+        start=start,
+        verdict=_verdict(report),
+        ok=report.ok,
+        distinct=tuple(
+            f"{layer.distinct_units}/{layer.units}" for layer in report.layers if layer.units
+        ),
+        cost=run.losses[run.at.index(_last_record(iterations))],
+        train=run.accuracies[-1],
+        test=test,
+        published=PUBLISHED.get(start),
+        certificate=tuple(_certificates(report)),
+    )
+
+
+def _comparison(outcomes: tuple[Outcome, ...], iterations: int) -> Comparison:
+    return Comparison(
+        model="two circles, network 2-10-5-1",
+        parameters=outcomes[0].report.parameters,
+        steps=iterations,
+        rates=(LEARNING_RATE,),
+        seeds=(0,),
+        optimizer="gradient descent",
+        outcomes=outcomes,
+    )
 
 
 def _verdict(report: Report) -> str:

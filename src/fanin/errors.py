@@ -6,6 +6,7 @@
     ├── BatchError              the batch holds NaN, is on another device, or has the wrong form
     ├── LossError               the loss is not a finite scalar connected to a parameter
     ├── ArgumentError           an argument of a fanin function has a value that is not allowed
+    ├── RecipeError             a recipe cannot be read, or cannot be written so that it reads back
     └── TargetError             a command-line TARGET or ``--input`` cannot be turned into a model
         └── MissingPackageError the TARGET needs a package that is not installed
 
@@ -23,6 +24,7 @@ __all__ = [
     "LossError",
     "MissingPackageError",
     "ModelError",
+    "RecipeError",
     "TargetError",
 ]
 
@@ -49,6 +51,10 @@ class LossError(FaninError, ValueError):
 
 class ArgumentError(FaninError, ValueError):
     """An argument has a value that is not allowed."""
+
+
+class RecipeError(FaninError, ValueError):
+    """A recipe cannot be read, or cannot be written so that it reads back."""
 
 
 class TargetError(FaninError, ValueError):

@@ -33,7 +33,7 @@ def parts(model: nn.Module) -> dict[str, Part]:
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         if parametrize.is_parametrized(module):
-            for name, chain in module.parametrizations.items():  # type: ignore[operator]
+            for name, chain in module.parametrizations.items():
                 names = [n for n, _ in chain.named_parameters(recurse=False)]
                 for own in names:
                     place = f"{prefix}parametrizations.{name}.{own}"

@@ -73,7 +73,11 @@ class Role:
         norm_after: whether a norm stands between the layer and what follows.
         branch: the residual branch it stands in, None outside of any.
         last: whether its output is what the branch adds to the stream.
+        gated_branch: whether a learned scale stands between the branch's last layer and the sum.
         attention: "q", "k", "v", "o", letters of packed ones such as "qkv", or "".
+        attention_at: index of the call that mixes that attention's values.
+        heads: of that attention, where they can be told.
+        shuffled: whether pixel shuffle lays its outputs side by side.
         head: whether its output goes to the model's output alone.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
@@ -84,6 +88,7 @@ class Role:
         part: what it is of a reparametrized weight.
         low_rank: "A" or "B" in a low-rank pair beside another layer (LoRA), else "".
         features: size of the signal it reads (weights) or makes (tables).
+        feeds_scores: whether it ends up as a bias on attention scores.
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -105,7 +110,11 @@ class Role:
     norm_after: bool = False
     branch: Branch | None = None
     last: bool = False
+    gated_branch: bool = False
     attention: str = ""
+    attention_at: int | None = None
+    heads: int | None = None
+    shuffled: bool = False
     head: bool = False
     place: int = 0
     run: int = 1
@@ -116,6 +125,7 @@ class Role:
     part: Part | None = None
     low_rank: str = ""
     features: int | None = None
+    feeds_scores: bool = False
     seen: str = ""
 
 
@@ -135,7 +145,7 @@ class _Reader:
         self.branches, self.branch_of, self.lasts = branches(architecture)
         self.low_rank = low_rank_pairs(architecture)
         self.heads = {i for layer in architecture.heads for i in layer.calls}
-        self.attention = _attention(self)
+        self.attention, self.mixed_at = _attention(self)
         self.place, self.ahead = _stretches(architecture, {b.end for b in self.branches})
         self.unnamed = dict(architecture.unnamed)
 
@@ -152,7 +162,10 @@ class _Reader:
             if known:
                 role = self._role(role, known)
             found.append(role)
-        return tuple(found)
+        gated = {r.branch.end for r in found if r.kind == "branch_scale" and r.branch is not None}
+        return tuple(
+            replace(r, gated_branch=r.branch is not None and r.branch.end in gated) for r in found
+        )
 
     def _role(self, bare: Role, uses: list[tuple[Call, Operand]]) -> Role:
         """The role in the first use; a table that is a weight too keeps being a table."""
@@ -179,9 +192,15 @@ class _Reader:
             return self._weight(role, call, operand)
         if kind == "table":
             layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
-            role = replace(role, layout=layout, fan_in=1.0, features=bare.shape[-1])
-            # What a tied table multiplies as a head decides its size.
-            return replace(role, padding=call.padding, input=Input("tokens"))
+            return replace(
+                role,
+                layout=layout,
+                fan_in=1.0,
+                features=bare.shape[-1],
+                padding=call.padding,
+                input=Input("tokens"),
+                feeds_scores=self._reaches_softmax(call),
+            )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
@@ -292,11 +311,20 @@ class _Reader:
             fan_out=None if fan_out is None else float(fan_out),
             input=self._input(signal),
             attention=attention,
+            attention_at=self.mixed_at.get(call.index),
+            heads=self._heads(call.index),
+            shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
             expert=spread,
             low_rank=self.low_rank.get(call.index, ""),
             features=int(fan_in) if fan_in else None,
             **self._standing(call),
         )
+
+    def _heads(self, index: int) -> int | None:
+        """Heads of the attention that a call belongs to: [batch, heads, tokens, size]."""
+        mixed = self.mixed_at.get(index)
+        shape = () if mixed is None else self.calls[mixed].shape
+        return shape[1] if len(shape) == 4 else None
 
     def _packed(self, role: Role, operand: Operand, layout: str, attention: str) -> int:
         """Equal matrices along the outputs: q, k and v in one parameter."""
@@ -353,13 +381,36 @@ class _Reader:
             if call.op in _SUMS and len(set(signals)) > 1:
                 return Input("sum")
             if call.op in _PRODUCTS and len(set(signals)) > 1:
-                return Input("product")
+                return self._product(signals)
             if call.op in _MIXES and not call.operands:
                 return Input("attention")
             if not call.behind:
                 return Input("data" if BATCH in call.inputs else "tokens")
             index = call.behind[-1] if len(call.behind) == 1 else call.sources[0]
         return Input("data" if index == BATCH else "tokens")
+
+    def _product(self, signals: list[int]) -> Input:
+        """Two signals multiplied: a gate, or an activation written out (x·sigmoid(x))."""
+        factors = [self._nearest(i) for i in signals]
+        bent = [c for c in factors if c is not None and c.op in ACTIVATIONS - _NO_ACTIVATION]
+        sources = {_source(self, i) for i in signals}
+        if len(sources) == 1 and None not in sources:
+            whole = {"sigmoid": "silu", "tanh": "gelu", "erf": "gelu"}
+            names = [whole[c.op] for c in bent if c.op in whole]
+            return Input("activation", names[0]) if names else Input("product")
+        return Input("product", bent[0].op, bent[0].option) if bent else Input("product")
+
+    def _nearest(self, index: int) -> Call | None:
+        """The call that made a signal, through what passes it on and sums with constants."""
+        for _ in range(6):
+            if index < 0:
+                return None
+            call = self.calls[index]
+            through = call.op in PASSIVE or call.op in _SUMS | _PRODUCTS
+            if not through or len(set(call.sources)) != 1:
+                return call
+            index = call.sources[0]
+        return None
 
     def _after(self, call: Call) -> tuple[str | None, float | None, bool]:
         """The nonlinearity that follows, its argument, and whether a norm stands between."""
@@ -378,9 +429,10 @@ class _Reader:
         return None, None, normed
 
 
-def _attention(reader: _Reader) -> dict[int, str]:
-    """Weighted call → its part in an attention."""
+def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:
+    """Weighted call → its part in an attention, and → the call that mixes that attention."""
     found: dict[int, str] = {}
+    where: dict[int, int] = {}
     for call in reader.calls:
         if call.op == "scaled_dot_product_attention" and len(call.sources) >= 3:
             three, mixed = call.sources[:3], call
@@ -395,9 +447,11 @@ def _attention(reader: _Reader) -> dict[int, str]:
             source = _source(reader, index)
             if source is not None and letter not in found.get(source, ""):
                 found[source] = found.get(source, "") + letter
+                where.setdefault(source, mixed.index)
         for index in _next_weighted(reader, mixed):
             found.setdefault(index, "o")
-    return found
+            where.setdefault(index, mixed.index)
+    return found, where
 
 
 def _eager(reader: _Reader, softmax: Call) -> tuple[tuple[int, ...], Call] | None:

@@ -173,6 +173,8 @@ class _Record:
     offset: float | None = 0.0
 
 
+Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
+
 CRITERIA = frozenset({
     "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
@@ -196,6 +198,8 @@ class Watch(TorchFunctionMode):
         observer: takes measurements.
         substitute: id of a tensor → the tensor to use in its place.
         promote: floating dtype that every result is brought to, or None.
+        adjust: given a weighted call, the parameters of its main weight, its result and a function
+            that runs it again; what it returns takes the place of the result.
     """
 
     def __init__(
@@ -206,8 +210,10 @@ class Watch(TorchFunctionMode):
         observer: Observer,
         substitute: Mapping[int, Tensor] | None = None,
         promote: torch.dtype | None = None,
+        adjust: Adjust | None = None,
     ) -> None:
         super().__init__()
+        self._adjust = adjust
         self.calls: list[Call] = []
         self.failure: BaseException | None = None
         self._quiet = False  # in the backward pass nothing is recorded
@@ -332,8 +338,28 @@ class Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if self._promote is not None and not in_place:
             out = _map_tensors(self._lift, out)
+        if self._adjust is not None and isinstance(out, Tensor) and not in_place:
+            out = self._adjusted(name, args, kwargs, out, lambda: func(*args, **kwargs))
         self._observed(self._seen, name, args, kwargs, args[0] if name == "__setitem__" else out)
         return out
+
+    def _adjusted(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Tensor,
+        again: Callable[[], Tensor],
+    ) -> Tensor:
+        """The result of a weighted call, after its weight was adjusted."""
+        weighted = describe(name, args, kwargs, self.learned)
+        if self._adjust is None or weighted is None or not weighted.weights or not weighted.layout:
+            return out
+        record = self._record_of(weighted.weights[0][1])
+        if record is None or record.offset != 0.0:
+            return out
+        with torch._C.DisableTorchFunction():
+            return self._adjust(weighted, record.parameters, out, again)
 
     def _written(self, target: Any) -> None:
         """Note what a call is about to write into."""

@@ -1,0 +1,171 @@
+"""Write a recipe into a model: all of it or nothing.  The one place where a model is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import Parameter, parameters_of
+from fanin.assignment import Assignment, Recipe
+from fanin.errors import ModelError, RecipeError
+from fanin.fill import realize_
+from fanin.recipe import check
+
+__all__ = ["apply_", "kept"]
+
+_NAMED = 3  # mismatches named in one error
+
+
+def apply_(
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    frozen: bool = False,
+    device: torch.device | str | None = None,
+) -> tuple[str, ...]:
+    """Draw every parameter that the recipe assigns, in place.
+
+    A parameter on the meta device is made on `device` (default: CPU).  Tied parameters are drawn
+    once, under their first path.  Gradients, buffers, hooks, mode and random states stay as they
+    are.
+
+    Args:
+        recipe: what each parameter starts as.
+        model: to be changed.
+        seed: of every draw.
+        frozen: whether parameters that require no gradient are drawn too.
+        device: where parameters on the meta device are made.
+
+    Returns:
+        the paths of the parameters that were drawn, in the recipe's order.
+
+    Raises:
+        RecipeError: the recipe is for another model: what is missing, extra or of another shape.
+        ModelError: a parameter or buffer on the meta device would be left without a value.
+        ArgumentError: the seed, or an assignment, is not possible.
+        Whatever is raised, an interrupt included, the model is as it was.
+
+    >>> model = nn.Linear(3, 2)
+    >>> plan = Assignment("weight", "he_normal", 1.0, (2 / 3) ** 0.5, 3.0, "", (2, 3), "oi")
+    >>> recipe = Recipe((plan,), {"bias": "as it is"})
+    >>> apply_(recipe, model)
+    ('weight',)
+    """
+    parameters = {alias: p for p in parameters_of(model) for alias in p.aliases}
+    _fit(recipe, parameters)
+    chosen = [a for a in recipe.assignments if frozen or parameters[a.parameter].trainable]
+    _require_values(recipe, model, {parameters[a.parameter].name for a in chosen})
+    tensors = dict(model.named_parameters())
+    with kept(model, on_success=False) as keep:
+        for assignment in chosen:
+            name = parameters[assignment.parameter].name
+            tensor = keep(tensors[name], device)
+            _draw(tensor, assignment, seed, name)
+    return tuple(parameters[a.parameter].name for a in chosen)
+
+
+@contextmanager
+def kept(model: nn.Module, on_success: bool = True) -> Iterator[_Keeper]:
+    """Put back what was given to the keeper when the block ends with an exception.
+
+    Args:
+        model: whose parameters are about to be written.
+        on_success: put it back also when the block ends well.
+    """
+    keeper = _Keeper(model)
+    try:
+        yield keeper
+    except BaseException:
+        keeper.restore()
+        raise
+    if on_success:
+        keeper.restore()
+
+
+class _Keeper:
+    """Remembers parameters before they are written."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def __call__(self, tensor: Tensor, device: torch.device | str | None = None) -> Tensor:
+        """Keep a parameter; the tensor to write into: itself, or one with memory."""
+        if not tensor.is_meta:
+            self._copies.append((tensor, tensor.detach().clone()))
+            return tensor
+        made = nn.Parameter(
+            torch.empty_like(tensor, device=device or "cpu"), requires_grad=tensor.requires_grad
+        )
+        for module in self._model.modules():
+            for key, value in module._parameters.items():
+                if value is tensor:
+                    self._replaced.append((module, key, value))
+                    module._parameters[key] = made
+        return made
+
+    def restore(self) -> None:
+        """Put everything back."""
+        with torch.no_grad():
+            for tensor, copy in self._copies:
+                tensor.detach().copy_(copy)
+        for module, key, value in self._replaced:
+            module._parameters[key] = value
+
+
+def _draw(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
+    """Draw one parameter; then what belongs to its tensor: rows of their own scale, padding."""
+    extra = dict(assignment.arguments)
+    padding, rows = extra.pop("padding", None), extra.pop("rows", None)
+    realize_(tensor, replace(assignment, arguments=extra), seed, name)
+    with torch.no_grad():
+        values = tensor.detach()
+        if rows is not None:
+            at = assignment.layout.index("o")
+            shape = [1] * values.dim()
+            shape[at] = -1
+            values.mul_(torch.tensor(rows, dtype=values.dtype, device=values.device).view(shape))
+        if padding is not None:
+            values[int(padding)] = 0
+
+
+def _fit(recipe: Recipe, parameters: Mapping[str, Parameter]) -> None:
+    shapes = {p.name: p.shape for p in parameters.values()}
+    aliased = {a: p.name for a, p in parameters.items() if a != p.name}
+    renamed = Recipe(
+        tuple(
+            replace(a, parameter=aliased.get(a.parameter, a.parameter)) for a in recipe.assignments
+        ),
+        {aliased.get(name, name): told for name, told in recipe.untouched.items()},
+        recipe.scheme,
+    )
+    wrong = check(renamed, shapes)
+    if wrong:
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        told = "; ".join(str(w) for w in wrong[:_NAMED])
+        raise RecipeError(f"recipe: it is for another model: {told}{more}")
+
+
+def _require_values(recipe: Recipe, model: nn.Module, drawn: set[str]) -> None:
+    """Raise where something on the meta device would be left without a value."""
+    empty = [n for n, p in model.named_parameters() if p.is_meta and n not in drawn]
+    if empty:
+        reason = recipe.untouched.get(empty[0], "it is frozen")
+        raise ModelError(
+            f"model: the parameter {empty[0]!r} is on the meta device and the recipe leaves it as "
+            f"it is ({reason}); give it memory and a value first"
+        )
+    made = any(p.is_meta for p in model.parameters())
+    buffers = [n for n, b in model.named_buffers() if b.is_meta]
+    if buffers and made:
+        more = f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""
+        raise ModelError(
+            f"model: the buffer {buffers[0]!r}{more} is on the meta device, and no recipe knows "
+            "its value; build the model with its buffers on a real device (only parameters on meta)"
+        )

@@ -1,0 +1,206 @@
+"""``fanin compare TARGET``: train a model from several starts and set them side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from types import TracebackType
+
+import click
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from torch import nn
+
+from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
+from fanin.cli.program import debug_option
+from fanin.comparing import Comparison
+from fanin.comparing import compare as compare_starts
+from fanin.targets import Target, load
+
+__all__ = ["Bar", "compare"]
+
+
+class Bar:
+    """A progress bar on stderr; nothing at all when stderr is not a terminal.
+
+    It also is the callable that the work reports to:
+
+        >>> with Bar() as bar:
+        ...     bar("auto, rate 0.1: loss 0.31", 0.5)
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        console = console or Console(stderr=True)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bars.add_task("starting", total=1.0)
+
+    def __call__(self, text: str, done: float) -> None:
+        """Say what is under way, and the share of it that is done (0 to 1)."""
+        self._bars.update(self._task, description=escape(text), completed=done)
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+
+def _names(
+    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Read names separated by commas."""
+    names = tuple(word.strip() for value in values for word in value.split(",") if word.strip())
+    if not names:
+        raise click.BadParameter("it names no start")
+    return names
+
+
+def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas."""
+    try:
+        seeds = tuple(int(word) for word in value.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or not all(0 <= seed < 2**63 for seed in seeds):
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 0,1,2")
+    return seeds
+
+
+@click.command("compare", short_help="Train the model of TARGET from several starts.")
+@click.argument("target")
+@click.option(
+    "--schemes",
+    multiple=True,
+    metavar="NAMES",
+    default=("auto,he_normal,xavier_normal",),
+    show_default=True,
+    callback=_names,
+    help="The starts: names of schemes, or default for the model as it is built; repeatable.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    metavar="N",
+    default=200,
+    show_default=True,
+    help="Updates in each training.",
+)
+@click.option(
+    "--rate",
+    "rates",
+    type=float,
+    multiple=True,
+    metavar="R",
+    help="Learning rate; repeatable, the best is shown.  Default: 0.1 for sgd, 0.001 for adam.",
+)
+@click.option(
+    "--seeds",
+    metavar="N,N",
+    default="0",
+    show_default=True,
+    callback=_seeds,
+    help="Of the weights and the training; the inputs come from the first.",
+)
+@click.option("--optimizer", type=click.Choice(("sgd", "adam")), default="sgd", show_default=True)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SPEC",
+    help="One input in place of the batch of TARGET: 8x3x224x224, tokens:4x128@32000 or "
+    "mask=4x128; repeatable.",
+)
+@click.option("--device", metavar="DEVICE", help="Where to run, e.g. cuda; default: as built.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - is stdout.")
+@click.option("--html", "html_to", metavar="FILE", help="Write the result as one HTML page.")
+@click.option("--quiet", is_flag=True, help="Show nothing.")
+@debug_option
+def compare(
+    target: str,
+    schemes: tuple[str, ...],
+    steps: int,
+    rates: tuple[float, ...],
+    seeds: tuple[int, ...],
+    optimizer: str,
+    inputs: tuple[str, ...],
+    device: str | None,
+    json_to: str | None,
+    html_to: str | None,
+    quiet: bool,
+) -> int:
+    """Train the model of TARGET from each start on its batch, and show the curves side by side.
+
+    TARGET is what fanin check takes.  Its factory may also return a list of batches in the place
+    of the batch, and with a loss of output and target, pairs of a batch and its target.
+
+    \b
+    fanin compare train.py:build --schemes default,auto --steps 500
+    fanin compare hf:gpt2 --optimizer adam --rate 1e-4 --rate 1e-3 --seeds 0,1
+
+    Exit status: 0 it ran, 2 it could not, 130 interrupted.
+    """
+    if html_to == STDOUT:
+        raise click.BadParameter("a page needs a file", param_hint="'--html'")
+    require_writable("--json", json_to)
+    require_writable("--html", html_to)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+    def target_at(seed: int) -> Target:
+        return load(target, inputs=inputs, seed=seed, device=device)
+
+    with contextlib.redirect_stdout(sys.stderr), Bar(quiet=quiet) as bar:
+        bar(f"building {target}", 0.0)
+        first = target_at(seeds[0])
+        factories = {seeds[0]: first.factory}
+
+        def build() -> nn.Module:
+            # A target seeds what it builds by itself, so there is one for the seed of each run.
+            seed = torch.initial_seed()
+            if seed not in factories:
+                factories[seed] = target_at(seed).factory
+            return factories[seed]()
+
+        comparison = compare_starts(
+            build,
+            first.batch,
+            first.loss,
+            schemes=schemes,
+            steps=steps,
+            rates=rates or None,
+            seeds=seeds,
+            optimizer=optimizer,
+            progress=bar,
+        )
+    _deliver(comparison, json_to, html_to, quiet)
+    return 0
+
+
+def _deliver(comparison: Comparison, json_to: str | None, html_to: str | None, quiet: bool) -> None:
+    """Write the files that were asked for and show the table."""
+    if html_to is not None:
+        with replacing("--html", html_to) as path:
+            comparison.to_html(path)
+    if json_to is not None:
+        write_json(comparison.to_json(), json_to)
+    if not quiet and json_to != STDOUT:
+        show(comparison)

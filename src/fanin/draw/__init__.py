@@ -1,0 +1,33 @@
+"""Random weights as pure functions: the same bits on every machine, in any order, of any piece.
+
+The value of an element depends on (seed, name of the parameter, stream, version, row-major index)
+and on nothing else.  One 32-bit word of Philox4x32-10 is drawn per element and mapped by integer
+arithmetic to fixed point; only then come one conversion to float32, one multiplication and one
+rounding to the dtype of the tensor.  No library function, fused operation or flush-to-zero mode
+can change a bit, and torch's, numpy's and Python's own random states are neither read nor advanced.
+
+    philox        keys and words
+    normal_table  the 448 cubics of the normal quantile, as integers
+    gaussian      words to standard normals
+    truncation    the words between two bounds, and the std between them
+    tensors       normal_, uniform_, trunc_normal_
+    matrices      orthogonal, hadamard
+"""
+
+from fanin.draw.gaussian import normal
+from fanin.draw.matrices import hadamard, hadamard_rows, orthogonal
+from fanin.draw.philox import Key, key, words
+from fanin.draw.tensors import normal_, trunc_normal_, uniform_
+
+__all__ = [
+    "Key",
+    "hadamard",
+    "hadamard_rows",
+    "key",
+    "normal",
+    "normal_",
+    "orthogonal",
+    "trunc_normal_",
+    "uniform_",
+    "words",
+]

@@ -1,0 +1,37 @@
+"""Gaussian moments of any activation, and the maps of signal and correlation through layers.
+
+>>> round(moments("gelu").second, 6)
+0.425221
+"""
+
+from fanin.moments.functions import NAMES, Activation, function
+from fanin.moments.maps import (
+    Moments,
+    chi,
+    correlation_map,
+    critical,
+    depth_scale,
+    fixed_correlation,
+    fixed_point,
+    gain,
+    length_map,
+    moments,
+)
+from fanin.moments.quadrature import expectation
+
+__all__ = [
+    "NAMES",
+    "Activation",
+    "Moments",
+    "chi",
+    "correlation_map",
+    "critical",
+    "depth_scale",
+    "expectation",
+    "fixed_correlation",
+    "fixed_point",
+    "function",
+    "gain",
+    "length_map",
+    "moments",
+]

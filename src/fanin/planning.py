@@ -1,0 +1,343 @@
+"""`fanin.plan` and `fanin.init_`: trace → architecture → roles → recipe → model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from io import StringIO
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleRenderable
+from torch import nn
+
+from fanin.apply import apply_, kept
+from fanin.architecture import parameters_of
+from fanin.assignment import Assignment, Recipe
+from fanin.catalogue import find
+from fanin.errors import ArgumentError, ModelError
+from fanin.measuring import Target, measure_
+from fanin.policies import decide
+from fanin.policies.targets import targets
+from fanin.reading import reading
+from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
+from fanin.roles import Role, roles
+from fanin.summary import table
+
+__all__ = ["Plan", "init_", "plan"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(Recipe):
+    """How every parameter of a model starts, and why: printable, comparable, a text file.
+
+    Iterating gives the assignments in the model's order; ``plan["layer.weight"]`` one of them;
+    ``plan.untouched`` says why each other parameter keeps its values.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> found = plan(model, torch.randn(16, 4))
+    >>> found["0.weight"].scheme, [a.parameter for a in found][-1]
+    ('lecun_normal', '2.bias')
+    """
+
+    def __iter__(self) -> Iterator[Assignment]:
+        return iter(self.assignments)
+
+    def __len__(self) -> int:
+        return len(self.assignments)
+
+    def __contains__(self, parameter: object) -> bool:
+        return any(a.parameter == parameter for a in self.assignments)
+
+    def __getitem__(self, parameter: str) -> Assignment:
+        for assignment in self.assignments:
+            if assignment.parameter == parameter:
+                return assignment
+        told = self.untouched.get(parameter)
+        raise KeyError(f"{parameter}: {'left as it is: ' + told if told else 'not in this plan'}")
+
+    def apply_(
+        self,
+        model: nn.Module,
+        seed: int = 0,
+        *,
+        frozen: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Plan:
+        """Draw every assigned parameter of `model` in place, and return the plan.
+
+        Each value is a function of the seed, the parameter's path and its place alone.  All or
+        nothing: whatever is raised, the model is as it was.
+
+        Args:
+            model: the model that was planned, or one with the same parameters.
+            seed: of every draw, 0 to 2**64 − 1.
+            frozen: whether parameters that require no gradient are drawn too.
+            device: where parameters on the meta device are made (default: CPU).
+
+        Raises:
+            RecipeError: the plan is for another model.
+            ModelError: something on the meta device would be left without a value.
+            ArgumentError: the seed is not possible.
+
+        >>> model = nn.Linear(4, 2)
+        >>> _ = plan(model, torch.randn(8, 4)).apply_(model, seed=1)
+        >>> float(model.bias.abs().sum())
+        0.0
+        """
+        apply_(self, model, seed=seed, frozen=frozen, device=device)
+        return self
+
+    def check(self, model: nn.Module) -> tuple[Mismatch, ...]:
+        """What does not fit between the plan and a model: missing, extra, of another shape."""
+        return check(self, {p.name: p.shape for p in parameters_of(model)})
+
+    def diff(self, other: Recipe) -> Difference:
+        """What another plan has otherwise: added, removed and changed parameters.
+
+        >>> model, batch = nn.Linear(4, 2), torch.randn(8, 4)
+        >>> bool(plan(model, batch).diff(plan(model, batch)))
+        False
+        """
+        return diff(self, other)
+
+    def to_toml(self) -> str:
+        """The plan as a recipe, a text that `from_toml` reads back exactly."""
+        return to_toml(self)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Plan:
+        """Read a recipe.
+
+        Raises:
+            RecipeError: it is none; one line says where and what is allowed.
+
+        >>> model, batch = nn.Linear(4, 2), torch.randn(8, 4)
+        >>> made = plan(model, batch)
+        >>> Plan.from_toml(made.to_toml()) == made
+        True
+        """
+        return cls.of(from_toml(text))
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Plan:
+        """The plan with the content of a recipe."""
+        return cls(recipe.assignments, recipe.untouched, recipe.scheme)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, for JSON."""
+        rows = [
+            {
+                "parameter": a.parameter,
+                "scheme": a.scheme,
+                "gain": a.gain,
+                "std": a.std,
+                "fan": a.fan,
+                "shape": list(a.shape),
+                "layout": a.layout,
+                "blocks": a.blocks,
+                "arguments": dict(a.arguments),
+                "because": a.because,
+            }
+            for a in self.assignments
+        ]
+        plain = {"schema_version": 1, "scheme": self.scheme, "assignments": rows}
+        return {**plain, "untouched": dict(self.untouched)}
+
+    def __rich__(self) -> ConsoleRenderable:
+        return table(self)
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def __repr__(self) -> str:
+        return f"<fanin.Plan: {self.scheme}, {len(self.assignments)} parameters>"
+
+
+def plan(
+    model: nn.Module,
+    batch: Any,
+    scheme: str = "auto",
+    *,
+    seed: int = 0,
+    gain: float = 1.0,
+    frozen: bool = False,
+    **arguments: Any,
+) -> Plan:
+    """Decide how every parameter of a model starts, without changing it.
+
+    The model is run once to see what each parameter does.  Where closed forms are not enough
+    (layers without norms, whose input is whatever the data is), it is run once more with the
+    planned values, which are taken back; scales found so are part of the plan.  A model on the
+    meta device is planned without memory, from closed forms alone.
+
+    Args:
+        model: any module that runs.
+        batch: a tensor (one positional argument), a tuple (positional) or a dict (keyword).
+        scheme: a name of `fanin.schemes`: "auto", a published recipe such as "residual_scaling",
+            or a scheme for all weights such as "he_normal".
+        seed: of the values that scales are measured with.
+        gain: multiplies what the scheme draws (not "auto").
+        frozen: whether parameters that require no gradient are planned too.
+        arguments: of the scheme.
+
+    Raises:
+        ArgumentError: an unknown scheme (the nearest are offered) or argument, or a scheme that has
+            nothing to do in this model.
+        ModelError: the model cannot be watched; ForwardError: its forward raised.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> plan(model, torch.randn(16, 4), scheme="he_normal")["2.weight"].std
+    0.5
+    """
+    _check_model(model)
+    name = find(scheme).name
+    if name == "auto" and gain != 1.0:
+        raise ArgumentError(f"gain: {gain!r}; auto decides every gain itself")
+    _check_seed(seed)
+    architecture = reading(model, batch)
+    found = roles(architecture, model)
+    meta = any(p.is_meta for p in model.parameters())
+    recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
+    recipe = _without_unfit(recipe, model)
+    wanted = targets(recipe, found)
+    if not wanted:
+        return Plan.of(recipe)
+    if meta:
+        if name != "auto":
+            raise ModelError(f"model: {name} measures a batch, and a model on meta has no values")
+        return Plan.of(recipe)
+    return Plan.of(_measured(recipe, found, model, batch, wanted, seed=seed, frozen=frozen))
+
+
+def init_(
+    model: nn.Module,
+    batch: Any,
+    scheme: str = "auto",
+    *,
+    seed: int = 0,
+    gain: float = 1.0,
+    frozen: bool = False,
+    device: torch.device | str | None = None,
+    **arguments: Any,
+) -> Plan:
+    """Plan a model's start and apply it in place; returns the plan.
+
+    The same as ``plan(model, batch, scheme, seed=seed).apply_(model, seed)``.  All or nothing:
+    whatever is raised, the model is as it was.
+
+    Args:
+        model: to be changed.
+        batch: a tensor (one positional argument), a tuple (positional) or a dict (keyword).
+        scheme: a name of `fanin.schemes`.
+        seed: of every draw.
+        gain: multiplies what the scheme draws (not "auto").
+        frozen: whether parameters that require no gradient are drawn too.
+        device: where parameters on the meta device are made (default: CPU).
+        arguments: of the scheme.
+
+    Raises:
+        As `plan` and `Plan.apply_`.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> init_(model, torch.randn(16, 4))["2.weight"].scheme
+    'he_normal'
+    """
+    found = plan(model, batch, scheme, seed=seed, gain=gain, frozen=frozen, **arguments)
+    return found.apply_(model, seed, frozen=frozen, device=device)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    if not any(True for _ in model.parameters()):
+        raise ModelError("model: it has no parameters, so there is nothing to plan")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"model: the lazy parameter {name!r} is not materialized; run the model once first"
+            )
+
+
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**64 - 1 is needed")
+
+
+def _without_unfit(recipe: Recipe, model: nn.Module) -> Recipe:
+    """Leave what cannot be drawn: integer, complex, sparse, quantized and empty parameters."""
+    unfit: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.layout != torch.strided or parameter.is_quantized:
+            unfit[name] = "it is not dense"
+        elif parameter.dtype not in _DTYPES:
+            unfit[name] = f"its dtype is {str(parameter.dtype).removeprefix('torch.')}"
+        elif parameter.numel() == 0:
+            unfit[name] = "it is empty"
+    if not unfit:
+        return recipe
+    return Recipe(
+        tuple(a for a in recipe.assignments if a.parameter not in unfit),
+        {**recipe.untouched, **unfit},
+        recipe.scheme,
+    )
+
+
+def _measured(
+    recipe: Recipe,
+    found: tuple[Role, ...],
+    model: nn.Module,
+    batch: Any,
+    wanted: Mapping[str, Target],
+    *,
+    seed: int,
+    frozen: bool,
+) -> Recipe:
+    """The recipe with the scales that a pass over the batch asks for; the model is put back."""
+    tensors = dict(model.named_parameters())
+    with kept(model) as keep:
+        for name in dict.fromkeys((*(a.parameter for a in recipe.assignments), *wanted)):
+            keep(tensors[name])
+        apply_(recipe, model, seed=seed, frozen=frozen)
+        factors = measure_(model, batch, wanted)
+    order = {role.parameter: role for role in found}
+    return replace(
+        recipe,
+        assignments=tuple(
+            _scaled(a, factors[a.parameter], wanted, order[a.parameter])
+            if a.parameter in factors
+            else a
+            for a in recipe.assignments
+        ),
+    )
+
+
+def _scaled(
+    assignment: Assignment, factors: tuple[float, ...], wanted: Mapping[str, Target], role: Role
+) -> Assignment:
+    """An assignment with what was measured for it."""
+    if assignment.parameter in wanted and not wanted[assignment.parameter].units:
+        (factor,) = factors
+        told = f"{assignment.because}; × {factor:g}, measured on the batch"
+        gain, std = assignment.gain * factor, assignment.std * factor
+        return replace(assignment, gain=gain, std=std, because=told)
+    arguments = MappingProxyType({**assignment.arguments, "rows": factors})
+    told = f"{assignment.because}; each output by itself, measured on the batch"
+    if role.kind == "bias":
+        size = math.sqrt(math.fsum(f * f for f in factors) / len(factors))
+        return replace(
+            assignment,
+            scheme="ones",
+            gain=1.0,
+            std=1.0,
+            arguments=arguments,
+            because=f"the means of the outputs, taken away (root mean square {size:.3g})",
+        )
+    return replace(assignment, arguments=arguments, because=told)

@@ -1,0 +1,233 @@
+"""The automatic choice: for each parameter what its place in the model asks for.
+
+The decision table (`TABLE`) stands in the documentation and is printed by ``fanin explain auto``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from fanin import moments
+from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
+from fanin.policies.signal import curve, keeps_scale, odd_gain, operating_point
+from fanin.roles import Role
+
+__all__ = ["HEAD_GAIN", "TABLE", "auto", "target_size"]
+
+TABLE: tuple[tuple[str, str, str], ...] = (
+    ("output layer", "keeps the scale, × 0.1", "logits near zero: the loss starts at guessing"),
+    ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
+    (
+        "last of a residual branch, no norms",
+        "zeros",
+        "every block starts as the identity (Fixup); any depth is bounded",
+    ),
+    (
+        "inside a residual branch, no norms",
+        "keeps the scale, × L^(−1/(2m−2))",
+        "L branches of m layers move the stream at one rate (Fixup)",
+    ),
+    (
+        "last of a residual branch, normed",
+        "keeps the scale, × 1/√L",
+        "L branches add up to the variance of one (GPT-2)",
+    ),
+    ("recurrent matrix", "orthogonal per gate", "a state is neither lost nor blown up in a step"),
+    (
+        "deep stretch without norms, φ(x) − φ(−x) ≈ x",
+        "looks_linear",
+        "relu, gelu, silu …: mirrored pairs pass the signal exactly, at any depth",
+    ),
+    (
+        "deep stretch without norms, odd φ",
+        "orthogonal",
+        "tanh, sin, sigmoid …: at the size where χ^depth = e², so inputs stay apart",
+    ),
+    ("behind relu or leaky relu", "he_normal", "the variance that the kink takes away"),
+    ("behind another activation", "lecun_normal × 1/√E[φ²]", "the gain by quadrature"),
+    (
+        "behind an activation with a large mean",
+        "lecun_normal, centred",
+        "sigmoid, softplus: rows that sum to zero ignore the mean",
+    ),
+    ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
+    ("table that is the output layer too", "lecun_normal over the width, × 0.5", "small logits"),
+    ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
+    ("biases, norm shifts, score biases", "zeros", "weights tell units apart"),
+    ("forget gate bias of an LSTM", "forget_gate_bias", "the cell remembers at the start"),
+    ("norm scales", "one (0 where the norm uses 1 + weight)", "a fresh norm changes nothing"),
+    ("gates on branches without norms", "zeros", "SkipInit, ReZero"),
+    ("LayerScale, other scales", "left alone", "their size is the author's choice"),
+)
+
+# Logits of std 0.1: the loss of a classifier starts within 0.01 nats of ln C (½·0.1²).
+HEAD_GAIN = 0.1
+# Layers in a row without norms from which he_normal and its kin are left for a start that keeps
+# inputs apart over the whole depth.
+DEEP = 12
+# How far near inputs may part over the whole depth of an odd activation's stretch: χ^depth.
+PARTING = math.e**2
+# φ(x) − φ(−x) is x, or next to it, so a mirrored pair of units passes x on.
+MIRRORED = frozenset({
+    "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "selu", "gelu", "silu", "mish",
+    "softplus", "hardswish",
+})  # fmt: skip
+# Odd about a point: a mirrored pair would stay one for ever.
+ODD = frozenset({
+    "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan", "arctan",
+})  # fmt: skip
+_MEAN_FREE = ODD - {"sigmoid", "hardsigmoid"}
+_ENOUGH_INPUTS = 8  # fewer are too few to give one direction away
+
+
+def auto(role: Role, _: Blueprint) -> Choice | Leave | Skip:
+    """The automatic choice for one parameter; Skip where the defaults decide."""
+    if role.kind in ("bias", "recurrent_bias") and role.op.startswith("lstm"):
+        return _lstm_bias(role)
+    if role.kind == "recurrent":
+        return _recurrent(role)
+    if role.kind not in ("weight", "projection"):
+        return Skip()
+    if role.low_rank == "B":
+        return Choice(
+            "zeros", "the second of a low-rank pair: the adapter starts by changing nothing"
+        )
+    if role.head:
+        return _head(role)
+    if role.branch is not None and role.branch.of > 0 and role.input.kind != "table":
+        return _in_branch(role)
+    return _deep(role) or keeps_scale(role)
+
+
+def _head(role: Role) -> Choice:
+    """The output layer: small, so that the loss starts at that of guessing."""
+    deep = _deep(role)
+    base = deep if deep is not None else keeps_scale(role)
+    return replace(
+        base,
+        gain=base.gain * HEAD_GAIN,
+        because=f"output layer: × {HEAD_GAIN:g} puts the loss at that of guessing; {base.because}",
+    )
+
+
+def _recurrent(role: Role) -> Choice:
+    gates = f" in each of its {role.blocks} gates" if role.blocks > 1 else ""
+    because = f"a recurrent matrix: orthogonal{gates} keeps the size of the state"
+    return Choice("orthogonal", because)
+
+
+def _lstm_bias(role: Role) -> Choice:
+    if role.kind == "recurrent_bias":
+        return Choice("zeros", "the second bias of an LSTM adds nothing to the first")
+    because = "forget gate at 1: the cell remembers at the start (Jozefowicz 2015); the others 0"
+    return Choice("forget_gate_bias", because)
+
+
+def _in_branch(role: Role) -> Choice:
+    branch = role.branch
+    assert branch is not None
+    base = keeps_scale(role)
+    if branch.norm == "none" and not role.gated_branch:
+        if role.last:
+            because = (
+                "last layer of a residual branch without norms: zero makes each of the "
+                f"{branch.of} branches start as the identity (Fixup)"
+            )
+            return Choice("zeros", because)
+        if branch.depth > 1:
+            factor = branch.of ** (-1 / (2 * branch.depth - 2))
+            because = (
+                f"in one of {branch.of} residual branches of {branch.depth} layers without norms: "
+                f"× {words(factor)} (Fixup); {base.because}"
+            )
+            return replace(base, gain=base.gain * factor, because=because)
+    if role.last and branch.norm in ("before", "after"):
+        factor = 1 / math.sqrt(branch.of)
+        because = (
+            f"last layer of one of {branch.of} residual branches: × 1/√{branch.of} holds the "
+            f"stream's variance; {base.because}"
+        )
+        return replace(base, gain=base.gain * factor, because=because)
+    return base
+
+
+# ---- deep stretches without norms ----------------------------------------------------------------
+
+
+def _deep(role: Role) -> Choice | None:
+    """A layer of a deep stretch without norms; None where it is in none."""
+    if role.run < DEEP or role.expert or role.groups > 1 or role.blocks > 1:
+        return None
+    if not set(role.layout) & {"o"} or "i" not in role.layout or role.op.startswith("conv_tr"):
+        return None
+    before = role.input.activation if role.input.kind == "activation" else None
+    if before in MIRRORED or (before is None and role.activation in MIRRORED):
+        return _mirrored(role, before)
+    if before in ODD or (before is None and role.activation in ODD):
+        return _odd(role, before)
+    return None
+
+
+def _sizes(role: Role) -> tuple[int, int]:
+    inputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "i")
+    outputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "o")
+    return inputs, outputs
+
+
+def _mirrored(role: Role, before: str | None) -> Choice | None:
+    inputs, outputs = _sizes(role)
+    first = before is None
+    last = role.activation not in MIRRORED
+    rows, columns = (outputs if last else outputs // 2), (inputs if first else inputs // 2)
+    if (not last and outputs % 2) or (not first and inputs % 2) or (first and last):
+        return None
+    unit = 1.0 if before is None else odd_gain(before, role.input.slope)
+    if unit is None or not rows or not columns:
+        return None
+    gain = unit * max(1.0, math.sqrt(rows / columns))
+    because = (
+        f"layer {role.place + 1} of {role.run} in a row without norms: units in mirrored pairs, so "
+        f"that {before or role.activation}(x) − {before or role.activation}(−x) passes x on at any "
+        "depth"
+    )
+    return Choice("looks_linear", because, gain, arguments={"first": first, "last": last})
+
+
+def _odd(role: Role, before: str | None) -> Choice | None:
+    inputs, _ = _sizes(role)
+    growth = PARTING ** (1 / role.run)
+    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
+    size = operating_point(name or "", slope, growth)
+    centred = before is not None and before not in _MEAN_FREE
+    if size is None or (centred and inputs < _ENOUGH_INPUTS):
+        return None
+    scheme = "delta_orthogonal" if "k" in role.layout else "orthogonal"
+    target = size if role.activation in ODD else 1.0
+    gain = target * (1.0 if before is None else _inverse_std(before, role.input.slope, size))
+    because = (
+        f"layer {role.place + 1} of {role.run} in a row without norms: pre-activations of std "
+        f"{words(size)}, where {name} lets near inputs part by no more than "
+        f"{words(growth)} a layer; orthogonal, so that all directions fare alike"
+    )
+    arguments = {"scale": "variance", "centred": centred}
+    return Choice(scheme, because, gain, arguments=arguments)
+
+
+def target_size(role: Role) -> float:
+    """Root mean square that the output of a weight is planned to have (before HEAD_GAIN)."""
+    if _deep(role) is not None and role.activation in ODD:
+        size = operating_point(role.activation or "", role.slope, PARTING ** (1 / role.run))
+        return size if size is not None else 1.0
+    branch = role.branch
+    if branch is None or role.head:
+        return 1.0
+    if branch.norm == "none" and not role.gated_branch and branch.depth > 1 and not role.last:
+        return float(branch.of ** (-1 / (2 * branch.depth - 2)))
+    return 1 / math.sqrt(branch.of) if role.last and branch.norm in ("before", "after") else 1.0
+
+
+def _inverse_std(activation: str, slope: float | None, size: float) -> float:
+    known = curve(activation, slope)
+    assert known is not None
+    return 1 / math.sqrt(moments.moments(known, variance=size * size).variance)

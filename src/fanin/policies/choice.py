@@ -1,0 +1,140 @@
+"""What a policy answers for one parameter, and how that becomes an assignment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from fanin.assignment import Assignment
+from fanin.catalogue import find
+from fanin.errors import ArgumentError
+from fanin.roles import Role
+
+__all__ = ["Blueprint", "Choice", "Leave", "Skip", "assign", "blueprint", "matrix_sizes", "words"]
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Draw it: a scheme that fills one tensor, its gain and arguments, and the reason."""
+
+    scheme: str
+    because: str
+    gain: float = 1.0
+    fan: float | None = None  # None: what the role says
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Leave it as it is, for this reason."""
+
+    because: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """The policy has nothing to say of this parameter; the defaults decide."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The roles of a model, and what follows from all of them together.
+
+    Attributes:
+        roles: of every parameter, in the model's order.
+        width: size of the signal that most weights read (the model's width).
+        blocks: residual branches on the longest stream.
+        normed: whether a residual stream is normalized anywhere.
+        meta: whether the model has no values.
+    """
+
+    roles: tuple[Role, ...]
+    width: int
+    blocks: int
+    normed: bool
+    meta: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model has residual branches."""
+        return self.blocks > 0
+
+
+def blueprint(roles: Sequence[Role], meta: bool) -> Blueprint:
+    """Read off the whole model's width and depth."""
+    inputs: dict[int, int] = {}
+    for role in roles:
+        if role.kind == "weight" and role.features and len(role.shape) > 1:
+            inputs[role.features] = inputs.get(role.features, 0) + 1
+    width = max(inputs, key=lambda n: (inputs[n], n), default=1)
+    found = [role.branch for role in roles if role.branch is not None]
+    return Blueprint(
+        tuple(roles),
+        width,
+        max((b.of for b in found), default=0),
+        any(b.norm in ("before", "after", "last") for b in found),
+        meta,
+    )
+
+
+def assign(role: Role, choice: Choice) -> Assignment:
+    """The assignment that a choice makes of a role.
+
+    Raises:
+        ArgumentError: the scheme cannot fill this parameter.
+    """
+    scheme = find(choice.scheme)
+    fan = choice.fan
+    arguments = dict(choice.arguments)
+    if role.op.startswith("conv_transpose") and role.groups > 1:
+        arguments["groups"] = role.groups
+    if role.padding is not None:
+        arguments["padding"] = role.padding
+    if scheme.fan is not None and fan is None:
+        if role.fan_in is None:
+            raise ArgumentError(f"{role.parameter}: its fan is not known; {scheme.name} needs one")
+        pair = (role.fan_in, role.fan_out or role.fan_in)
+        fan = scheme.divisor(pair, scheme.complete(choice.arguments))
+    given: Any = matrix_sizes(role) if scheme.form == "matrix" and scheme.fan is None else fan
+    return Assignment(
+        parameter=role.parameter,
+        scheme=scheme.name,
+        gain=choice.gain,
+        std=scheme.std(given, choice.gain, **choice.arguments),
+        fan=fan if scheme.fan is not None else None,
+        because=choice.because,
+        shape=role.shape,
+        layout=role.layout,
+        blocks=1 if "groups" in arguments else role.blocks,
+        arguments=MappingProxyType(arguments),
+    )
+
+
+def matrix_sizes(role: Role) -> tuple[int, ...]:
+    """(inputs, outputs, *kernel) of one of the role's matrices.
+
+    Raises:
+        ArgumentError: the parameter is no matrix.
+    """
+    if len(role.layout) != len(role.shape) or not set(role.layout) & {"i", "o"}:
+        return (math.prod(role.shape), 1) if len(role.shape) < 2 else (1, math.prod(role.shape))
+    inputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c in "iv")
+    outputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "o")
+    kernel = tuple(n for n, c in zip(role.shape, role.layout, strict=True) if c == "k")
+    if role.op.startswith("conv_transpose") and role.groups > 1:
+        return (inputs // role.groups, outputs, *kernel)
+    return (inputs, outputs // role.blocks, *kernel)
+
+
+def words(value: float) -> str:
+    """A number as a reason writes it.
+
+    >>> words(1.4142135), words(512.0)
+    ('1.414', '512')
+    """
+    return f"{value:.4g}"

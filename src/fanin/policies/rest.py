@@ -1,0 +1,128 @@
+"""What every policy leaves to the defaults: biases, norms, tables, scales, and what stays as it is.
+
+A policy decides for weights; these are the conventional starts of everything else.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fanin.policies.choice import Blueprint, Choice, Leave
+from fanin.roles import Role
+
+__all__ = ["rest", "stays"]
+
+# The size of embeddings and of positions in a normalized residual stream: GPT-2, BERT, ViT.
+STREAM_STD = 0.02
+# Logits of a tied table get this std: the loss starts within 0.13 nats of guessing (½·0.5²).
+TIED_LOGITS = 0.5
+PRELU_SLOPE = 0.25  # He et al. 2015, section 2.1
+# LayerScale by depth, CaiT (Touvron et al. 2021), section 2: blocks → scale.
+LAYER_SCALE = ((18, 0.1), (24, 1e-5), (math.inf, 1e-6))
+
+
+def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
+    """Why a parameter keeps its values, whatever the scheme; None when it is drawn."""
+    if not role.trainable and not frozen:
+        return Leave("frozen (requires_grad=False)")
+    if role.kind == "unused":
+        return Leave("the forward pass on this batch does not use it, so its role is not known")
+    if role.kind == "unknown":
+        return Leave(
+            f"its role is not known: it is used in torch.{role.seen.removeprefix('torch.')}"
+        )
+    if role.part is not None and role.part.kind == "other":
+        return Leave(
+            f"W504 idle-initializer: {role.part.weight} is computed from it by {role.part.how}, so "
+            "a distribution set here would not reach the weight"
+        )
+    if role.kind == "computed":
+        return Leave(
+            f"the weight in torch.{role.seen} is computed from it, in a way not known here"
+        )
+    if role.kind == "scale" and not drawn.meta:
+        return Leave("a scale that the model's author chose (no norm stands before it)")
+    if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
+        return Leave("LayerScale: its size is a choice of the model's author")
+    return None
+
+
+def _gate(role: Role) -> bool:
+    """A scalar that a branch without norms is multiplied with."""
+    return math.prod(role.shape) == 1 and role.branch is not None and role.branch.norm == "none"
+
+
+def rest(role: Role, drawn: Blueprint) -> Choice | Leave:
+    """The conventional start of a parameter that is no weight matrix."""
+    kind = role.kind
+    if kind == "table":
+        return _table(role, drawn)
+    if kind == "magnitude":
+        return Leave("set with the direction it belongs to")
+    if kind == "norm_scale":
+        return _norm_scale(role)
+    if kind == "branch_scale":
+        return _branch_scale(role)
+    if kind == "scale":
+        return Choice("ones", "a scale with nothing known of it: one changes nothing")
+    if kind == "slope":
+        return Choice("constant", "PReLU's slope starts at 0.25 (He 2015)", gain=PRELU_SLOPE)
+    if kind == "token":
+        return Choice(
+            "normal",
+            f"a learned token or position: std {STREAM_STD}, small beside the signal",
+            gain=STREAM_STD,
+        )
+    reasons = {
+        "bias": "a bias starts at zero: weights tell units apart",
+        "recurrent_bias": "the second bias of a recurrent layer adds nothing to the first",
+        "norm_shift": "a fresh norm shifts nothing",
+        "score_bias": "attention starts without a preference for positions",
+    }
+    return Choice("zeros", reasons.get(kind, "zero adds nothing"))
+
+
+def _table(role: Role, drawn: Blueprint) -> Choice:
+    note = "" if role.padding is None else f"; row {role.padding} is padding and stays zero"
+    if "weight" in role.uses:
+        return Choice(
+            "lecun_normal",
+            f"a table that is the output layer too: std {TIED_LOGITS}/√{role.features} gives "
+            f"logits of std {TIED_LOGITS}, so the loss starts at that of guessing{note}",
+            gain=TIED_LOGITS,
+            fan=float(role.features or 1),
+        )
+    if role.feeds_scores:
+        return Choice("zeros", "a bias on attention scores: no preference at the start")
+    if drawn.normed:
+        return Choice(
+            "normal",
+            f"a table that feeds a normalized stream: std {STREAM_STD}, as GPT-2 and BERT{note}",
+            gain=STREAM_STD,
+        )
+    return Choice(
+        "normal",
+        f"one row is looked up (fan_in 1), and the next layer expects unit variance{note}",
+    )
+
+
+def _norm_scale(role: Role) -> Choice:
+    if role.offset == 0.0:
+        return Choice("ones", "a fresh norm scales by one")
+    return Choice(
+        "constant",
+        f"the norm multiplies with {role.offset:g} + weight, so {1 - role.offset:g} scales by one",
+        gain=1.0 - role.offset,
+    )
+
+
+def _branch_scale(role: Role) -> Choice:
+    if _gate(role):
+        return Choice(
+            "zeros", "a gate on a branch without norms: zero makes every block the identity"
+        )
+    blocks = role.branch.of if role.branch is not None else 1
+    scale = next(value for limit, value in LAYER_SCALE if blocks <= limit)
+    return Choice(
+        "constant", f"LayerScale for {blocks} branches: {scale:g} (CaiT, section 2)", gain=scale
+    )

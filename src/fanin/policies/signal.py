@@ -1,0 +1,150 @@
+"""Scales from what a layer's input is: the gain of the activation that made it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fanin import moments
+from fanin.policies.choice import Choice, words
+from fanin.roles import Input, Role
+
+__all__ = ["bends", "curve", "keeps_scale", "odd_gain", "operating_point"]
+
+Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+# torch's names for what the catalogue of moments calls otherwise, or knows with an argument.
+_SLOPED = {
+    "leaky_relu": lambda a: lambda x: np.where(x > 0, x, a * x),
+    "elu": lambda a: lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
+    "celu": lambda a: lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0) / a)),
+}
+_SAME = {
+    "prelu": ("leaky_relu", 0.25),
+    "log_sigmoid": ("logsigmoid", None),
+    "rrelu": ("leaky_relu", 11 / 48),
+}
+# A mean this large a part of the second moment makes all inputs look alike: weights ignore it.
+_BIASED = 0.5
+# Fewer inputs than this are too few to give one direction away.
+_ENOUGH_INPUTS = 8
+
+
+@lru_cache(maxsize=256)
+def curve(activation: str, slope: float | None = None) -> str | Curve | None:
+    """The activation as `moments` takes it; None where it is not known there."""
+    if activation in _SAME:
+        activation, slope = _SAME[activation][0], slope or _SAME[activation][1]
+    if slope is not None and activation in _SLOPED:
+        made: Curve = _SLOPED[activation](slope)
+        return made
+    return activation if activation in moments.NAMES else None
+
+
+def bends(activation: str | None, slope: float | None = None) -> bool:
+    """Whether an activation is known and changes the moments of its input."""
+    return activation is not None and curve(activation, slope) is not None
+
+
+def keeps_scale(role: Role) -> Choice:
+    """Weights that give unit variance, from what is known of the layer's input."""
+    source = role.input
+    fan = f"fan_in {words(role.fan_in)}" if role.fan_in is not None else "its fan_in"
+    if source.kind == "activation" and source.activation in ("relu", "leaky_relu", "prelu"):
+        return _rectified(source, fan)
+    if source.kind in ("activation", "product") and source.activation is not None:
+        return _bent(role, source, fan)
+    reasons = {
+        "data": "it reads the data",
+        "tokens": "it reads the data",
+        "table": "its input is an embedding of unit scale",
+        "norm": "its input is normalized",
+        "layer": "nothing bends the signal before it",
+        "sum": "its input is a sum held at unit scale",
+        "attention": "its input is a weighted mean of values",
+        "recurrent": "its input is a hidden state",
+        "product": "its input is a product of two signals",
+    }
+    reason = reasons.get(source.kind, "nothing is known of its input but its size")
+    return Choice("lecun_normal", f"{reason}: variance 1/fan_in keeps the scale; {fan}")
+
+
+def _rectified(source: Input, fan: str) -> Choice:
+    slope = source.slope if source.activation == "leaky_relu" else None
+    slope = 0.01 if slope is None and source.activation == "leaky_relu" else slope
+    slope = 0.25 if source.activation == "prelu" else slope
+    if not slope:
+        because = f"relu before it halves the second moment, so the variance is 2/fan_in; {fan}"
+        return Choice("he_normal", because)
+    because = f"{source.activation} of slope {slope:g} before it: variance 2/((1+a²)·fan_in); {fan}"
+    return Choice("he_normal", because, arguments={"negative_slope": slope})
+
+
+def _bent(role: Role, source: Input, fan: str) -> Choice:
+    """An activation other than ReLU: the gain by quadrature."""
+    known = curve(source.activation or "", source.slope)
+    if known is None:
+        because = f"the moments of {source.activation} before it are not known; {fan}"
+        return Choice("lecun_normal", because)
+    seen = moments.moments(known)
+    biased = seen.mean**2 > _BIASED * seen.second
+    if biased and (role.fan_in or 0) >= _ENOUGH_INPUTS and role.layout and not role.expert:
+        gain = 1 / math.sqrt(seen.variance)
+        because = (
+            f"{source.activation} before it has mean {words(seen.mean)} and std "
+            f"{words(math.sqrt(seen.variance))}: rows that sum to zero ignore the mean, gain "
+            f"{words(gain)} restores the std; {fan}"
+        )
+        return Choice("lecun_normal", because, gain, arguments={"centred": True})
+    gain = 1 / math.sqrt(seen.second)
+    gated = " times another signal" if source.kind == "product" else ""
+    because = (
+        f"{source.activation}{gated} before it has E[φ²] = {words(seen.second)}: gain "
+        f"{words(gain)} keeps the scale; {fan}"
+    )
+    return Choice("lecun_normal", because, gain)
+
+
+@lru_cache(maxsize=256)
+def odd_gain(activation: str, slope: float | None = None) -> float | None:
+    """1/√E[(φ(z) − φ(−z))²]: what a mirrored pair of units is scaled with.
+
+    For relu, gelu, silu, softplus and hardswish φ(z) − φ(−z) = z, so it is 1.
+    """
+    known = curve(activation, slope)
+    if known is None:
+        return None
+    phi = moments.function(known)
+    second = moments.expectation(lambda x: (phi(x) - phi(-x)) ** 2, kinks=(-1.0, 0.0, 1.0))
+    return 1 / math.sqrt(second) if second > 0 else None
+
+
+@lru_cache(maxsize=256)
+def operating_point(activation: str, slope: float | None, growth: float) -> float | None:
+    """The std of the pre-activation at which near inputs part by `growth` (χ) in each layer.
+
+    With weights that ignore the mean and keep the centred variance, χ = s²E[φ'²]/Var φ(s·z) rises
+    from 1 (the activation looks linear) with s; the largest s ≤ 1 with χ ≤ growth is returned.
+    None where no such s is found.
+    """
+    known = curve(activation, slope)
+    if known is None:
+        return None
+
+    def chi(s: float) -> float:
+        seen = moments.moments(known, variance=s * s)
+        return s * s * seen.slope / seen.variance if seen.variance > 0 else math.inf
+
+    if chi(1.0) <= growth:
+        return 1.0
+    low, high = 1e-3, 1.0
+    if chi(low) > growth:
+        return None
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if chi(middle) <= growth else (low, middle)
+    return low

@@ -1,0 +1,46 @@
+"""What is measured on a batch: the outputs whose size no closed form knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fanin.assignment import Recipe
+from fanin.measuring import Target
+from fanin.policies.auto import HEAD_GAIN, target_size
+from fanin.roles import Role
+
+__all__ = ["targets"]
+
+# An output within this factor of its planned size is left: sampling alone moves narrow layers so.
+TOLERANCE = 1.25
+_STEADY = ("norm",)  # inputs whose size is known whatever the batch is
+
+
+def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
+    """Weight → what its output should be on the batch; empty where closed forms are enough."""
+    by_name = {role.parameter: role for role in roles}
+    biases = {r.layer: r.parameter for r in roles if r.kind == "bias"}
+    planned = {a.parameter for a in recipe.assignments}
+    found: dict[str, Target] = {}
+    for assignment in recipe.assignments:
+        role = by_name[assignment.parameter]
+        if role.kind != "weight" or assignment.std == 0 or role.part is not None:
+            continue
+        if recipe.scheme == "lsuv":
+            found[role.parameter] = Target(1.0, centred=True)
+        elif recipe.scheme == "within_layer":
+            bias = biases.get(role.layer)
+            found[role.parameter] = Target(
+                1.0, centred=True, units=True, bias=bias if bias in planned else None
+            )
+        elif recipe.scheme == "auto" and _uncertain(role):
+            size = target_size(role) * (HEAD_GAIN if role.head else 1.0)
+            found[role.parameter] = Target(size, TOLERANCE)
+    return found
+
+
+def _uncertain(role: Role) -> bool:
+    """Whether the size of the layer's input depends on the batch or on layers before it."""
+    if role.input.kind in _STEADY or role.attention or role.op.startswith(("lstm", "gru", "rnn")):
+        return False
+    return not role.low_rank and not role.expert and not role.norm_after

@@ -1,0 +1,246 @@
+"""A recipe as text: TOML, with repeated blocks folded into patterns.
+
+The text is written here and not by a library, because a list of a hundred numbers has to fill
+lines, and a whole recipe two screens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeVar
+
+from fanin.assignment import Assignment, Recipe
+from fanin.errors import ArgumentError, RecipeError
+from fanin.recipe.folding import Entry, Item, fold
+from fanin.recipe.patterns import braces, escape
+from fanin.recipe.scale import Unit, check_scale, units
+
+__all__ = ["FORMAT", "to_toml"]
+
+_S = TypeVar("_S", bound=Hashable)
+
+FORMAT = 1
+
+_HEAD = """\
+# A fanin recipe: how every parameter of a model starts, and why.
+# {0..11} stands for the numbers 0 to 11; a list under such a name has one entry for each.
+"""
+_WIDTH = 100  # of a line, where a list can be broken
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
+_ESCAPED = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Write a recipe as TOML that `from_toml` reads back exactly.
+
+    Arguments that are None are left out (TOML has no None); lists among arguments come back as
+    tuples.
+
+    Raises:
+        RecipeError: a number that is not finite, or an argument that TOML cannot hold.
+
+    >>> norm = [Assignment(f"h.{i}.ln.weight", "ones", 1.0, 1.0, None, "a norm") for i in (0, 1)]
+    >>> print(to_toml(Recipe(tuple(norm))))
+    # A fanin recipe: how every parameter of a model starts, and why.
+    # {0..11} stands for the numbers 0 to 11; a list under such a name has one entry for each.
+    format = 1
+    scheme = "auto"
+    <BLANKLINE>
+    [[assignment]]
+    parameter = "h.{0,1}.ln.weight"
+    scheme = "ones"
+    std = 1.0
+    because = "a norm"
+    shape = []
+    <BLANKLINE>
+    """
+    unit = units()
+    assigned = fold(_item(assignment, unit) for assignment in recipe.assignments)
+    untouched = fold(_left(name, reason) for name, reason in recipe.untouched.items())
+    parts = [f"{_HEAD}format = {FORMAT}\nscheme = {_text(recipe.scheme)}\n"]
+    parts += ["\n".join(("[[assignment]]", *_assignment(entry), "")) for entry in assigned]
+    parts += ["\n".join(("[[untouched]]", *_untouched(entry), "")) for entry in untouched]
+    return "\n".join(parts)
+
+
+class _Style(NamedTuple):
+    """What is the same for all parameters of an entry."""
+
+    scheme: str
+    layout: str
+    blocks: int
+    divides: bool  # by a fan
+    arguments: tuple[str, ...]  # their names
+    tuples: tuple[str, ...]  # arguments that are lists themselves, and so cannot be in a list
+    words: tuple[str, ...]  # of the reason, between its numbers
+    clear: bool  # the gain goes without saying
+    exact: bool  # the std follows from the gain
+
+
+def _item(assignment: Assignment, unit: Unit) -> Item[_Style]:
+    place = repr(assignment.parameter)
+    std = _number(place, "std", assignment.std)
+    gain = _number(place, "gain", assignment.gain)
+    fan = "" if assignment.fan is None else _fan(place, assignment.fan)
+    given = {name: value for name, value in assignment.arguments.items() if value is not None}
+    arguments = tuple(_value(f"{place}: {name}", value) for name, value in given.items())
+    shape = _value(f"{place}: shape", tuple(assignment.shape))
+    words, numbers = _split(assignment.because)
+    at_one = _unit(assignment, given, unit)
+    style = _Style(
+        assignment.scheme,
+        assignment.layout,
+        assignment.blocks,
+        assignment.fan is not None,
+        tuple(given),
+        tuple(str(value) for value in given.values() if isinstance(value, (list, tuple))),
+        words,
+        _is_clear(assignment, at_one),
+        at_one is not None and _same(assignment.std, abs(assignment.gain) * at_one),
+    )
+    return Item(assignment.parameter, style, (std, gain, fan, shape, *arguments), numbers)
+
+
+def _unit(assignment: Assignment, arguments: Mapping[str, Any], unit: Unit) -> float | None:
+    a = assignment
+    try:
+        at_one = unit(a.scheme, a.fan, arguments, a.shape, a.layout, a.blocks)
+        check_scale(a.scheme, a.fan, a.std, a.gain, at_one)
+    except (ArgumentError, RecipeError) as error:
+        raise RecipeError(f"{a.parameter!r}: {error}") from error
+    return at_one
+
+
+def _is_clear(assignment: Assignment, unit: float | None) -> bool:
+    """Whether the gain goes without saying: it is 1, or the std itself."""
+    std, gain = assignment.std, assignment.gain
+    if unit is None:
+        return False
+    return (gain == 1 and _same(std, unit)) or (unit == 1 and _same(std, gain))
+
+
+def _same(a: float, b: float) -> bool:
+    """Equal to the bit: 0.0 and −0.0 are not."""
+    return a == b and math.copysign(1.0, a) == math.copysign(1.0, b)
+
+
+def _assignment(entry: Entry[_Style]) -> Iterator[str]:
+    style = entry.style
+    columns = range(len(entry.items[0].values))
+    std, gain, fan, shape, *arguments = (entry.value(at) for at in columns)
+    yield f"parameter = {_text(entry.pattern)}"
+    yield f"scheme = {_text(style.scheme)}"
+    if style.clear or not (style.exact and isinstance(std, list)):
+        yield _field("std", std)
+    if not style.clear:
+        yield _field("gain", gain)
+    if style.divides:
+        yield _field("fan", fan)
+    if style.arguments:
+        pairs = zip(style.arguments, arguments, strict=True)
+        yield f"arguments = {{ {', '.join(_argument(*pair) for pair in pairs)} }}"
+    if style.words != ("",):
+        yield f"because = {_text(_because(entry, style.words))}"
+    yield _field("shape", shape)
+    if style.layout:
+        yield f"layout = {_text(style.layout)}"
+    if style.blocks != 1:
+        yield f"blocks = {style.blocks}"
+
+
+def _left(name: str, reason: str) -> Item[tuple[str, ...]]:
+    words, numbers = _split(reason)
+    return Item(name, words, (), numbers)
+
+
+def _untouched(entry: Entry[tuple[str, ...]]) -> Iterator[str]:
+    yield f"parameter = {_text(entry.pattern)}"
+    yield f"because = {_text(_because(entry, entry.style))}"
+
+
+def _split(sentence: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words and the numbers of a sentence."""
+    parts = _NUMBER.split(sentence)
+    return tuple(parts[::2]), tuple(parts[1::2])
+
+
+def _because(entry: Entry[_S], words: Iterable[str]) -> str:
+    written = ""
+    for at, text in enumerate(words):
+        if at:
+            number = entry.number(at - 1)
+            written += braces(number) if isinstance(number, list) else number
+        written += escape(text)
+    return written
+
+
+def _argument(name: str, value: Any) -> str:
+    # an argument may be a tuple itself, so a list of arguments has to say that it is one
+    key = name if _BARE.fullmatch(name) else _text(name)
+    return f"{key} = {{ each = {_flat(value)} }}" if isinstance(value, list) else f"{key} = {value}"
+
+
+def _field(name: str, value: Any) -> str:
+    """One line, or a list that fills lines."""
+    line = f"{name} = {_flat(value)}"
+    if len(line) <= _WIDTH or not isinstance(value, list):
+        return line
+    lines = ["  "]
+    for entry in value:
+        text = f"{_flat(entry)},"
+        if len(lines[-1]) + len(text) > _WIDTH and lines[-1].strip():
+            lines.append("  ")
+        lines[-1] += text if lines[-1] == "  " else f" {text}"
+    return "\n".join((f"{name} = [", *lines, "]"))
+
+
+def _flat(value: Any) -> str:
+    return f"[{', '.join(map(_flat, value))}]" if isinstance(value, list) else str(value)
+
+
+def _number(place: str, name: str, value: float) -> str:
+    if not math.isfinite(value):
+        raise RecipeError(f"{place}: {name}: {value!r}; a finite number is needed")
+    return repr(float(value))
+
+
+def _fan(place: str, value: float) -> str:
+    text = _number(place, "fan", value)
+    return text.removesuffix(".0")
+
+
+def _value(place: str, value: Any) -> str:
+    """An argument as TOML has it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Integral):  # numpy's too
+        return repr(int(value))
+    if isinstance(value, Real):
+        return repr(float(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_value(place, entry) for entry in value)}]"
+    raise RecipeError(
+        f"{place}: {type(value).__name__} cannot stand in a recipe; "
+        "a number, text, True, False or a tuple of them is needed"
+    )
+
+
+def _text(text: str) -> str:
+    """A string in quotes, on one line, with nothing in it that a terminal would obey."""
+    return '"' + "".join(_letter(letter) for letter in text) + '"'
+
+
+def _letter(letter: str) -> str:
+    if letter in _ESCAPED:
+        return _ESCAPED[letter]
+    if letter.isprintable():
+        return letter
+    if "\ud800" <= letter <= "\udfff":
+        raise RecipeError(f"{letter!r} cannot stand in a recipe: TOML has no lone surrogates")
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
