@@ -7,8 +7,9 @@ Unit inputs go through the real torch layer; each row names the scheme for which
 1.00 (0.00 where a row measures an error of orthogonality).  Keras and JAX draw the weight in the
 shape that their own layer of this kind has, with the initializer's default axes; the values are
 then laid into the torch layer.  Where they have no such layer, outputs come last and inputs before
-them, as everywhere in these libraries.  fanin gets the model and a batch, nothing else; for the
-slice of a sharded weight it is told the fan of the whole.
+them, as everywhere in these libraries.  (JAX can be told which axes are inputs, outputs and copies;
+then it is right on embeddings and experts too.)  fanin gets the model and a batch, nothing else;
+for the slices of a sharded weight it is told the fan of the whole.
 """
 
 from __future__ import annotations
@@ -105,12 +106,17 @@ def packed_variance(model: nn.Module, batch: Tensor) -> float:
     return float(model.get_submodule("qkv")(batch).square().mean())
 
 
+def first_variance(model: nn.Module, batch: Tensor) -> float:
+    """Of the first layer's output."""
+    return float(model.get_submodule("0")(batch).square().mean())
+
+
 def projected_variance(model: nn.Module, batch: tuple[Tensor, ...]) -> float:
     """Of q, k and v of ``nn.MultiheadAttention``."""
     return float(F.linear(batch[0], model.get_parameter("in_proj_weight")).square().mean())
 
 
-def gate_error(model: nn.Module, batch: Tensor) -> float:
+def gate_error(model: nn.Module, _batch: Tensor) -> float:
     """‖WᵀW − I‖ / √hidden of each gate's hidden-to-hidden matrix, averaged."""
     weight = model.get_parameter("weight_hh_l0")
     hidden = weight.shape[1]
@@ -197,8 +203,9 @@ def rows() -> list[Row]:
             normal(8, 4, 64), "oi", "io", "io", ("weight_hh_l0",), gate_error, 0.0),
         Row("GRU 64, error per gate", "orthogonal", lambda: nn.GRU(64, 64, batch_first=True),
             normal(8, 4, 64), "oi", "io", "io", ("weight_hh_l0",), gate_error, 0.0),
-        Row("Embedding 1000→128", "lecun_normal", lambda: nn.Embedding(1000, 128), words(1000),
-            "io", "io", "io"),
+        Row("Embedding 1000→128, in a model", "lecun_normal",
+            lambda: nn.Sequential(nn.Embedding(1000, 128), nn.Linear(128, 8)), words(1000),
+            "io", "io", "io", ("0.weight",), first_variance),
         Row("Bilinear 16, 16→64", "lecun_normal", lambda: nn.Bilinear(16, 16, 64, bias=False),
             lambda: (torch.randn(SAMPLES, 16), torch.randn(SAMPLES, 16)), "ohi", "hio", "hio"),
         Row("experts [8, 128, 64], einsum", "lecun_normal", lambda: Experts(8, 64, 128),
@@ -222,7 +229,7 @@ def torch_fill(row: Row) -> Fill:
         "orthogonal": nn.init.orthogonal_,
     }
 
-    def fill(model: nn.Module, batch: Any, seed: int) -> None:
+    def fill(model: nn.Module, _batch: Any, _seed: int) -> None:
         for name in row.parameters:
             schemes[row.scheme](model.get_parameter(name))
 
@@ -252,7 +259,7 @@ def keras_fill(row: Row) -> Fill:
         "orthogonal": initializers.Orthogonal,
     }
 
-    def fill(model: nn.Module, batch: Any, seed: int) -> None:
+    def fill(model: nn.Module, _batch: Any, seed: int) -> None:
         for i, name in enumerate(row.parameters):
             draw = schemes[row.scheme](seed=100 * seed + i)
             lay(model.get_parameter(name), row.layout, row.keras, draw)
@@ -272,7 +279,7 @@ def jax_fill(row: Row) -> Fill:
         "orthogonal": initializers.orthogonal,
     }
 
-    def fill(model: nn.Module, batch: Any, seed: int) -> None:
+    def fill(model: nn.Module, _batch: Any, seed: int) -> None:
         for i, name in enumerate(row.parameters):
             draw = partial(schemes[row.scheme](), jax.random.key(100 * seed + i))
             lay(model.get_parameter(name), row.layout, row.jax, draw)
@@ -342,24 +349,24 @@ def main() -> int:
         parser.error(f"--draws {options.draws}: at least 2, for a sampling error")
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     table = Table(title="Output variance for unit inputs (✗: not so within sampling error)")
-    for head in ("layer", "scheme", "right", *LIBRARIES, "± of fanin"):
-        table.add_column(
-            head, justify="left" if head in ("layer", "scheme") else "right", no_wrap=True
-        )
+    for head in ("layer", "scheme"):
+        table.add_column(head, no_wrap=True)
+    for head in ("right", *LIBRARIES, "± of fanin"):
+        table.add_column(head, justify="right", no_wrap=True)
     sound = True
     for row in rows():
-        cells = []
-        for package, fill in LIBRARIES.values():
-            figures = measured(row, fill(row), options.draws) if installed(package) else None
-            cells.append("–" if figures is None else cell(row, figures))
-        sound &= right(row, figures)
-        error = statistics.stdev(figures) / options.draws**0.5
+        figures = {
+            name: measured(row, fill(row), options.draws)
+            for name, (package, fill) in LIBRARIES.items()
+            if installed(package)
+        }
+        sound &= right(row, figures["fanin"])
+        error = statistics.stdev(figures["fanin"]) / options.draws**0.5
+        cells = (cell(row, figures[name]) if name in figures else "–" for name in LIBRARIES)
         table.add_row(row.layer, row.scheme, f"{row.right:.2f}", *cells, f"{error:.3f}")
     console.print(table)
-    versions = [f"torch {torch.__version__}", f"fanin {fanin.__version__}"]
-    for package in ("keras", "jax"):
-        if installed(package):
-            versions.append(f"{package} {importlib.import_module(package).__version__}")
+    packages = [p for p, _ in LIBRARIES.values() if installed(p)]
+    versions = [f"{p} {importlib.import_module(p).__version__}" for p in packages]
     console.print(f"{options.draws} draws; {', '.join(versions)}")
     return 0 if sound else 1
 

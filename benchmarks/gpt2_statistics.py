@@ -2,10 +2,10 @@
 
     python benchmarks/gpt2_statistics.py
 
-The model is planned on meta with ``scheme="gpt2"`` (`residual_scaling`), given memory, drawn, and
-the mean and std of every kind of parameter are set beside the recipe: N(0, 0.02²) for weights and
-both embeddings, N(0, 0.02²/(2·12)) where a branch meets the residual stream, biases 0, norms 1 and
-0 (Radford et al. 2019, section 2.3, as ``transformers`` writes it out).
+The model is built on meta and initialised with ``scheme="gpt2"`` (`residual_scaling`).  The mean and
+std of every kind of parameter stand beside the recipe: N(0, 0.02²) for weights and both embeddings,
+N(0, 0.02²/(2·12)) where a branch meets the residual stream, biases 0, norms 1 and 0 (Radford et al.
+2019, section 2.3, as ``transformers`` writes it out).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from plan_large import gpt2, materialize_, tokens
+from plan_large import gpt2, tokens
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -35,7 +35,7 @@ class Expected(NamedTuple):
     std: float
 
 
-# parameters whose name ends so, the longest ending first
+# ending of the name → what it starts as; the first that fits counts
 PUBLISHED = {
     "attn.c_proj.weight": Expected(0, BASE / math.sqrt(2 * LAYERS)),
     "mlp.c_proj.weight": Expected(0, BASE / math.sqrt(2 * LAYERS)),
@@ -79,9 +79,7 @@ def main() -> int:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     model = gpt2()
-    plan = fanin.plan(model, tokens(), "gpt2")
-    materialize_(model)
-    plan.apply_(model, seed=options.seed)
+    plan = fanin.init_(model, tokens(), "gpt2", seed=options.seed)
 
     table = Table(title="GPT-2 124M, scheme gpt2: every kind of parameter")
     for head in ("parameter", "tensors", "recipe mean", "mean", "recipe std", "std", "right"):

@@ -6,7 +6,6 @@
 True
 """
 
-from fanin.activations import gain
 from fanin.assignment import Assignment
 from fanin.catalogue import SCHEMES as schemes  # noqa: N811 - the public name of the mapping
 from fanin.catalogue import Scheme
@@ -27,7 +26,6 @@ __all__ = [
     "__version__",
     "check",
     "fill_",
-    "gain",
     "init_",
     "plan",
     "recording",

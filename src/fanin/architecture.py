@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from fanin.operations import ACTIVATIONS, NORMS, PASSIVE
-from fanin.trace import Call, Trace
+from fanin.trace import INTEGERS, Call, Trace
 
 __all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
 
@@ -121,9 +121,21 @@ class Architecture:
             if weighted_after.isdisjoint(layer.calls):
                 after = self.descendants(layer.calls)
                 later = after.difference(layer.calls)
-                if all(i in after for index in later for i in self.trace.calls[index].behind):
+                met = (i for index in later for i in self.trace.calls[index].behind)
+                if all(i in after or i in self.labels for i in met):
                     found.append(layer)
         return tuple(found)
+
+    @cached_property
+    def labels(self) -> frozenset[int]:
+        """Calls that make something of the batch's integers alone: shifted labels, masks."""
+        found: set[int] = set()
+        for call in self.trace.calls:
+            whole = INTEGERS in call.inputs or bool(call.behind)
+            made = all(i == INTEGERS or i in found for i in call.inputs)
+            if whole and made and not call.entry and not call.operands:
+                found.add(call.index)
+        return frozenset(found)
 
     @cached_property
     def trunk(self) -> tuple[int, ...]:

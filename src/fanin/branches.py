@@ -90,6 +90,8 @@ def _branch(architecture: Architecture, add: Call) -> tuple[Branch, set[int]] | 
     projected = depths[short] == 1 and depths[long] > 1 and bent[long] and not bent[short]
     if depths[long] == 0 or (depths[short] > 0 and not projected):
         return None
+    if not all(i in sides[short] or i == start for k in sides[short] for i in calls[k].behind):
+        return None  # another signal joins on the way around: a gate, no residual connection
     region = sides[long] - sides[short]
     layers = tuple(sorted(i for i in region if _counts(calls[i])))
     last = _first_behind(calls, long, region)

@@ -70,9 +70,11 @@ class Role:
         input: where its input comes from.
         activation: the nonlinearity that follows, None without one.
         slope: numeric argument of that nonlinearity.
+        factor: number that the output is multiplied with before that nonlinearity (SIREN's ω).
         norm_after: whether a norm stands between the layer and what follows.
         branch: the residual branch it stands in, None outside of any.
         last: whether its output is what the branch adds to the stream.
+        alone: whether nothing else reads that output.
         gated_branch: whether a learned scale stands between the branch's last layer and the sum.
         attention: "q", "k", "v", "o", letters of packed ones such as "qkv", or "".
         attention_at: index of the call that mixes that attention's values.
@@ -107,9 +109,11 @@ class Role:
     input: Input = Input("other")
     activation: str | None = None
     slope: float | None = None
+    factor: float = 1.0
     norm_after: bool = False
     branch: Branch | None = None
     last: bool = False
+    alone: bool = False
     gated_branch: bool = False
     attention: str = ""
     attention_at: int | None = None
@@ -242,7 +246,7 @@ class _Reader:
         return "scale"
 
     def _ends(self, call: Call, branch: Branch) -> bool:
-        """Whether only elementwise and passing calls lie between `call` and its branch's end."""
+        """Whether `call` goes to its branch's end alone, through nothing that mixes."""
         index = call.index
         while True:
             after = self.followers.get(index, ())
@@ -352,10 +356,13 @@ class _Reader:
 
     def _standing(self, call: Call) -> dict[str, Any]:
         """Where a call stands, as fields of a role."""
-        activation, slope, normed = self._after(call)
+        activation, slope, normed, factor = self._after(call)
+        branch = self.branch_of.get(call.index)
         return {
             "activation": activation,
             "slope": slope,
+            "factor": factor,
+            "alone": branch is not None and self._ends(call, branch),
             "norm_after": normed,
             "branch": self.branch_of.get(call.index),
             "last": call.index in self.lasts,
@@ -412,21 +419,23 @@ class _Reader:
             index = call.sources[0]
         return None
 
-    def _after(self, call: Call) -> tuple[str | None, float | None, bool]:
-        """The nonlinearity that follows, its argument, and whether a norm stands between."""
-        normed = False
+    def _after(self, call: Call) -> tuple[str | None, float | None, bool, float]:
+        """The nonlinearity that follows, its argument, whether a norm stands between, a factor."""
+        normed, factor = False, 1.0
         for _ in range(8):
             after = self.followers.get(call.index, ())
             bent = [c for c in after if c.op in ACTIVATIONS - _NO_ACTIVATION]
             if bent:
-                return bent[0].op, bent[0].option, normed
+                return bent[0].op, bent[0].option, normed, factor
             if len(after) != 1 or after[0].units is not None or len(set(after[0].sources)) > 1:
-                return None, None, normed
+                break
             call = after[0]
             normed = normed or self.architecture.normalizes(call)
-            if not (normed or call.op in PASSIVE or call.op in ("shift", "scale")):
-                return None, None, normed
-        return None, None, normed
+            if call.op in _PRODUCTS and call.option:
+                factor *= abs(call.option)
+            elif not (normed or call.op in PASSIVE or call.op in ("shift", "scale")):
+                break
+        return None, None, normed, 1.0
 
 
 def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:

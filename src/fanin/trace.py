@@ -35,6 +35,7 @@ from fanin.operations import (
 
 __all__ = [
     "BATCH",
+    "INTEGERS",
     "Call",
     "Observer",
     "Operand",
@@ -91,7 +92,8 @@ class Call:
         blocks: equal parts of the weight that are matrices of their own.
         mean_fan_in: `fan_in` before rounding, where outputs differ in it.
         padding: row of a table that stands for padding.
-        option: the first numeric argument of a nonlinearity (leaky_relu's slope).
+        option: the number a nonlinearity is given (leaky_relu's slope), or a signal is multiplied
+            with or divided by.
     """
 
     index: int
@@ -352,6 +354,8 @@ class Watch(TorchFunctionMode):
         again: Callable[[], Tensor],
     ) -> Tensor:
         """The result of a weighted call, after its weight was adjusted."""
+        if not any(self.learned(t) for t in tensors_in((args, kwargs))):
+            return out
         weighted = describe(name, args, kwargs, self.learned)
         if self._adjust is None or weighted is None or not weighted.weights or not weighted.layout:
             return out
@@ -643,10 +647,12 @@ def _name(func: Any) -> tuple[str, bool]:
 
 
 def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-    """The first numeric argument of a nonlinearity."""
-    given = (*args[1:], *kwargs.values())
+    """The first numeric argument of a nonlinearity, or of a product or quotient."""
+    product = name in ("mul", "rmul", "multiply", "div", "true_divide", "divide")
+    given = (*(args if product else args[1:]), *kwargs.values())
     numbers = (a for a in given if isinstance(a, (int, float)) and not isinstance(a, bool))
-    return next((float(a) for a in numbers), None) if name in ACTIVATIONS else None
+    found = next((float(a) for a in numbers), None)
+    return found if product or name in ACTIVATIONS else None
 
 
 def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float | None:

@@ -187,6 +187,9 @@ class Scheme:
                 allowed = known[name].allowed
                 raise ArgumentError(f"{name}: {_short(value)}; {self.name} needs {allowed}")
         filled = {name: arguments.get(name, a.default) for name, a in known.items()}
+        for name, argument in known.items():
+            if name not in arguments and not _allows(argument, argument.default):
+                raise ArgumentError(f"{name}: missing; {self.name} needs {argument.allowed}")
         if filled.get("low") is not None and not filled["low"] < filled["high"]:
             bounds = f"{filled['low']!r} and {filled['high']!r}"
             raise ArgumentError(f"low and high: {bounds}; low must be below high")

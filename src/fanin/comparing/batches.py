@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fanin.errors import ArgumentError, BatchError, FaninError
 from fanin.trace import tensors_in
 
-__all__ = ["Batches", "gather"]
+__all__ = ["Batches", "cause", "gather"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Batches:
             raise
         except Exception as error:
             raise BatchError(
-                f"batch: the function raised {type(error).__name__} at step {step}: {error}"
+                f"batch: the function given raised at step {step:,} {cause(error)}"
             ) from error
         pair = isinstance(item, (tuple, list)) and len(item) == 2
         if self.paired and not pair:
             raise BatchError(
                 f"batch: the loss takes an output and a target, so a pair (batch, target) is "
-                f"needed; step {step} has {_kind(item)}"
+                f"needed; step {step:,} has {_kind(item)}"
             )
         if any(tensor.grad_fn is not None for tensor in tensors_in(item)):
             raise BatchError("batch: it belongs to an autograd graph; detach it first")
-        item = copy.deepcopy(item)
+        item = _copied(item)
         return (item[0], (item[1],)) if self.paired else (item, ())
 
 
@@ -92,10 +92,21 @@ def _read(batches: Iterable[Any], steps: int) -> list[Any]:
     try:
         kept = list(itertools.islice(batches, steps))
     except Exception as error:
-        raise BatchError(f"batch: reading it raised {type(error).__name__}: {error}") from error
+        raise BatchError(f"batch: reading it raised {cause(error)}") from error
     if not kept:
         raise BatchError("batch: it holds no batch; at least one is needed")
     return kept
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy; of plain tensors in plain containers without the cost of the general way."""
+    if type(value) is Tensor:
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (tuple, list):
+        return type(value)(_copied(each) for each in value)
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    return copy.deepcopy(value)
 
 
 def _needs_target(loss: Any) -> bool:
@@ -124,4 +135,15 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
 
 
 def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
     return f"{value!r:.40} of type {type(value).__name__}"
+
+
+def cause(error: BaseException) -> str:
+    """The type and message of what the user's code raised, in one line.
+
+    >>> cause(ValueError("two\\nlines"))
+    'ValueError: two lines'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

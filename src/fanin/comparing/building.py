@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fanin.comparing.batches import cause
 from fanin.comparing.training import seed_all
 from fanin.errors import ArgumentError, ModelError
 
@@ -54,7 +55,7 @@ class Source:
             return copy.deepcopy(model)
         except Exception as error:
             raise ModelError(
-                f"model: it cannot be copied ({type(error).__name__}: {error}); give a function "
+                f"model: it cannot be copied ({cause(error)}); give a function "
                 "that builds it instead"
             ) from error
 
@@ -63,7 +64,7 @@ class Source:
         try:
             model: object = self._build()
         except Exception as error:
-            raise ArgumentError(f"build: it raised {type(error).__name__}: {error}") from error
+            raise ArgumentError(f"build: it raised {cause(error)}") from error
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"build: it returned {type(model).__name__}, not a torch.nn.Module")
         return model

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
 
-from fanin.errors import ArgumentError, FaninError
+from fanin.catalogue import find
+from fanin.comparing.batches import cause
+from fanin.errors import ArgumentError, FaninError, RecipeError
+from fanin.planning import init_
 
 __all__ = ["AS_BUILT", "Start", "read"]
 
@@ -36,21 +38,19 @@ class Start:
         """
         try:
             self.place(model, batch, seed)
-        except ArgumentError as error:
+        except (ArgumentError, RecipeError) as error:
             raise ArgumentError(f"schemes: {self.name!r} cannot be applied: {error}") from error
         except FaninError:
             raise
         except Exception as error:
-            raise ArgumentError(
-                f"schemes: {self.name!r} raised {type(error).__name__}: {error}"
-            ) from error
+            raise ArgumentError(f"schemes: {self.name!r} raised {cause(error)}") from error
 
 
 def read(schemes: Any) -> tuple[Start, ...]:
     """Read the `schemes` argument of `fanin.compare`.
 
     Raises:
-        ArgumentError: there is none, one is of another kind, or two have the same name.
+        ArgumentError: there is none, one is unknown or of another kind, or two have the same name.
 
     >>> [start.name for start in read(["default", nn.init.zeros_])]
     ['default', 'zeros_']
@@ -79,7 +79,11 @@ def _start(name: str | None, given: Any) -> Start:
     if isinstance(given, str):
         if given == AS_BUILT:
             return Start(name or given, lambda model, batch, seed: None)
-        return Start(name or given, partial(_init_, given))
+        scheme = find(given).name
+        return Start(
+            name or given,
+            lambda model, batch, seed: init_(model, batch, scheme=scheme, seed=seed),
+        )
     if callable(getattr(given, "apply_", None)):
         return Start(name or "plan", lambda model, batch, seed: given.apply_(model, seed=seed))
     if callable(given) and not isinstance(given, (type, nn.Module)):
@@ -91,9 +95,3 @@ def _start(name: str | None, given: Any) -> Start:
         f"schemes: {given!r:.40} is {type(given).__name__}; the name of a scheme, a Plan, or a "
         "function that initializes a model in place is needed"
     )
-
-
-def _init_(scheme: str, model: nn.Module, batch: Any, seed: int) -> None:
-    from fanin.planning import init_
-
-    init_(model, batch, scheme=scheme, seed=seed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fanin.comparing.batches import Batches
+from fanin.comparing.batches import Batches, cause
 from fanin.comparing.record import Run
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError
 from fanin.trace import arguments
@@ -116,10 +117,18 @@ def train_(
     why = None
     for step in range(last + 1):
         due = step % training.every == 0 or step == last
-        with _blaming(step):
+        try:
             value, accuracy = _forward(model, training, step, many or due)
-        loss = float(value.detach())
-        why = watch.reason(step, loss)
+            loss = float(value.detach())
+            why = watch.reason(step, loss)
+            if why is None and step < steps:
+                _update_(optimizer, value)
+        except FaninError:
+            raise
+        except Exception as error:
+            raise ForwardError(
+                f"model: step {step:,} of its training raised {cause(error)}"
+            ) from error
         if many or due or why:
             curve.add(loss, accuracy)
         if due or why:
@@ -128,11 +137,6 @@ def train_(
                 tell(step, loss)
         if why is not None:
             break
-        if step < steps:
-            with _blaming(step):
-                optimizer.zero_grad()
-                value.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
     if why is None and not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         why = f"a parameter is not finite after {steps:,} steps"
     return Run(rate, seed, tuple(curve.at), tuple(curve.losses), curve.known(), why)
@@ -263,6 +267,13 @@ def _forward(
     return value.reshape(()), _accuracy(training.accuracy, output, *target)
 
 
+def _update_(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step against the gradient of `loss`."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
 def _own_loss(output: Any) -> Any:
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if own is None:
@@ -287,25 +298,17 @@ def _optimizer(training: Training, model: nn.Module, rate: float) -> torch.optim
         made: object = training.optimizer(trainable, lr=rate)
     except Exception as error:
         raise ArgumentError(
-            f"optimizer: called with the parameters and lr={rate:g}, it raised "
-            f"{type(error).__name__}: {error}"
+            f"optimizer: called with the parameters and lr={rate:g}, it raised {cause(error)}"
         ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ArgumentError(
             f"optimizer: it returned {type(made).__name__}; a torch.optim.Optimizer is needed"
         )
-    return made
-
-
-@contextmanager
-def _blaming(step: int) -> Iterator[None]:
-    """Turn what the user's model raises into one line that says when."""
     try:
-        yield
-    except FaninError:
-        raise
-    except Exception as error:
-        told = " ".join(str(error).split())
-        raise ForwardError(
-            f"model: step {step:,} of its training raised {type(error).__name__}: {told}"
+        inspect.signature(made.step).bind()
+    except TypeError as error:
+        raise ArgumentError(
+            f"optimizer: {type(made).__name__} evaluates the loss several times in one step; one "
+            "that steps on the gradient alone is needed"
         ) from error
+    return made

@@ -147,7 +147,7 @@ def _transform(x: NDArray[np.int32], small: int) -> NDArray[np.int32]:
     x = (x.reshape(-1, small) @ _paley(small)).reshape(count, n)
     width = small
     while width < n:
-        first, second = np.moveaxis(x.reshape(count, -1, 2, width), 2, 0)
+        first, second = np.moveaxis(x.reshape(count, n // (2 * width), 2, width), 2, 0)
         x = np.stack([first + second, first - second], axis=2).reshape(count, n)
         width *= 2
     return x

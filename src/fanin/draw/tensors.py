@@ -95,8 +95,8 @@ def trunc_normal_(
     that of the result (cut at ±2σ the variable itself has 0.8796 σ); without, it is σ.  Bounds that
     are not symmetric leave a mean, which is not removed.  start: as in `normal_`.
 
-    No value is drawn twice or moved to a bound: the words are mapped to those between the bounds,
-    one after the other, so that far in a tail the values are few (between 5 σ and ∞, 1231).
+    Nothing is rejected or moved to a bound: all words are mapped, in order, to those between the
+    bounds.  So values are few where little probability is (1231 between 5σ and ∞).
 
     Raises ArgumentError as `normal_`, and where low < high does not hold or fewer than 64 words
     lie between them.

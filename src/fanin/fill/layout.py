@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Matrices:
             yield ordered[index]
 
 
-def read_layout(shape: Sequence[int], layout: str, blocks: int = 1, groups: int = 1) -> Matrices:
+def read_layout(shape: Sequence[int], layout: Any, blocks: int = 1, groups: int = 1) -> Matrices:
     """The matrices of a tensor of this shape.
 
     Args:
@@ -106,7 +107,7 @@ def read_layout(shape: Sequence[int], layout: str, blocks: int = 1, groups: int 
     (3, 32, 32)
     """
     size = "×".join(map(str, shape)) or "()"
-    if set(layout) - set(_LETTERS):
+    if not isinstance(layout, str) or set(layout) - set(_LETTERS):
         raise ArgumentError(
             f"layout: {layout!r}; a letter for each dimension is needed: o output, i input, k tap, "
             "b independent matrix, v row of a table"

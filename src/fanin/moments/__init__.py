@@ -5,6 +5,7 @@
 """
 
 from fanin.moments.functions import NAMES, Activation, function
+from fanin.moments.gaussian import expectation
 from fanin.moments.maps import (
     Moments,
     chi,
@@ -17,7 +18,6 @@ from fanin.moments.maps import (
     length_map,
     moments,
 )
-from fanin.moments.quadrature import expectation
 
 __all__ = [
     "NAMES",

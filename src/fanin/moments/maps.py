@@ -12,17 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from fanin.errors import ArgumentError
 from fanin.moments.functions import Activation, Function
-from fanin.moments.quadrature import (
+from fanin.moments.gaussian import (
     activation_of,
-    integrate,
+    mean_and_square,
     mean_square_slope,
     number,
     pair,
-    values,
+    spread,
 )
 
 __all__ = [
@@ -113,20 +111,12 @@ def _remembered(name: str, mean: float, variance: float) -> Moments:
 
 
 def _moments(activation: Activation, mean: float, variance: float) -> Moments:
-    sigma = math.sqrt(variance)
-
-    def powers(z: np.ndarray) -> np.ndarray:
-        v = values(activation, z)
-        return np.stack([v, v * v])
-
-    first, second = integrate(powers, mean, sigma, activation.kinks)
-    spread = second - first**2
+    first, second = mean_and_square(activation, mean, variance)
+    around = second - first**2
     if first**2 > second / 2:  # digits would cancel
-        (spread,) = integrate(
-            lambda z: ((values(activation, z) - first) ** 2)[None], mean, sigma, activation.kinks
-        )
+        around = spread(activation, mean, variance, first)
     slope = mean_square_slope(activation, mean, variance)
-    return Moments(float(first), float(second), float(spread), slope, mean, variance)
+    return Moments(first, second, around, slope, mean, variance)
 
 
 def gain(activation: str | Function) -> float:

@@ -13,10 +13,10 @@ from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.signal import curve, keeps_scale, odd_gain, operating_point
 from fanin.roles import Role
 
-__all__ = ["HEAD_GAIN", "TABLE", "auto", "target_size"]
+__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
-    ("output layer", "keeps the scale, × 0.1", "logits near zero: the loss starts at guessing"),
+    ("output layer", "keeps the scale, × 0.02", "logits near zero: the loss starts at guessing"),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
         "last of a residual branch, no norms",
@@ -33,6 +33,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "keeps the scale, × 1/√L",
         "L branches add up to the variance of one (GPT-2)",
     ),
+    ("before a sine of ω times its output", "siren", "SIREN as published: ω·(W x) is N(0, 1)"),
     ("recurrent matrix", "orthogonal per gate", "a state is neither lost nor blown up in a step"),
     (
         "deep stretch without norms, φ(x) − φ(−x) ≈ x",
@@ -61,8 +62,10 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("LayerScale, other scales", "left alone", "their size is the author's choice"),
 )
 
-# Logits of std 0.1: the loss of a classifier starts within 0.01 nats of ln C (½·0.1²).
-HEAD_GAIN = 0.1
+# Logits of std 0.02: where all samples look alike still, the loss of a classifier is off ln C by
+# one logit, and 5 % of ln 2 is 0.035.
+HEAD_GAIN = 0.02
+SIREN = 2.0  # a factor before sine from which the layer is one of a SIREN (published: 30)
 # Layers in a row without norms from which he_normal and its kin are left for a start that keeps
 # inputs apart over the whole depth.
 DEEP = 12
@@ -93,6 +96,11 @@ def auto(role: Role, _: Blueprint) -> Choice | Leave | Skip:
         return Choice(
             "zeros", "the second of a low-rank pair: the adapter starts by changing nothing"
         )
+    if role.activation == "sin" and role.factor >= SIREN:
+        first = role.input.kind == "data"
+        because = f"a sine of {role.factor:g} times this layer's output: as SIREN is published"
+        given = {"omega": role.factor, "first": first}
+        return Choice("siren", because, arguments=given)
     if role.head:
         return _head(role)
     if role.branch is not None and role.branch.of > 0 and role.input.kind != "table":
@@ -129,20 +137,20 @@ def _in_branch(role: Role) -> Choice:
     assert branch is not None
     base = keeps_scale(role)
     if branch.norm == "none" and not role.gated_branch:
-        if role.last:
+        if role.last and role.alone:
             because = (
                 "last layer of a residual branch without norms: zero makes each of the "
                 f"{branch.of} branches start as the identity (Fixup)"
             )
             return Choice("zeros", because)
-        if branch.depth > 1:
+        if branch.depth > 1 and not role.last:
             factor = branch.of ** (-1 / (2 * branch.depth - 2))
             because = (
                 f"in one of {branch.of} residual branches of {branch.depth} layers without norms: "
                 f"× {words(factor)} (Fixup); {base.because}"
             )
             return replace(base, gain=base.gain * factor, because=because)
-    if role.last and branch.norm in ("before", "after"):
+    if role.last and branch.norm != "last" and not role.gated_branch:
         factor = 1 / math.sqrt(branch.of)
         because = (
             f"last layer of one of {branch.of} residual branches: × 1/√{branch.of} holds the "
@@ -224,7 +232,8 @@ def target_size(role: Role) -> float:
         return 1.0
     if branch.norm == "none" and not role.gated_branch and branch.depth > 1 and not role.last:
         return float(branch.of ** (-1 / (2 * branch.depth - 2)))
-    return 1 / math.sqrt(branch.of) if role.last and branch.norm in ("before", "after") else 1.0
+    outer = role.last and branch.norm != "last" and not role.gated_branch
+    return 1 / math.sqrt(branch.of) if outer else 1.0
 
 
 def _inverse_std(activation: str, slope: float | None, size: float) -> float:

@@ -14,8 +14,8 @@ __all__ = ["rest", "stays"]
 
 # The size of embeddings and of positions in a normalized residual stream: GPT-2, BERT, ViT.
 STREAM_STD = 0.02
-# Logits of a tied table get this std: the loss starts within 0.13 nats of guessing (½·0.5²).
-TIED_LOGITS = 0.5
+# Logits of a tied table get this std: the loss starts within 0.05 nats of guessing (½·0.3²).
+TIED_LOGITS = 0.3
 PRELU_SLOPE = 0.25  # He et al. 2015, section 2.1
 # LayerScale by depth, CaiT (Touvron et al. 2021), section 2: blocks → scale.
 LAYER_SCALE = ((18, 0.1), (24, 1e-5), (math.inf, 1e-6))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fanin.assignment import Recipe
 from fanin.measuring import Target
-from fanin.policies.auto import HEAD_GAIN, target_size
+from fanin.policies.auto import HEAD_GAIN, SIREN, target_size
 from fanin.roles import Role
 
 __all__ = ["targets"]
@@ -42,5 +42,7 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
 def _uncertain(role: Role) -> bool:
     """Whether the size of the layer's input depends on the batch or on layers before it."""
     if role.input.kind in _STEADY or role.attention or role.op.startswith(("lstm", "gru", "rnn")):
+        return False
+    if role.activation == "sin" and role.factor >= SIREN:
         return False
     return not role.low_rank and not role.expert and not role.norm_after

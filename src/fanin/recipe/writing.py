@@ -41,7 +41,8 @@ def to_toml(recipe: Recipe) -> str:
     tuples.
 
     Raises:
-        RecipeError: a number that is not finite, or an argument that TOML cannot hold.
+        RecipeError: what could not be read back: a number that is not finite, std and gain in
+            contradiction, an argument that TOML cannot hold, a parameter named twice.
 
     >>> norm = [Assignment(f"h.{i}.ln.weight", "ones", 1.0, 1.0, None, "a norm") for i in (0, 1)]
     >>> print(to_toml(Recipe(tuple(norm))))
@@ -59,12 +60,24 @@ def to_toml(recipe: Recipe) -> str:
     <BLANKLINE>
     """
     unit = units()
-    assigned = fold(_item(assignment, unit) for assignment in recipe.assignments)
-    untouched = fold(_left(name, reason) for name, reason in recipe.untouched.items())
+    items: list[Item[_Style]] = []
+    implied: dict[str, _Implied] = {}
+    for assignment in recipe.assignments:
+        name, given = assignment.parameter, assignment.arguments
+        if name in implied or name in recipe.untouched:
+            raise RecipeError(f"{name!r}: named twice; once is needed")
+        arguments = {key: value for key, value in given.items() if value is not None}
+        items.append(_item(assignment, arguments))
+        implied[name] = _implied(assignment, arguments, unit)
+    left = (_left(name, reason) for name, reason in recipe.untouched.items())
     parts = [f"{_HEAD}format = {FORMAT}\nscheme = {_text(recipe.scheme)}\n"]
-    parts += ["\n".join(("[[assignment]]", *_assignment(entry), "")) for entry in assigned]
-    parts += ["\n".join(("[[untouched]]", *_untouched(entry), "")) for entry in untouched]
+    parts += [_table("assignment", _assignment(entry, implied)) for entry in fold(items)]
+    parts += [_table("untouched", _untouched(entry)) for entry in fold(left)]
     return "\n".join(parts)
+
+
+def _table(kind: str, lines: Iterable[str]) -> str:
+    return "\n".join((f"[[{kind}]]", *lines, ""))
 
 
 class _Style(NamedTuple):
@@ -77,50 +90,46 @@ class _Style(NamedTuple):
     arguments: tuple[str, ...]  # their names
     tuples: tuple[str, ...]  # arguments that are lists themselves, and so cannot be in a list
     words: tuple[str, ...]  # of the reason, between its numbers
-    clear: bool  # the gain goes without saying
-    exact: bool  # the std follows from the gain
 
 
-def _item(assignment: Assignment, unit: Unit) -> Item[_Style]:
+class _Implied(NamedTuple):
+    """What of an assignment goes without saying."""
+
+    gain: bool  # it is 1, or the std itself
+    std: bool  # it follows from the gain, to the bit
+
+
+def _item(assignment: Assignment, arguments: Mapping[str, Any]) -> Item[_Style]:
     place = repr(assignment.parameter)
     std = _number(place, "std", assignment.std)
     gain = _number(place, "gain", assignment.gain)
     fan = "" if assignment.fan is None else _fan(place, assignment.fan)
-    given = {name: value for name, value in assignment.arguments.items() if value is not None}
-    arguments = tuple(_value(f"{place}: {name}", value) for name, value in given.items())
+    written = tuple(_value(f"{place}: {name}", value) for name, value in arguments.items())
     shape = _value(f"{place}: shape", tuple(assignment.shape))
     words, numbers = _split(assignment.because)
-    at_one = _unit(assignment, given, unit)
     style = _Style(
         assignment.scheme,
         assignment.layout,
         assignment.blocks,
         assignment.fan is not None,
-        tuple(given),
-        tuple(str(value) for value in given.values() if isinstance(value, (list, tuple))),
+        tuple(arguments),
+        tuple(str(value) for value in arguments.values() if isinstance(value, (list, tuple))),
         words,
-        _is_clear(assignment, at_one),
-        at_one is not None and _same(assignment.std, abs(assignment.gain) * at_one),
     )
-    return Item(assignment.parameter, style, (std, gain, fan, shape, *arguments), numbers)
+    return Item(assignment.parameter, style, (std, gain, fan, shape, *written), numbers)
 
 
-def _unit(assignment: Assignment, arguments: Mapping[str, Any], unit: Unit) -> float | None:
+def _implied(assignment: Assignment, arguments: Mapping[str, Any], unit: Unit) -> _Implied:
     a = assignment
     try:
         at_one = unit(a.scheme, a.fan, arguments, a.shape, a.layout, a.blocks)
         check_scale(a.scheme, a.fan, a.std, a.gain, at_one)
     except (ArgumentError, RecipeError) as error:
         raise RecipeError(f"{a.parameter!r}: {error}") from error
-    return at_one
-
-
-def _is_clear(assignment: Assignment, unit: float | None) -> bool:
-    """Whether the gain goes without saying: it is 1, or the std itself."""
-    std, gain = assignment.std, assignment.gain
-    if unit is None:
-        return False
-    return (gain == 1 and _same(std, unit)) or (unit == 1 and _same(std, gain))
+    if at_one is None:
+        return _Implied(False, False)
+    clear = (a.gain == 1 and _same(a.std, at_one)) or (at_one == 1 and _same(a.std, a.gain))
+    return _Implied(clear, _same(a.std, abs(a.gain) * at_one))
 
 
 def _same(a: float, b: float) -> bool:
@@ -128,15 +137,17 @@ def _same(a: float, b: float) -> bool:
     return a == b and math.copysign(1.0, a) == math.copysign(1.0, b)
 
 
-def _assignment(entry: Entry[_Style]) -> Iterator[str]:
+def _assignment(entry: Entry[_Style], implied: Mapping[str, _Implied]) -> Iterator[str]:
     style = entry.style
+    clear = all(implied[item.name].gain for item in entry.items)
+    follows = all(implied[item.name].std for item in entry.items)
     columns = range(len(entry.items[0].values))
     std, gain, fan, shape, *arguments = (entry.value(at) for at in columns)
     yield f"parameter = {_text(entry.pattern)}"
     yield f"scheme = {_text(style.scheme)}"
-    if style.clear or not (style.exact and isinstance(std, list)):
+    if clear or not (follows and isinstance(std, list)):
         yield _field("std", std)
-    if not style.clear:
+    if not clear:
         yield _field("gain", gain)
     if style.divides:
         yield _field("fan", fan)
