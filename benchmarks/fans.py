@@ -89,7 +89,7 @@ class Sharded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.chunk(len(self.slices), -1)
-        return sum(part @ w.T for part, w in zip(parts, self.slices, strict=True))  # type: ignore[return-value]
+        return sum(part @ w.T for part, w in zip(parts, self.slices, strict=True))
 
 
 # ---------------------------------------------------------------------------------- measuring
@@ -351,7 +351,7 @@ def main() -> int:
     table = Table(title="Output variance for unit inputs (✗: not so within sampling error)")
     for head in ("layer", "scheme"):
         table.add_column(head, no_wrap=True)
-    for head in ("right", *LIBRARIES, "± of fanin"):
+    for head in ("right", *LIBRARIES, "±"):
         table.add_column(head, justify="right", no_wrap=True)
     sound = True
     for row in rows():

@@ -2,10 +2,10 @@
 
     python benchmarks/gpt2_statistics.py
 
-The model is built on meta and initialised with ``scheme="gpt2"`` (`residual_scaling`).  The mean and
-std of every kind of parameter stand beside the recipe: N(0, 0.02²) for weights and both embeddings,
-N(0, 0.02²/(2·12)) where a branch meets the residual stream, biases 0, norms 1 and 0 (Radford et al.
-2019, section 2.3, as ``transformers`` writes it out).
+The model is built on meta and initialised with ``scheme="gpt2"`` (`residual_scaling`).  The mean
+and std of every kind of parameter stand beside the recipe: N(0, 0.02²) for weights and both
+embeddings, N(0, 0.02²/(2·12)) where a branch meets the residual stream, biases 0, norms 1 and 0
+(Radford et al. 2019, section 2.3, as ``transformers`` writes it out).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/rescue.py run                   trains everything, writes the results
     python benchmarks/rescue.py run --start auto      only that start; the others stay as written
-    python benchmarks/rescue.py run --only plain/relu nothing is written (for development)
+    python benchmarks/rescue.py run --only plain/relu prints every line, writes nothing
     python benchmarks/rescue.py table                 prints the written results (a second)
+    python benchmarks/rescue.py rows                  the same, a line for each architecture
 
 The starts are torch's own; Xavier (normal) and orthogonal with the gain torch gives the activation;
 He (normal, ReLU); LSUV, the PyPI package `lsuv` as its README uses it; and `fanin.init_` with
@@ -61,7 +62,7 @@ def train_architecture(recipes: list[Recipe]) -> list[Record]:
     """Train the starts of one architecture side by side; one record for each."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    begin = time.perf_counter()
+    begin = time.process_time()
     t = networks.task(recipes[0])
     nets = [networks.build(recipe, t) for recipe in recipes]
     copies = training.Copies([net for net in nets for _ in WAYS])
@@ -78,21 +79,18 @@ def train_architecture(recipes: list[Recipe]) -> list[Record]:
         for i, record in enumerate(records):
             part = slice(i * len(WAYS), (i + 1) * len(WAYS))
             record["orders"].append(training._summary(WAYS, losses[part], rights[part]))
-    seconds = (time.perf_counter() - begin) / len(records)
+    seconds = (time.process_time() - begin) / len(records)
     return [{**record, "seconds": round(seconds, 1)} for record in records]
 
 
 def train(recipes: list[list[Recipe]], processes: int) -> Iterator[Record]:
     """Every architecture in turn, the deepest first."""
     recipes = sorted(recipes, key=lambda group: -group[0].depth)
-    columns = (
-        *Progress.get_default_columns()[:3],
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
+    fields = (*Progress.get_default_columns()[:3], TimeElapsedColumn())
+    last = TextColumn("{task.fields[last]}")
     with (
         multiprocessing.get_context("spawn").Pool(processes) as pool,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        Progress(*fields, last, console=Console(stderr=True)) as progress,
     ):
         bar = progress.add_task("architectures", total=len(recipes), last="")
         for records in pool.imap_unordered(train_architecture, recipes):

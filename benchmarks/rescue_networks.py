@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 
 import torch
 import trainability_networks as networks
@@ -58,7 +59,7 @@ class Gated(Network):
 
     def __init__(self, sizes: list[int], outputs: int, activation: str) -> None:
         super().__init__()
-        layers = [Gate(a, b, activation) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [Gate(a, b, activation) for a, b in pairwise(sizes)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def sizes_of(t: Task, depth: int, width: int = WIDTH) -> list[int]:
 
 
 def linears(sizes: list[int]) -> list[nn.Module]:
-    return [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    return [nn.Linear(a, b) for a, b in pairwise(sizes)]
 
 
 def narrow(t: Task, activation: str, depth: int) -> Network:
@@ -250,36 +251,31 @@ def draw(net: Network, fill: Callable[[Tensor], object]) -> None:
         bias.zero_()
 
 
-def default(net: Network, recipe: Recipe, t: Task) -> None:
-    """As torch left it."""
-
-
-def xavier(net: Network, recipe: Recipe, t: Task) -> None:
-    draw(net, partial(nn.init.xavier_normal_, gain=torch_gain(recipe.activation)))
-
-
-def he(net: Network, recipe: Recipe, t: Task) -> None:
-    draw(net, nn.init.kaiming_normal_)
-
-
-def orthogonal(net: Network, recipe: Recipe, t: Task) -> None:
-    draw(net, partial(nn.init.orthogonal_, gain=torch_gain(recipe.activation)))
-
-
-def lsuv(net: Network, recipe: Recipe, t: Task) -> None:
+def lsuv(net: Network, inputs: Tensor) -> None:
     """The package as its README has it: orthonormal, then each layer's output to std 1."""
     from lsuv import lsuv_with_singlebatch
 
-    lsuv_with_singlebatch(net, t.inputs, verbose=False)
+    lsuv_with_singlebatch(net, inputs, verbose=False)
 
 
-def auto(net: Network, recipe: Recipe, t: Task) -> None:
+def auto(net: Network, inputs: Tensor, seed: int) -> None:
     import fanin
 
-    fanin.init_(net, t.inputs, scheme="auto", seed=recipe.seed)
+    fanin.init_(net, inputs, scheme="auto", seed=seed)
 
 
-STARTS: dict[str, Start] = {f.__name__: f for f in (default, xavier, he, orthogonal, lsuv, auto)}
+STARTS: dict[str, Start] = {
+    "default": lambda net, recipe, t: None,  # as torch left it
+    "xavier": lambda net, recipe, t: draw(
+        net, partial(nn.init.xavier_normal_, gain=torch_gain(recipe.activation))
+    ),
+    "he": lambda net, recipe, t: draw(net, nn.init.kaiming_normal_),
+    "orthogonal": lambda net, recipe, t: draw(
+        net, partial(nn.init.orthogonal_, gain=torch_gain(recipe.activation))
+    ),
+    "lsuv": lambda net, recipe, t: lsuv(net, t.inputs),
+    "auto": lambda net, recipe, t: auto(net, t.inputs, recipe.seed),
+}
 BASELINES = tuple(name for name in STARTS if name != "auto")
 
 

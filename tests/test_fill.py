@@ -266,6 +266,12 @@ BAD = [
     ("NaN gain", WEIGHT, "he_normal", {"gain": math.nan}, "gain"),
     ("infinite gain", WEIGHT, "constant", {"gain": math.inf}, "gain"),
     ("negative gain", WEIGHT, "normal", {"gain": -1.0}, "gain"),
+    ("huge gain", WEIGHT, "orthogonal", {"gain": 1e308}, "gain"),
+    ("huger gain", WEIGHT, "normal", {"gain": 10**400}, "gain"),
+    ("huge slope", WEIGHT, "he_normal", {"negative_slope": 1e200}, "negative_slope"),
+    ("huge mixture", WEIGHT, "mimetic", {"alpha": 1e300}, "alpha"),
+    ("huge omega", WEIGHT, "siren", {"omega": 1e-320}, "finite"),
+    ("unknown activation", WEIGHT, "critical", {"activation": "relux"}, "relu"),
     ("gain of an activation", WEIGHT, "normal", {"gain": "relu"}, "gain"),
     ("True gain", WEIGHT, "normal", {"gain": True}, "gain"),
     ("zero fan", WEIGHT, "he_normal", {"fan": 0}, "fan"),
@@ -397,7 +403,11 @@ def test_anything_is_filled_with_finite_values_or_refused_in_one_line(case):
 def test_an_odd_argument_is_named_in_the_error(scheme, data: st.DataObject):
     argument, value = data.draw(st.sampled_from(scheme.arguments)), data.draw(ANY)
     message = outcome(lambda: drawn(scheme.name, **{argument.name: value}))
-    assert message == "" or argument.name in message or message.startswith(("tensor", "partner"))
+    assert (
+        message == ""
+        or argument.name in message
+        or message.startswith(("tensor", "partner", "std:"))
+    )
 
 
 # ── golden values ────────────────────────────────────────────────────────────────────────────

@@ -18,10 +18,27 @@ ROOT = Path(fanin.__file__).parent
 #: Each imports only what stands before it.  "" is `fanin` itself.
 ORDER = (
     "errors",
+    "moments",
+    "assignment",
+    "catalogue",
+    "recipe",
+    "draw",
+    "activations",
+    "fill",
     "operations",
     "guard",
     "trace",
     "architecture",
+    "branches",
+    "reparametrized",
+    "roles",
+    "reading",
+    "apply",
+    "measuring",
+    "policies",
+    "summary",
+    "planning",
+    "checkpoint",
     "sketch",
     "slopes",
     "probe",
@@ -31,6 +48,7 @@ ORDER = (
     "findings",
     "report",
     "checking",
+    "comparing",
     "",
     "targets",
     "demo",
@@ -111,8 +129,16 @@ def test_no_two_modules_import_one_another():
         visit(module, ())
 
 
-def test_the_errors_import_no_torch():
+def test_the_errors_import_nothing_else():
     assert {name.split(".")[0] for name, _ in imports("fanin.errors")} <= {"__future__", "typing"}
+
+
+PURE = ("errors", "moments", "assignment", "catalogue", "recipe")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if top(module) in PURE])
+def test_pure_mathematics_imports_no_torch(module: str):
+    assert "torch" not in {name.split(".")[0] for name, _ in imports(module)}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import tomllib
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -147,6 +149,23 @@ def test_arguments_that_differ_from_repeat_to_repeat_are_a_list_that_says_so():
     text = to_toml(recipe)
     assert "negative_slope = { each = [0.0, 0.25, 0.5, 0.75, 1.0] }" in text
     assert patterns(recipe) == ["h.{0..4}.w"]
+    assert_same(from_toml(text), recipe)
+
+
+def test_a_scale_for_each_output_fills_lines_and_stays_one_value():
+    rows = tuple(1 / (i + 3) for i in range(40))
+    recipe = Recipe(
+        tuple(
+            dataclasses.replace(
+                assigned(f"h.{i}.w", shape=(40, 50), negative_slope=i / 4),
+                arguments={"negative_slope": i / 4, "rows": rows, "padding": 3},
+            )
+            for i in range(4)
+        )
+    )
+    text = to_toml(recipe)
+    assert patterns(recipe) == ["h.{0..3}.w"]
+    assert max(map(len, text.splitlines())) <= 100
     assert_same(from_toml(text), recipe)
 
 
@@ -398,7 +417,6 @@ def test_the_std_of_a_matrix_follows_from_shape_layout_and_blocks():
             gain="1",
             shape="[64, 8, 2]",
             layout='"iok"',
-            blocks="4",
             arguments="{ groups = 4 }",
         )
     )
@@ -526,6 +544,18 @@ ERRORS = {
         HEAD + entry(gain="1", arguments="{ negative_slope = { all = 1 } }"),
         "arguments: negative_slope: there is no field 'all'; known are each",
     ),
+    "groups": (
+        HEAD + entry(gain="1", arguments="{ groups = 0 }"),
+        "'w': groups: 0; a whole number from 1 on is needed",
+    ),
+    "padding": (
+        HEAD + entry(gain="1", arguments="{ padding = 10 }"),
+        "'w': padding: 10; one of the 10 rows is needed",
+    ),
+    "rows": (
+        HEAD + entry(gain="1", layout='"oi"', arguments="{ rows = [1, 2] }"),
+        "'w': rows: a number for each of the 10 outputs is needed",
+    ),
     "unknown std": (
         HEAD + entry(scheme='"orthogonal"', fan="", gain="1"),
         "'w': std: missing; orthogonal does not tell it for this shape and layout",
@@ -609,6 +639,17 @@ def test_no_slip_of_the_hand_gives_anything_but_a_recipe_or_a_recipe_error(text,
 def test_a_recipe_error_is_a_value_error_of_fanin():
     assert issubclass(RecipeError, FaninError)
     assert issubclass(RecipeError, ValueError)
+
+
+def test_the_examples_of_the_documentation_are_recipes():
+    text = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    first, second = map(from_toml, examples)
+    assert len(first.assignments) == 25
+    assert len(second.assignments) == 12
+    last = {a.parameter: a for a in second.assignments}["h.3.experts.1.weight"]
+    assert (last.gain, last.because) == (0.25, "expert 1 of layer 3")
+    assert dict(last.arguments) == {"negative_slope": 0.4}
 
 
 # --- against a model ------------------------------------------------------------------------------

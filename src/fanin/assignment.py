@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Assignment", "Recipe"]
+__all__ = ["OF_TENSOR", "Assignment", "Recipe"]
+
+#: Arguments that say something of the tensor; every scheme can have them.
+OF_TENSOR = ("groups", "padding", "rows")
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -25,7 +28,8 @@ class Assignment:
         fan: the fan the scheme divides by; None where it uses none.
         because: the reason, one sentence.
         shape: of the parameter.
-        layout: what each dimension is: o output, i input, k kernel tap, b independent matrices.
+        layout: what each dimension is: o output, i input, k kernel tap, b independent matrices,
+            v row of a table.
         blocks: equal parts along the outputs that are matrices of their own (q, k, v; gates).
         arguments: further arguments of the scheme; and of the tensor: `groups` of a grouped
             transposed convolution (along its inputs), `padding` (a row that is zero),
@@ -46,7 +50,7 @@ class Assignment:
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that the scheme itself takes."""
-        return {k: v for k, v in self.arguments.items() if k not in ("groups", "padding", "rows")}
+        return {k: v for k, v in self.arguments.items() if k not in OF_TENSOR}
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def _values(parameter: Tensor) -> float:
 
 
 def _repeats(rows: Tensor) -> int:
+    rows = rows[rows.any(1)]  # zeros are not drawn: kernels with a centre alone, pruned inputs
     if rows.shape[0] < 2 or rows.shape[1] < _HEAD:
         return 0
     weights = torch.tensor([1.0, 0.7320508, 0.4142136, 0.2360680], dtype=torch.float64)

@@ -25,6 +25,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
+from torch.nn.utils import skip_init
 
 from fanin.checking import check
 from fanin.comparing import Batches, Comparison, Outcome, Run, Training, plot, to_text, train_
@@ -315,7 +316,11 @@ def network(weights: Weights) -> torch.nn.Sequential:
     """
     model = torch.nn.Sequential()
     for depth, (weight, bias) in enumerate(weights, 1):
-        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
+        fan_out, fan_in = weight.shape
+        # Without the draw that these weights replace: the random state is the user's.
+        linear = skip_init(  # type: ignore[no-untyped-call]
+            torch.nn.Linear, fan_in, fan_out, dtype=torch.float64
+        )
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(weight))
             linear.bias.copy_(torch.from_numpy(bias[:, 0]))

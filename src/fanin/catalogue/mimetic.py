@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fanin.catalogue.scheme import Argument, Fan, Scheme, among, integer, number, sizes
+from fanin.catalogue.scheme import Argument, Fan, Scheme, among, integer, is_number, sizes
 from fanin.errors import ArgumentError
 
 __all__ = ["MIMETIC", "mixture"]
@@ -16,6 +16,13 @@ __all__ = ["MIMETIC", "mixture"]
 # (α, β) as published, for W_q W_kᵀ and for W_v W_o.
 _PUBLISHED = {"q": (0.7, 0.7), "k": (0.7, 0.7), "v": (0.4, 0.4), "o": (0.4, 0.4)}
 _GRID = 4001  # points of the density; its mean is then right to 1e-4
+
+
+_MIXED = "a number from −1000 to 1000, or None for the published one"
+
+
+def _is_mixed(value: Any) -> bool:
+    return value is None or (is_number(value) and abs(value) <= 1000)
 
 
 def mixture(part: str, arguments: Mapping[str, Any]) -> tuple[float, float]:
@@ -88,8 +95,8 @@ MIMETIC = (
                 lambda v: isinstance(v, str),
             ),
             integer("heads", 1, "a positive integer", 1),
-            number("alpha", None, "a finite number, or None for the published one"),
-            number("beta", None, "a finite number, or None for the published one"),
+            Argument("alpha", None, _MIXED, _is_mixed),
+            Argument("beta", None, _MIXED, _is_mixed),
         ),
         needs="a matrix [heads·head_dim, width] (q, k, v), [width, width] (o), or q, k, v packed",
         example="""\

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 from fanin.errors import ArgumentError
 
 __all__ = [
-    "FORMS",
     "MODES",
     "Argument",
     "Fan",
@@ -30,12 +29,14 @@ __all__ = [
 Fan: TypeAlias = float | Sequence[float] | None
 
 MODES = ("fan_in", "fan_out", "fan_avg", "fan_geo")
-FORMS = ("constant", "normal", "uniform", "trunc_normal", "matrix", "model")
 
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are none)."""
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an int beyond the range of floats
+        return False
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,11 @@ class Scheme:
         self.check_gain(gain)
         if self.fan is not None:
             fan = self.divisor(fan, complete)
-        return abs(float(gain)) * float(self.spread(fan, complete))
+        try:
+            return abs(float(gain)) * float(self.spread(fan, complete))
+        except OverflowError as error:
+            given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
+            raise ArgumentError(f"{given}: the std of {self.name} overflows") from error
 
     def complete(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments with those that were not given at their defaults; checked."""

@@ -1,4 +1,4 @@
-"""The command line: ``fanin check``, ``fanin explain`` and ``fanin demo``.
+"""The command line: ``fanin check``, ``plan``, ``init``, ``compare``, ``explain`` and ``demo``.
 
 Exit status: 0 the start is sound, 1 there are error findings, 2 the command line is wrong or the
 check could not run (one line on stderr, the traceback with ``--debug``), 130 interrupted.
@@ -19,11 +19,17 @@ from rich.table import Table
 from fanin import __version__
 from fanin.checking import check as check_model
 from fanin.checking import recording
+from fanin.catalogue import ALIASES, SCHEMES
+from fanin.catalogue import document as scheme_document
+from fanin.cli.compare import compare
+from fanin.cli.init import init, plan
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
 from fanin.cli.program import Program, debug_option
 from fanin.cli.progress import Progress
 from fanin.demo import demo as run_demo
+from fanin.errors import ArgumentError
 from fanin.findings import RULES, document
+from fanin.policies import decisions
 from fanin.report import Report, text
 from fanin.targets import load
 
@@ -157,19 +163,44 @@ def _deliver(
         show(text.render(report, full=full))
 
 
-@cli.command(short_help="Explain a rule, or list them all.")
-@click.argument("code", required=False)
+@cli.command(short_help="Explain a rule or a scheme, or list them all.")
+@click.argument("name", metavar="CODE-or-SCHEME", required=False)
 @debug_option
-def explain(code: str | None) -> int:
-    """Explain the rule of CODE (or of its name); without CODE, list every rule."""
-    if code is not None:
-        show(Markdown(document(code)))
+def explain(name: str | None) -> int:
+    """Explain the rule of a code (or of its name) or a scheme; without a name, list them all."""
+    if name is not None:
+        show(Markdown(_explained(name)))
         return 0
-    table = Table("code", "name", "severity", "what it finds", box=None, pad_edge=False)
+    rules = Table("code", "name", "severity", "what it finds", box=None, pad_edge=False)
     for rule in RULES.values():
-        table.add_row(rule.code, rule.name, ", ".join(rule.severities), rule.summary)
-    show(table)
+        rules.add_row(rule.code, rule.name, ", ".join(rule.severities), rule.summary)
+    show(rules)
+    listed = Table("scheme", "what it is", box=None, pad_edge=False)
+    for scheme in SCHEMES.values():
+        listed.add_row(scheme.name, scheme.summary)
+    show("")
+    show(listed)
     return 0
+
+
+def _explained(name: str) -> str:
+    """The document of a rule or of a scheme; an unknown name is answered with the nearest."""
+    codes = {rule.code for rule in RULES.values()} | {rule.name for rule in RULES.values()}
+    if name.upper() in codes or name.lower() in codes:
+        return document(name)
+    try:
+        text = scheme_document(name)
+    except ArgumentError:
+        known = [*RULES, *(rule.name for rule in RULES.values()), *SCHEMES, *ALIASES]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = near or difflib.get_close_matches(name.upper(), RULES, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ArgumentError(f"{name!r} is neither a rule nor a scheme{hint}") from None
+    return f"{text}\n{decisions()}" if name.lower() == "auto" else text
+
+
+for command in (plan, init, compare):
+    cli.add_command(command)
 
 
 @cli.command(short_help="Check and train one small network from six starts.")

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 
 from fanin.errors import ArgumentError
 
-__all__ = ["STDOUT", "Out", "replacing", "require_writable", "show", "write_json"]
+__all__ = ["STDOUT", "Out", "replacing", "require_writable", "show", "write_json", "write_text"]
 
 STDOUT = "-"
 
@@ -42,12 +42,20 @@ def write_json(text: str, place: str) -> None:
     Raises:
         ArgumentError: the file cannot be written.
     """
-    document = f"{text}\n".encode()
+    write_text("--json", f"{text}\n", place)
+
+
+def write_text(option: str, text: str, place: str) -> None:
+    """Write a text to a file, or to stdout for ``-``; always in UTF-8.
+
+    Raises:
+        ArgumentError: the file cannot be written.
+    """
     if place == STDOUT:
-        click.echo(document, nl=False)
+        click.echo(text.encode(), nl=False)
         return
-    with replacing("--json", place) as path:
-        path.write_bytes(document)
+    with replacing(option, place) as path:
+        path.write_bytes(text.encode())
 
 
 def require_writable(option: str, place: str | None) -> None:

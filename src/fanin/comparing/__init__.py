@@ -23,7 +23,7 @@ from fanin.comparing.building import Source
 from fanin.comparing.record import Outcome, Record, Run
 from fanin.comparing.starts import Start, read
 from fanin.comparing.text import plot, to_text
-from fanin.comparing.training import OPTIMIZERS, Training, every, train_
+from fanin.comparing.training import OPTIMIZERS, Training, every, seed_all, train_
 from fanin.errors import ArgumentError
 from fanin.guard import random_state
 from fanin.report import Report
@@ -41,6 +41,8 @@ __all__ = [
     "to_text",
     "train_",
 ]
+
+Tell = Callable[[str, float], None]  # what is under way, and the share of it that is done
 
 SCHEMA_VERSION = 1
 SCHEMES = ("auto", "he_normal", "xavier_normal")
@@ -171,16 +173,18 @@ def compare(
         BatchError, LossError, ModelError, ForwardError: as in `fanin.check`.
 
     >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    >>> def zeros(model):
+    ...     for parameter in model.parameters():
+    ...         nn.init.zeros_(parameter)
     >>> compared = compare(
     ...     lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)),
     ...     (x, x[:, :1]),
     ...     nn.functional.mse_loss,
-    ...     schemes={"as built": "default", "zeros": lambda m: [nn.init.zeros_(p) for p in
-    ...              m.parameters()] and None},
+    ...     schemes=("auto", zeros),
     ...     steps=20,
     ... )
     >>> compared.best.scheme, compared["zeros"].report.ok
-    ('as built', False)
+    ('auto', False)
     """
     starts = read(schemes)
     steps, seeds = _whole("steps", steps, 1), _seeds(seeds)
@@ -191,6 +195,7 @@ def compare(
     with torch.inference_mode(False), torch.enable_grad(), _kept():
         source = Source(build, seeds[0])
         with random_state(source.first):
+            seed_all(seeds[0])  # a loader may shuffle
             batches = gather(batch, loss, steps)
             often = every(steps, batches.many)
             training = Training(batches, loss, steps, factory, often, accuracy)
@@ -208,9 +213,6 @@ def compare(
             for start, report, own in zip(starts, reports, runs, strict=True)
         ),
     )
-
-
-Tell = Callable[[str, float], None]
 
 
 def _checked(source: Source, start: Start, training: Training, seed: int, tell: Tell) -> Report:

@@ -37,18 +37,20 @@ class Source:
                 "that returns a model, or a model, is needed"
             )
         self._build = build
-        self.first = build if isinstance(build, nn.Module) else self._built(seed)
+        seed_all(seed)
+        self.first = self._made()
         self._known = {id(tensor) for tensor in _tensors(self.first)}
 
     def fresh(self, seed: int) -> nn.Module:
-        """A model nobody else holds; everything random is seeded before it is built.
+        """A model nobody else holds; everything random is seeded, whether it is built or copied.
 
         A function that returns one model twice, or shares a part of it, has it copied.
 
         Raises:
             ModelError: the model cannot be copied.
         """
-        model = self.first if isinstance(self._build, nn.Module) else self._built(seed)
+        seed_all(seed)
+        model = self._made()
         if not any(id(tensor) in self._known for tensor in _tensors(model)):
             return model
         try:
@@ -59,8 +61,9 @@ class Source:
                 "that builds it instead"
             ) from error
 
-    def _built(self, seed: int) -> nn.Module:
-        seed_all(seed)
+    def _made(self) -> nn.Module:
+        if isinstance(self._build, nn.Module):
+            return self._build
         try:
             model: object = self._build()
         except Exception as error:

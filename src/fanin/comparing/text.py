@@ -111,8 +111,8 @@ def setting(record: Record) -> str:
     seeds = ", ".join(str(seed) for seed in record.seeds)
     return (
         f"{visible(record.model)}, {count(record.parameters, 'parameter')}: "
-        f"{count(record.steps, 'step')} of {visible(record.optimizer)} at rate {rates}, "
-        f"seed {seeds}"
+        f"{count(record.steps, 'step')} of {visible(record.optimizer)}, "
+        f"rate{'s' * (len(record.rates) > 1)} {rates}, seed{'s' * (len(record.seeds) > 1)} {seeds}"
     )
 
 

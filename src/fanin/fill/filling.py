@@ -319,7 +319,8 @@ def _centred_(tensor: Tensor, key: draw.Key, job: _Job) -> None:
 
 def _copy_(tensor: Tensor, drawn: NDArray[np.float64], job: _Job) -> None:
     """The values times the gain, rounded once."""
-    scaled = drawn * job.gain + 0.0  # no −0
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        scaled = drawn * job.gain + 0.0  # no −0
     _check_range(tensor, float(np.abs(scaled).max(initial=0.0)), job)
     tensor.copy_(torch.from_numpy(np.ascontiguousarray(scaled)).reshape(tensor.shape))
 

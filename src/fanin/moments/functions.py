@@ -42,12 +42,14 @@ class Activation:
         function: float64 array → array of the same shape.
         derivative: its derivative, right away from the kinks; None to find it numerically.
         kinks: where the function or its derivative jumps, as far as known.
+        rounding: relative rounding error of its values; more where it computes in float32.
     """
 
     name: str
     function: Function
     derivative: Function | None = None
     kinks: tuple[float, ...] = ()
+    rounding: float = float(np.finfo(np.float64).eps)
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
         """φ(z)."""
@@ -234,7 +236,9 @@ def _tanhshrink() -> Parts:
     def value(z: np.ndarray) -> np.ndarray:
         small = np.clip(z, -_SERIES_BELOW, _SERIES_BELOW)
         square = small * small
-        series = small * square * np.polynomial.polynomial.polyval(square, _TANHSHRINK_SERIES)
+        series: np.ndarray = (
+            small * square * np.polynomial.polynomial.polyval(square, _TANHSHRINK_SERIES)
+        )
         return np.where(np.abs(z) < _SERIES_BELOW, series, z - np.tanh(z))
 
     return value, lambda z: np.tanh(z) ** 2, ()
@@ -336,7 +340,8 @@ def find(name: str) -> Activation:
         if not all(map(math.isfinite, values)):
             raise ValueError("its arguments must be finite")
         if len(values) > len(allowed):
-            takes = ", ".join(map(str, allowed.values())) or "no arguments"
+            defaults = (f"{p.name}={p.default:g}" for p in allowed.values())
+            takes = ", ".join(defaults) or "no arguments"
             raise ValueError(f"{known} takes {takes}")
         value, derivative, kinks = builder(*values)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,8 +22,10 @@ __all__ = [
     "spread",
 ]
 
-# Rounding errors of a value are taken as this share of it: a few operations.
-_ROUNDING = 4 * np.finfo(np.float64).eps
+_OPERATIONS = 4  # roundings that a value of an activation is taken to carry
+# Values at these points tell a function that computes in float32: they differ, and fit in it.
+_PROBE = 3 * np.sin(np.arange(1.0, 65.0))
+_DISTINCT = 16
 # Stand in for a variance of zero where slopes are asked: E[φ'²] is off by as much at a kink, by
 # their square elsewhere.  Numerical slopes have no digits left over a narrower range.
 _NO_SIGMA, _NO_SIGMA_NUMERICAL = 1e-12, 1e-6
@@ -31,6 +34,7 @@ _PAIR_TOLERANCE = 1e-10  # the inner integral of a pair carries noise of up to 1
 _ALIGNED = 1e-12
 # A kink averaged over a Gaussian of width s is smooth, and straight beyond this many s: e^-18.
 _SOFT = 6.0
+_CLOSE = 1e-2  # ends of pieces this near, in σ, close in on a kink
 _TOGETHER = 1 << 18  # points evaluated at once in two dimensions: 2 MiB an array
 
 
@@ -45,18 +49,6 @@ def number(name: str, value: float, *, low: float = -math.inf, high: float = mat
         bounds = f" from {low:g} to {high:g}" if math.isfinite(high) else least
         raise ArgumentError(f"{name} must be a finite number{bounds}, not {value!r}")
     return real
-
-
-def activation_of(activation: str | Function, kinks: Sequence[float] = ()) -> Activation:
-    """A name or a callable as an `Activation`."""
-    if isinstance(activation, str):
-        activation = find(activation)
-    if isinstance(activation, Activation):
-        return activation
-    if not callable(activation):
-        raise ArgumentError(f"activation must be a name or a function, not {activation!r}")
-    name = getattr(activation, "__qualname__", type(activation).__qualname__)
-    return Activation(name, activation, kinks=tuple(number("kinks", k) for k in kinks))
 
 
 def _checked(name: str, function: Function, z: np.ndarray) -> np.ndarray:
@@ -85,8 +77,32 @@ def _checked(name: str, function: Function, z: np.ndarray) -> np.ndarray:
     return given.reshape(z.shape)
 
 
+def activation_of(activation: str | Function, kinks: Sequence[float] = ()) -> Activation:
+    """A name or a callable as an `Activation`."""
+    if isinstance(activation, str):
+        activation = find(activation)
+    if isinstance(activation, Activation):
+        return activation
+    if not callable(activation):
+        raise ArgumentError(f"activation must be a name or a function, not {activation!r}")
+    name = getattr(activation, "__qualname__", type(activation).__qualname__)
+    known = Activation(name, activation, kinks=tuple(number("kinks", k) for k in kinks))
+    try:
+        values = _values(known, _PROBE)
+    except ArgumentError:  # not defined there; where it matters, it will raise again
+        return known
+    short = values.astype(np.float32)
+    if len(np.unique(short)) < _DISTINCT or (short != values).any():
+        return known
+    return replace(known, rounding=float(np.finfo(np.float32).eps))
+
+
 def _values(activation: Activation, z: np.ndarray) -> np.ndarray:
     return _checked(activation.name, activation.function, z)
+
+
+def _rounding(activation: Activation, values: np.ndarray) -> np.ndarray:
+    return _OPERATIONS * activation.rounding * np.abs(values)
 
 
 # ── slopes ───────────────────────────────────────────────────────────────────────────────────
@@ -113,11 +129,11 @@ def _slopes(activation: Activation, z: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """
     if activation.derivative is not None:
         known = _checked(f"{activation.name}'", activation.derivative, z)
-        return known, _ROUNDING * np.abs(known)
+        return known, _rounding(activation, known)
     half = (z[:, -1:] - z[:, :1]) / (NODES[-1] - NODES[0])
     values = _values(activation, z)
-    largest = np.abs(values).max(1, keepdims=True)
-    return values @ _D.T / half, _ROUNDING * largest * _D_NORMS / half
+    errors = _rounding(activation, values).max(1, keepdims=True)
+    return values @ _D.T / half, errors * _D_NORMS / half
 
 
 def mean_square_slope(activation: Activation, mean: float, variance: float) -> float:
@@ -163,12 +179,18 @@ def expectation(
     known = activation_of(f, kinks)
     mean, variance = number("mean", mean), number("variance", variance, low=0.0)
     sigma = math.sqrt(variance)
-    return float(integrate(lambda z: (_values(known, z)[None], 0.0), mean, sigma, known.kinks)[0])
+
+    def once(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = _values(known, z)
+        return values[None], _rounding(known, values)
+
+    return float(integrate(once, mean, sigma, known.kinks)[0])
 
 
-def _both(activation: Activation, z: np.ndarray) -> tuple[np.ndarray, float]:
+def _both(activation: Activation, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = _values(activation, z)
-    return np.stack([values, values * values]), 0.0
+    error = _rounding(activation, values)
+    return np.stack([values, values * values]), np.stack([error, 2 * np.abs(values) * error])
 
 
 def mean_and_square(activation: Activation, mean: float, variance: float) -> tuple[float, float]:
@@ -183,7 +205,7 @@ def spread(activation: Activation, mean: float, variance: float, centre: float) 
 
     def squares(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = _values(activation, z)
-        apart, errors = values - centre, _ROUNDING * (np.abs(values) + abs(centre))
+        apart, errors = values - centre, _rounding(activation, np.abs(values) + abs(centre))
         return (apart**2)[None], 2 * np.abs(apart) * errors + errors**2
 
     return float(integrate(squares, mean, math.sqrt(variance), activation.kinks)[0])
@@ -203,21 +225,45 @@ def pair(activation: Activation, variance: float, correlation: float) -> tuple[f
     share = abs(correlation)
     if sigma == 0.0 or share > 1 - _ALIGNED:
         return _aligned(activation, sigma, correlation < 0)
-    first = edges(0.0, sigma, activation.kinks)
-    (_, second), _, ends = adaptive(lambda z: _both(activation, z), 0.0, sigma, first)
-    mesh = np.unique(ends) * sigma
+    mesh, kinks, second = _mesh(activation, sigma)
+    soft = _SOFT * math.sqrt(1 - share)
+    around = [k + side * soft for k in kinks for side in (-1, 0, 1)]
+    narrow = np.flatnonzero(np.diff(mesh) < _CLOSE)
+    steep = mesh[np.union1d(narrow, narrow + 1)]
+    outer = edges(0.0, sigma * math.sqrt(share), [*(sigma * np.array(around)), *(sigma * steep)])
+    sizes = np.sqrt([second, second / variance])  # of h and of the same of φ'
+    noise = _OPERATIONS * activation.rounding * sizes * np.array([1.0, 1 / math.sqrt(1 - share)])
 
-    def product(x: np.ndarray) -> tuple[np.ndarray, float]:
+    def product(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         here = _smoothed(activation, sigma, share, mesh, x)
         there = here if correlation >= 0 else _smoothed(activation, sigma, share, mesh, -x)
-        return here * there, 0.0
+        error = noise[:, None, None] * (np.abs(here) + np.abs(there) + noise[:, None, None])
+        return here * there, error
 
-    reach = _SOFT * sigma * math.sqrt(1 - share)
-    soft = [k + side * reach for k in activation.kinks for side in (-1, 0, 1)]
-    outer = edges(0.0, sigma * math.sqrt(share), soft)
-    allowed = _PAIR_TOLERANCE * np.array([second, second / variance])
-    total, _, _ = adaptive(product, 0.0, 1.0, outer, allowed)
+    total, _, _ = adaptive(product, 0.0, 1.0, outer, _PAIR_TOLERANCE * sizes**2)
     return float(total[0]), float(total[1])
+
+
+def _mesh(activation: Activation, sigma: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Ends of pieces over which φ is smooth, and its kinks, both in σ; E[φ²].
+
+    Of the many pieces that close in on a kink nobody told of, only the last is kept, if it serves.
+    """
+
+    def squares(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _both(activation, z)
+
+    first = edges(0.0, sigma, activation.kinks)
+    (_, second), _, needed = adaptive(squares, 0.0, sigma, first)
+    kinks = np.array(activation.kinks) / sigma
+    if len(needed) == len(first):
+        return first, kinks, float(second)
+    needed = np.unique(needed)
+    gaps = np.concatenate([[np.inf], np.diff(needed), [np.inf]])
+    last = (gaps < _CLOSE) & (gaps <= np.roll(gaps, 1)) & (gaps < np.roll(gaps, -1))
+    found = needed[last[:-1] | last[1:]]
+    _, _, needed = adaptive(squares, 0.0, sigma, np.union1d(first, found))
+    return np.unique(needed), np.union1d(kinks, found), float(second)
 
 
 def _smoothed(
@@ -226,7 +272,7 @@ def _smoothed(
     """h(x) = E φ(σ(√share·x + √(1 − share)·y)) over y ~ N(0, 1), and the same of φ'.
 
     φ' comes by Stein's identity from φ: E φ'(m + s·y) = E[φ(m + s·y)·y]/s.  The integral over y is
-    split where φ needed it (`mesh`).  Shape [2, *x.shape].
+    split where φ needed it (`mesh`, in σ).  Shape [2, *x.shape].
     """
     known, rest = math.sqrt(share), math.sqrt(1 - share)
     result = np.empty((2, x.size))
@@ -234,7 +280,7 @@ def _smoothed(
     step = max(1, _TOGETHER // ((len(grid) + len(mesh)) * len(NODES)))
     for start in range(0, x.size, step):
         centre = known * x.ravel()[start : start + step, None]
-        cuts = np.clip((mesh / sigma - centre) / rest, grid[0], grid[-1])
+        cuts = np.clip((mesh - centre) / rest, grid[0], grid[-1])
         cuts = np.concatenate([cuts, np.broadcast_to(grid, (len(cuts), len(grid)))], axis=1)
         cuts.sort(axis=1)
         half = np.diff(cuts)[:, :, None] / 2
@@ -253,10 +299,10 @@ def _aligned(activation: Activation, sigma: float, opposed: bool) -> tuple[float
     kinks = (*activation.kinks, *(-k for k in activation.kinks))
 
     def of(part: Callable[[np.ndarray], np.ndarray], width: float) -> float:
-        def product(z: np.ndarray) -> tuple[np.ndarray, float]:
+        def product(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             here = part(z)  # mirrored, nodes stay in ascending order
             there = part(-z[:, ::-1])[:, ::-1] if opposed else here
-            return (here * there)[None], 0.0
+            return (here * there)[None], _rounding(activation, here * there)
 
         return float(integrate(product, 0.0, width, kinks)[0])
 

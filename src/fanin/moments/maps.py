@@ -115,6 +115,8 @@ def _moments(activation: Activation, mean: float, variance: float) -> Moments:
     around = second - first**2
     if first**2 > second / 2:  # digits would cancel
         around = spread(activation, mean, variance, first)
+        if around <= activation.rounding**2 * second:  # no more than rounding: φ is constant
+            around = 0.0
     slope = mean_square_slope(activation, mean, variance)
     return Moments(first, second, around, slope, mean, variance)
 

@@ -19,8 +19,12 @@ __all__ = ["CORE", "NODES", "Integrand", "adaptive", "density", "edges", "integr
 # errors in them (anything that broadcasts to the same shape).
 Integrand = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | float]]
 
-# Nodes of a piece, on [−1, 1]: exact to rounding for a Gaussian times a smooth function over 3 σ.
-NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+# A piece is [−1, 1]: Gauss–Legendre nodes, exact to rounding for a Gaussian times a smooth function
+# over 3 σ, and just inside its ends two more, of no weight, for a kink behind the last node.
+_GAUSS, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(16)
+_INSIDE = 1 - 1e-9
+NODES = np.array([-_INSIDE, *_GAUSS, _INSIDE])
+_WEIGHTS = np.array([0.0, *_GAUSS_WEIGHTS, 0.0])
 # Where pieces start, in σ: the mass beyond 12 is 2e-33.  The outermost pieces tell whether the
 # function grows so fast, or starts so late, that the far ones are needed too.  Odd numbers, for a
 # kink or a steep step that falls on the border of two pieces stays unseen by both.
@@ -43,6 +47,25 @@ _MOST_PIECES = 20_000  # beyond it the function is noise to us: random, or far t
 _SETTLED = 1e-6  # the share of the whole that this noise may be (float32 inside a callable)
 
 
+def _signs_of_roughness() -> np.ndarray:
+    """What is zero for a polynomial, from values at the nodes: [nodes, 4].
+
+    The highest two Legendre coefficients, and by how much the values at both ends miss the
+    interpolant.
+    """
+    order = len(_GAUSS)
+    legendre = np.polynomial.legendre.legvander(NODES, order - 1)
+    coefficients = _WEIGHTS[:, None] * legendre
+    interpolant = coefficients * (np.arange(order) + 0.5) @ legendre[[0, -1]].T
+    missed = np.eye(len(NODES))[:, [0, -1]] - interpolant
+    return np.hstack([coefficients[:, -2:], missed * _GAUSS_WEIGHTS[0]])
+
+
+# Halves may agree by chance over a jump.  Where these signs are ε of a piece, Gauss–Legendre
+# quadrature, exact to twice the degree, is off by some ε².
+_ROUGHNESS = _signs_of_roughness()
+
+
 def density(t: np.ndarray) -> np.ndarray:
     """Of N(0, 1)."""
     return np.asarray(np.exp(-0.5 * t * t) / math.sqrt(2 * math.pi))
@@ -56,16 +79,20 @@ def weights(t: np.ndarray, half: np.ndarray) -> np.ndarray:
 def _pieces(
     integrand: Integrand, mean: float, sigma: float, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """Over each of [low, high]: integral, that of the absolute value, rounding error.
+    """Over each of [low, high]: integral, that of the absolute value, rounding error, roughness.
 
-    Shape [3, outputs, pieces].
+    Shape [4, outputs, pieces].
     """
     half = (high - low)[:, None] / 2
     t = (high + low)[:, None] / 2 + half * NODES
     with np.errstate(all="ignore"):
         values, noise = integrand(mean + sigma * t)
-        parts = np.stack([values, np.abs(values), np.broadcast_to(noise, values.shape)])
-        found = (parts * weights(t, half)).sum(-1)
+        values = values * density(t) * half
+        error = (noise * weights(t, half) + 0 * values).sum(-1)
+        size = np.abs(values) @ _WEIGHTS
+        signs = ((values @ _ROUGHNESS) ** 2).sum(-1)
+        rough = np.divide(signs, size, out=np.zeros_like(size), where=size > 0)
+        found = np.stack([values @ _WEIGHTS, size, error, rough])
     if not np.isfinite(found).all():
         raise ArgumentError("activation: its moments are beyond the range of float64")
     return np.asarray(found)
@@ -90,7 +117,7 @@ def _refine(
         lows, highs = np.concatenate([low, middle]), np.concatenate([middle, high])
         halves = _pieces(integrand, mean, sigma, lows, highs)
         both = halves[..., : len(low)] + halves[..., len(low) :]
-        error = np.abs(both[0] - whole[0])
+        error = np.maximum(np.abs(both[0] - whole[0]), whole[3])
         good = (error <= np.maximum(allowed[:, None], whole[2])).all(0)
         total += both[..., good].sum(-1)
         bad = ~good & (high - low > _NARROW)

@@ -19,7 +19,19 @@ from fanin.policies.signal import keeps_scale
 from fanin.policies.textbook import meant_for, textbook
 from fanin.roles import Role
 
-__all__ = ["TABLE", "decide"]
+__all__ = ["decide", "decisions"]
+
+
+def decisions() -> str:
+    """The table of the automatic choice, as Markdown: what a parameter is, its start, the reason.
+
+    >>> print(decisions().splitlines()[0])
+    ## What is chosen
+    """
+    rows = [f"| {what} | {start} | {why} |" for what, start, why in TABLE]
+    head = ["## What is chosen", "", "The first row that fits decides.", ""]
+    return "\n".join([*head, "| parameter | start | reason |", "|-|-|-|", *rows]) + "\n"
+
 
 # Schemes that are measured on a batch start from these.
 _MEASURED = {"lsuv": "orthogonal", "within_layer": "lecun_normal"}

@@ -53,7 +53,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "sigmoid, softplus: rows that sum to zero ignore the mean",
     ),
     ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
-    ("table that is the output layer too", "lecun_normal over the width, × 0.5", "small logits"),
+    ("table that is the output layer too", "lecun_normal over the width, × 0.3", "small logits"),
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
     ("biases, norm shifts, score biases", "zeros", "weights tell units apart"),
     ("forget gate bias of an LSTM", "forget_gate_bias", "the cell remembers at the start"),

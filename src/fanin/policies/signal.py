@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -50,8 +51,29 @@ def bends(activation: str | None, slope: float | None = None) -> bool:
     return activation is not None and curve(activation, slope) is not None
 
 
+_ATTENTION = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "o": "the output of an attention",
+    "qk": "queries and keys, each a matrix of its own",
+    "kv": "keys and values, each a matrix of its own",
+    "qkv": "queries, keys and values, each a matrix of its own",
+}
+
+
 def keeps_scale(role: Role) -> Choice:
     """Weights that give unit variance, from what is known of the layer's input."""
+    choice = _by_input(role)
+    told = _ATTENTION.get(role.attention)
+    if told is not None and "own" in told and role.blocks == 1:
+        told = told.partition(",")[0] if role.attention != "qkv" else "queries, keys and values"
+    if role.expert:
+        told = f"one matrix for each of {role.shape[0]} experts"
+    return replace(choice, because=f"{told}: {choice.because}") if told else choice
+
+
+def _by_input(role: Role) -> Choice:
     source = role.input
     fan = f"fan_in {words(role.fan_in)}" if role.fan_in is not None else "its fan_in"
     if source.kind == "activation" and source.activation in ("relu", "leaky_relu", "prelu"):

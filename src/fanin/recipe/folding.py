@@ -14,13 +14,16 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from fanin.recipe.patterns import braces, escape, gather
 
-__all__ = ["Entry", "Item", "fold", "order"]
+__all__ = ["Entry", "Item", "Written", "fold", "order"]
 
 _S = TypeVar("_S", bound=Hashable)
+
+#: A value as it is written; an array is a tuple.
+Written: TypeAlias = "str | tuple[Written, ...]"
 
 # A number of a name, without leading zeros.  Nine digits are more than any index has.
 _INDEX = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
@@ -48,7 +51,7 @@ class Item(Generic[_S]):
 
     name: str
     style: _S
-    values: tuple[str, ...] = ()
+    values: tuple[Written, ...] = ()
     numbers: tuple[str, ...] = ()
 
 
@@ -93,15 +96,13 @@ class Entry(Generic[_S]):
             tokens[at] = braces(indices)
         return "".join(tokens)
 
-    def value(self, at: int) -> str | list[object]:
+    def value(self, at: int) -> Any:
         """The value `at`, or the list of it."""
-        tree: str | list[object] = gather([item.values[at] for item in self.items], self.sizes)
-        return tree
+        return gather([item.values[at] for item in self.items], self.sizes)
 
-    def number(self, at: int) -> str | list[object]:
+    def number(self, at: int) -> Any:
         """The number `at` of the sentence, or the list of it."""
-        tree: str | list[object] = gather([item.numbers[at] for item in self.items], self.sizes)
-        return tree
+        return gather([item.numbers[at] for item in self.items], self.sizes)
 
 
 def fold(items: Iterable[Item[_S]]) -> list[Entry[_S]]:
@@ -145,7 +146,7 @@ def order(
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _letters(tree: str | list[object]) -> int:
+def _letters(tree: Any) -> int:
     return len(str(tree))
 
 

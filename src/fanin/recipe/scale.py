@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+from fanin.assignment import OF_TENSOR
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, RecipeError
 
-__all__ = ["LAYOUT_ARGUMENTS", "Unit", "check_scale", "units"]
-
-#: Arguments that say how a tensor is laid out; every scheme can have them.
-LAYOUT_ARGUMENTS = ("groups",)
+__all__ = ["Unit", "check_scale", "units"]
 
 #: (scheme, fan, arguments, shape, layout, blocks) → std of one weight at gain 1; None where it
-#: cannot be told from these.  Raises ArgumentError where they are not allowed.
+#: cannot be told from these.  Raises ArgumentError or RecipeError where they are not allowed.
 Unit: TypeAlias = Callable[
     [str, float | None, Mapping[str, Any], Sequence[int], str, int], float | None
 ]
@@ -30,7 +29,7 @@ def units() -> Unit:
     >>> units()("he_normal", 50.0, {}, (10, 50), "oi", 1)
     0.2
     """
-    known: dict[object, float | None] = {}
+    known: dict[Hashable, float | None] = {}
 
     def unit(
         scheme: str,
@@ -40,10 +39,13 @@ def units() -> Unit:
         layout: str,
         blocks: int,
     ) -> float | None:
+        _check_tensor(arguments, shape, layout)
+        own = {name: value for name, value in arguments.items() if name not in OF_TENSOR}
+        groups = int(arguments.get("groups", 1))
         # repr: True and 1, and 1.0, are different arguments
-        key = (scheme, fan, repr(sorted(arguments.items())), tuple(shape), layout, blocks)
+        key = (scheme, fan, repr(own), tuple(shape), layout, blocks, groups)
         if key not in known:
-            known[key] = _unit(scheme, fan, arguments, shape, layout, blocks)
+            known[key] = _unit(scheme, fan, own, _sizes(shape, layout, blocks, groups))
         return known[key]
 
     return unit
@@ -71,40 +73,56 @@ def check_scale(
 
 
 def _unit(
-    name: str,
-    fan: float | None,
-    arguments: Mapping[str, Any],
-    shape: Sequence[int],
-    layout: str,
-    blocks: int,
+    name: str, fan: float | None, arguments: Mapping[str, Any], sizes: tuple[int, ...] | None
 ) -> float | None:
     scheme = find(name)
     if scheme.scope == "model":
         raise ArgumentError(f"scheme: {name} needs a whole model; one tensor cannot be filled")
-    own = {key: value for key, value in arguments.items() if key not in LAYOUT_ARGUMENTS}
     if scheme.form != "matrix" or scheme.fan is not None:
-        return scheme.std(fan, **own)
-    scheme.complete(own)
-    for fans in (fan, _sizes(arguments, shape, layout, blocks), None):
+        return scheme.std(fan, **arguments)
+    scheme.complete(arguments)
+    # a structured matrix takes its sizes; a few take a fan instead, or nothing
+    for given in (sizes, fan, None):
         try:
-            return scheme.std(fans, **own)
+            return scheme.std(given, **arguments)
         except ArgumentError:  # this one needs something else
             continue
     return None
 
 
-def _sizes(
-    arguments: Mapping[str, Any], shape: Sequence[int], layout: str, blocks: int
-) -> tuple[int, ...] | None:
-    """(inputs, outputs, *kernel) of one matrix of a parameter; None where it is none."""
-    if len(layout) != len(shape) or not {"o", "i"} <= set(layout):
+def _sizes(shape: Sequence[int], layout: str, blocks: int, groups: int) -> tuple[int, ...] | None:
+    """(inputs, outputs, *kernel) of one matrix of a parameter; None where no layout tells them."""
+    if len(layout) != len(shape) or not {"o", "i"} & set(layout):
         return None
     sides = list(zip(layout, shape, strict=True))
-    inputs = math.prod(size for letter, size in sides if letter == "i")
+    inputs = math.prod(size for letter, size in sides if letter in "iv")
     outputs = math.prod(size for letter, size in sides if letter == "o")
     kernel = [size for letter, size in sides if letter == "k"]
-    if "groups" in arguments:  # a transposed convolution: its blocks are along the inputs
-        inputs //= blocks
-    else:
-        outputs //= blocks
-    return inputs, outputs, *kernel
+    return inputs // groups, outputs // blocks, *kernel
+
+
+def _check_tensor(arguments: Mapping[str, Any], shape: Sequence[int], layout: str) -> None:
+    """Check what the arguments say of the tensor.
+
+    Raises:
+        RecipeError: it is not so for any tensor of this shape.
+    """
+    groups, padding, rows = (arguments.get(name) for name in OF_TENSOR)
+    if groups is not None and not (_is_whole(groups) and groups >= 1):
+        raise RecipeError(f"groups: {groups!r}; a whole number from 1 on is needed")
+    table = shape[0] if shape else 0
+    if padding is not None and not (_is_whole(padding) and 0 <= padding < table):
+        raise RecipeError(f"padding: {padding!r}; one of the {table} rows is needed")
+    if rows is not None:
+        outputs = shape[layout.index("o")] if "o" in layout else 0
+        numbers = isinstance(rows, (list, tuple)) and all(map(_is_finite, rows))
+        if not numbers or len(rows) != outputs:
+            raise RecipeError(f"rows: a number for each of the {outputs} outputs is needed")
+
+
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, RecipeError
-from fanin.recipe.folding import Entry, Item, fold
+from fanin.recipe.folding import Entry, Item, Written, fold
 from fanin.recipe.patterns import braces, escape
 from fanin.recipe.scale import Unit, check_scale, units
 
@@ -145,15 +145,14 @@ def _assignment(entry: Entry[_Style], implied: Mapping[str, _Implied]) -> Iterat
     std, gain, fan, shape, *arguments = (entry.value(at) for at in columns)
     yield f"parameter = {_text(entry.pattern)}"
     yield f"scheme = {_text(style.scheme)}"
-    if clear or not (follows and isinstance(std, list)):
+    if clear or not (follows and _is_list(std)):
         yield _field("std", std)
     if not clear:
         yield _field("gain", gain)
     if style.divides:
         yield _field("fan", fan)
     if style.arguments:
-        pairs = zip(style.arguments, arguments, strict=True)
-        yield f"arguments = {{ {', '.join(_argument(*pair) for pair in pairs)} }}"
+        yield _arguments(style.arguments, arguments)
     if style.words != ("",):
         yield f"because = {_text(_because(entry, style.words))}"
     yield _field("shape", shape)
@@ -184,33 +183,51 @@ def _because(entry: Entry[_S], words: Iterable[str]) -> str:
     for at, text in enumerate(words):
         if at:
             number = entry.number(at - 1)
-            written += braces(number) if isinstance(number, list) else number
+            written += braces(number) if _is_list(number) else number
         written += escape(text)
     return written
 
 
-def _argument(name: str, value: Any) -> str:
+def _arguments(names: Iterable[str], values: Iterable[Any]) -> str:
+    pairs = list(zip(names, values, strict=True))
+    line = f"arguments = {{ {', '.join(_argument(*pair, _flat) for pair in pairs)} }}"
+    if len(line) <= _WIDTH:
+        return line
+    return f"arguments = {{ {', '.join(_argument(*pair, _filled) for pair in pairs)} }}"
+
+
+def _argument(name: str, value: Any, write: Callable[[Any], str]) -> str:
     # an argument may be a tuple itself, so a list of arguments has to say that it is one
     key = name if _BARE.fullmatch(name) else _text(name)
-    return f"{key} = {{ each = {_flat(value)} }}" if isinstance(value, list) else f"{key} = {value}"
+    return f"{key} = {{ each = {write(value)} }}" if _is_list(value) else f"{key} = {write(value)}"
 
 
 def _field(name: str, value: Any) -> str:
-    """One line, or a list that fills lines."""
+    """One line, or an array that fills lines."""
     line = f"{name} = {_flat(value)}"
-    if len(line) <= _WIDTH or not isinstance(value, list):
-        return line
+    return line if len(line) <= _WIDTH else f"{name} = {_filled(value)}"
+
+
+def _filled(value: Any) -> str:
+    """An array that fills lines."""
+    if isinstance(value, str):
+        return value
     lines = ["  "]
     for entry in value:
         text = f"{_flat(entry)},"
-        if len(lines[-1]) + len(text) > _WIDTH and lines[-1].strip():
+        if len(lines[-1]) + 1 + len(text) > _WIDTH and lines[-1].strip():
             lines.append("  ")
         lines[-1] += text if lines[-1] == "  " else f" {text}"
-    return "\n".join((f"{name} = [", *lines, "]"))
+    return "\n".join(("[", *lines, "]"))
 
 
 def _flat(value: Any) -> str:
-    return f"[{', '.join(map(_flat, value))}]" if isinstance(value, list) else str(value)
+    return value if isinstance(value, str) else f"[{', '.join(map(_flat, value))}]"
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it has one entry a repeat; an array within one repeat is a tuple."""
+    return isinstance(value, list)
 
 
 def _number(place: str, name: str, value: float) -> str:
@@ -224,8 +241,8 @@ def _fan(place: str, value: float) -> str:
     return text.removesuffix(".0")
 
 
-def _value(place: str, value: Any) -> str:
-    """An argument as TOML has it."""
+def _value(place: str, value: Any) -> Written:
+    """An argument as TOML has it, arrays as tuples."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -235,7 +252,7 @@ def _value(place: str, value: Any) -> str:
     if isinstance(value, Real):
         return repr(float(value))
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_value(place, entry) for entry in value)}]"
+        return tuple(_value(place, entry) for entry in value)
     raise RecipeError(
         f"{place}: {type(value).__name__} cannot stand in a recipe; "
         "a number, text, True, False or a tuple of them is needed"

@@ -66,6 +66,7 @@ def load(
     inputs: Sequence[str] = (),
     seed: int = 0,
     device: str | None = None,
+    meta: bool = False,
     build: Callable[[Callable[[], object]], object] = lambda construct: construct(),
 ) -> Target:
     """Build the model that ``target`` names, with a batch and, where one is known, a loss.
@@ -74,7 +75,8 @@ def load(
     ``tokens:4x128@32000`` integers below 32000, and ``name=SPEC`` gives a keyword argument.
     They replace the batch of the target.  Everything random comes from ``seed``; the random
     state of the process is left as it was.  ``build`` receives the function that constructs
-    the target and returns its result, so that a caller can watch the construction.
+    the target and returns its result, so that a caller can watch the construction.  With ``meta``
+    the model is built on the meta device, without memory for its values.
 
     Raises:
         TargetError: the target, an input or the device cannot be used; the message says why.
@@ -89,7 +91,9 @@ def load(
     _need_device(device)
     with _seeded(seed):
         source = _find(target)
-    with _seeded(seed):
+    if not meta:
+        source.fits()
+    with _seeded(seed), torch.device("meta") if meta else contextlib.nullcontext():
         model, batch, loss = _unpack(build(source.construct), source.name)
     generator = torch.Generator().manual_seed(seed)
     if given:

@@ -88,13 +88,15 @@ def source(name: str) -> Source:
         with _offline():
             return model_class(copy.deepcopy(config))
 
-    _need_memory(construct, target)
+    def fits() -> None:
+        _need_memory(construct, target)
 
     def infer(model: nn.Module, generator: torch.Generator) -> tuple[Any, Loss | None]:
         return _batch(model, config, labels, generator, target), None
 
     unknown = f"{target}: its inputs cannot be inferred, so give --input"
-    return Source(target, guarded(f"{target} cannot be built", construct), guarded(unknown, infer))
+    construct_or_say = guarded(f"{target} cannot be built", construct)
+    return Source(target, construct_or_say, guarded(unknown, infer), fits)
 
 
 def _default(transformers: Any, name: str, target: str) -> Any:

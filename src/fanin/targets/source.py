@@ -27,11 +27,13 @@ class Source:
 
     ``construct`` builds a model, or (model, batch), or (model, batch, loss).  ``infer`` gives
     batch and loss of a model whose library says what it takes; it is None for a user's factory.
+    ``fits`` raises where the model is too large for this machine.
     """
 
     name: str
     construct: Callable[[], object]
     infer: Infer | None = None
+    fits: Callable[[], None] = lambda: None
 
 
 def guarded(problem: str, function: Callable[P, R]) -> Callable[P, R]:
