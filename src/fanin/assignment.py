@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 __all__ = ["OF_TENSOR", "Assignment", "Recipe"]
 
 #: Arguments that say something of the tensor; every scheme can have them.
 OF_TENSOR = ("groups", "padding", "rows")
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Assignment:
     shape: tuple[int, ...] = ()
     layout: str = ""
     blocks: int = 1
-    arguments: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,5 +61,5 @@ class Recipe:
     """
 
     assignments: tuple[Assignment, ...]
-    untouched: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    untouched: Mapping[str, str] = field(default_factory=dict)
     scheme: str = "auto"

@@ -131,6 +131,7 @@ def _look(
         repeats=repeated_rows(subject.model),
         unwritten=record.unwritten(subject.model) if record is not None else (),
         idle=record.idle(subject.model) if record is not None else (),
+        lost=record.lost(subject.model) if record is not None else (),
     )
 
 

@@ -43,7 +43,7 @@ def origin(path: str | Path) -> tuple[Recipe, int]:
         RecipeError: the file is none that fanin wrote.
     """
     try:
-        with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise RecipeError(f"{path}: it cannot be read: {error}") from error

@@ -118,6 +118,7 @@ class Record:
     def __init__(self) -> None:
         self.truncations: dict[int, tuple[float, float, float]] = {}
         self._empty: dict[int, Tensor] = {}
+        self._behind: list[Tensor] = []  # leaves behind computed tensors that were drawn
 
     def unwritten(self, model: nn.Module) -> tuple[str, ...]:
         """Parameters made by an uninitialized allocation that nothing wrote into."""
@@ -132,10 +133,30 @@ class Record:
                 found.append((name, std, min(abs(low), abs(high)) / std))
         return tuple(found)
 
+    def lost(self, model: nn.Module) -> tuple[str, ...]:
+        """Parameters behind a computed weight that an initializer drew in their place."""
+        drawn = {id(t) for t in self._behind}
+        return tuple(n for n, p in model.named_parameters() if id(p) in drawn)
+
+    def drew(self, tensor: Tensor) -> None:
+        """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""
+        queue, seen = [tensor.grad_fn], set()
+        while queue:
+            node: Any = queue.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                self._behind.append(node.variable)
+            queue += [before for before, _ in node.next_functions]
+
 
 # Beyond 6 σ a normal has 2e-9 of its mass: a bound there cuts nothing in any real matrix.
 IDLE = 6.0
 _UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
+
+
+_DRAWS = frozenset({"normal_", "uniform_"})
 
 
 class _Watch(TorchFunctionMode):
@@ -152,6 +173,9 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in _DRAWS:
+            for tensor in tensors_in((args[:1], kwargs.get("tensor"))):
+                self._record.drew(tensor)
         out = func(*args, **kwargs)
         if name in _UNWRITTEN and isinstance(out, Tensor) and not out.is_meta:
             # the tensor itself is kept, so that its storage cannot be handed out a second time

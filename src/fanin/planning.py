@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import StringIO
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -328,7 +327,7 @@ def _scaled(
         told = f"{assignment.because}; × {factor:g}, measured on the batch"
         gain, std = assignment.gain * factor, assignment.std * factor
         return replace(assignment, gain=gain, std=std, because=told)
-    arguments = MappingProxyType({**assignment.arguments, "rows": factors})
+    arguments = {**assignment.arguments, "rows": factors}
     told = f"{assignment.because}; each output by itself, measured on the batch"
     if role.kind == "bias":
         size = math.sqrt(math.fsum(f * f for f in factors) / len(factors))

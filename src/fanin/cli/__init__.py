@@ -17,10 +17,10 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from fanin import __version__
-from fanin.checking import check as check_model
-from fanin.checking import recording
 from fanin.catalogue import ALIASES, SCHEMES
 from fanin.catalogue import document as scheme_document
+from fanin.checking import check as check_model
+from fanin.checking import recording
 from fanin.cli.compare import compare
 from fanin.cli.init import init, plan
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json

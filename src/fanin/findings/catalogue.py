@@ -222,6 +222,16 @@ _WIRING = (
         fix="Give the bounds in units of the weights: trunc_normal_(w, std=s, a=-2*s, b=2*s).",
     ),
     Rule(
+        "W504",
+        "idle-initializer",
+        (_WARNING,),
+        "an initializer that drew a computed weight, without effect",
+        why="The weight is computed again from its parameters in every forward pass, so the start "
+        "is not the one that was written down.",
+        fix="Initialize before the reparametrization is applied, or use fanin.init_, which draws "
+        "the parameters that the weight is computed from.",
+    ),
+    Rule(
         "W505",
         "clamped-outliers",
         (_WARNING,),

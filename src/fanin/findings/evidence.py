@@ -58,6 +58,8 @@ class Evidence:
         unwritten: parameters that were allocated and never written (a watched construction).
         idle: (parameter, std, bound in std) of truncations that cut nothing (a watched
             construction).
+        lost: parameters that a weight is computed from, where an initializer drew that weight and
+            not them (a watched construction).
     """
 
     seen: Pass
@@ -74,6 +76,7 @@ class Evidence:
     repeats: tuple[tuple[str, int, int], ...] = ()
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()
+    lost: tuple[str, ...] = ()
 
     def place(self, call: Call) -> str:
         """Name of the layer a call belongs to, else of the module it ran in."""

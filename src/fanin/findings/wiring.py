@@ -127,6 +127,20 @@ def idle_truncation(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def idle_initializer(evidence: Evidence) -> Iterator[Finding]:
+    """W504: a weight that is computed from others was drawn, and is computed again."""
+    if evidence.lost:
+        yield finding(
+            "W504",
+            "warning",
+            [*evidence.lost, *(n.rpartition(".")[0] for n in evidence.lost)],
+            measured=f"a draw into the weight computed from {', '.join(evidence.lost[:3])}",
+            expected="a draw into the parameters that the weight is computed from",
+            message="An initializer had no effect: it drew a computed weight, which the next "
+            "forward pass computes again.",
+        )
+
+
 def clamped_outliers(evidence: Evidence) -> Iterator[Finding]:
     """W505: entries clamped onto a bound that lies far out in the tail."""
     odd = [a for a in evidence.audits if a.outliers]
@@ -144,4 +158,11 @@ def clamped_outliers(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-RULES = (loss_above_chance, unused_parameter, packed_fan, idle_truncation, clamped_outliers)
+RULES = (
+    loss_above_chance,
+    unused_parameter,
+    packed_fan,
+    idle_truncation,
+    idle_initializer,
+    clamped_outliers,
+)

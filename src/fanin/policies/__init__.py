@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 from fanin.assignment import Assignment, Recipe
@@ -88,7 +87,7 @@ def _policy(name: str, gain: float, arguments: Mapping[str, Any]) -> _Policy:
         return lambda role, drawn: _times(published(role, drawn, arguments), gain)
     if name in _MEASURED:
         return textbook(find(_MEASURED[name]), gain, {})
-    return textbook(find(name), gain, MappingProxyType(_given(arguments)))
+    return textbook(find(name), gain, _given(arguments))
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:

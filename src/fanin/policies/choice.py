@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from fanin.assignment import Assignment
@@ -14,8 +13,6 @@ from fanin.errors import ArgumentError
 from fanin.roles import Role
 
 __all__ = ["Blueprint", "Choice", "Leave", "Skip", "assign", "blueprint", "matrix_sizes", "words"]
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Choice:
     because: str
     gain: float = 1.0
     fan: float | None = None  # None: what the role says
-    arguments: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def assign(role: Role, choice: Choice) -> Assignment:
         shape=role.shape,
         layout=role.layout,
         blocks=1 if "groups" in arguments else role.blocks,
-        arguments=MappingProxyType(arguments),
+        arguments=arguments,
     )
 
 
@@ -134,7 +131,7 @@ def matrix_sizes(role: Role) -> tuple[int, ...]:
 def words(value: float) -> str:
     """A number as a reason writes it.
 
-    >>> words(1.4142135), words(512.0)
-    ('1.414', '512')
+    >>> words(1.4142135), words(50257.0)
+    ('1.414', '50257')
     """
-    return f"{value:.4g}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"

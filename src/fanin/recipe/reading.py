@@ -8,7 +8,6 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fanin.assignment import Assignment, Recipe
@@ -73,7 +72,7 @@ def from_toml(text: str) -> Recipe:
     left = list(_entries(data, "untouched", _UNTOUCHED, seen))
     assignments = _ordered(assigned, [_assignments(entry, unit) for entry in assigned])
     reasons = _ordered(left, [zip(entry.names, entry.sentences(), strict=True) for entry in left])
-    return Recipe(tuple(assignments), MappingProxyType(dict(reasons)), scheme)
+    return Recipe(tuple(assignments), dict(reasons), scheme)
 
 
 class _Entry:
@@ -205,9 +204,9 @@ def _arguments(entry: _Entry) -> list[_Table]:
         else:
             columns.append([_frozen(f"{entry.place}: {field}", value)] * len(entry.names))
     if not columns:
-        return [MappingProxyType({})] * len(entry.names)
+        return [{} for _ in entry.names]
     rows = zip(*columns, strict=True)
-    return [MappingProxyType(dict(zip(table, row, strict=True))) for row in rows]
+    return [dict(zip(table, row, strict=True)) for row in rows]
 
 
 def _scale(

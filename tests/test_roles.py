@@ -1,0 +1,1093 @@
+"""What each parameter is for is read from the calls that use it, whatever the modules are called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_fans import ROWS, Row, tolerance
+from torch import Tensor, nn
+from zoo import blocks, seeded
+from zoo.blocks import Lambda, Residual, Scaled, mlp
+from zoo.checks import QUIET
+from zoo.healthy import HEALTHY
+
+import fanin
+from fanin.branches import Branch
+from fanin.reading import reading
+from fanin.roles import Input, Role, roles
+
+pytestmark = QUIET
+
+BY_NAME = {case.name: case for case in HEALTHY}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with seeded(3):
+        yield
+
+
+def seen(model: nn.Module, batch: Any) -> dict[str, Role]:
+    """Parameter → its role."""
+    return {role.parameter: role for role in roles(reading(model, batch), model)}
+
+
+def seen_in(name: str) -> dict[str, Role]:
+    """The roles in a healthy model of the zoo."""
+    model, batch, _ = BY_NAME[name].build()
+    return seen(model, batch)
+
+
+def kinds(model: nn.Module, batch: Any) -> dict[str, str]:
+    return {name: role.kind for name, role in seen(model, batch).items()}
+
+
+def branch_of(found: dict[str, Role], name: str) -> Branch:
+    branch = found[name].branch
+    assert branch is not None, f"{name} is in no branch"
+    return branch
+
+
+# ── attention ────────────────────────────────────────────────────────────────────────────────
+
+
+class Separate(nn.Module):
+    """q, k, v and o as layers of their own; how they are mixed is given."""
+
+    def __init__(self, width: int, heads: int, mix: Callable[..., Tensor], groups: int = 0) -> None:
+        super().__init__()
+        self.heads, self.size, self.mix = heads, width // heads, mix
+        inner = self.size * (groups or heads)
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, inner)
+        self.c, self.d = nn.Linear(width, inner), nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        x = x.view(*x.shape[:2], -1, self.size).transpose(1, 2)
+        return x.repeat_interleave(self.heads // x.shape[1], 1)
+
+    def forward(self, x):
+        mixed = self.mix(*(self.split(f(x)) for f in (self.a, self.b, self.c)))
+        return self.d(mixed.transpose(1, 2).flatten(2))
+
+
+def eager(q, k, v):
+    return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1) @ v
+
+
+def eager_scaled_first(q, k, v):
+    return F.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1) @ v
+
+
+def eager_masked(q, k, v):
+    scores = torch.matmul(q, k.transpose(2, 3)) * 0.5
+    mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    weights = torch.softmax(scores.masked_fill(~mask, -1e9).float(), -1).type_as(v)
+    return torch.matmul(F.dropout(weights, 0.1), v)
+
+
+def by_bmm(q, k, v):
+    flat = [t.reshape(-1, *t.shape[2:]) for t in (q, k, v)]
+    weights = torch.bmm(flat[0], flat[1].transpose(1, 2)).softmax(-1)
+    return torch.bmm(weights, flat[2]).view(q.shape)
+
+
+def by_einsum(q, k, v):
+    weights = torch.einsum("bhtd,bhsd->bhts", q, k).softmax(-1)
+    return torch.einsum("bhts,bhsd->bhtd", weights, v)
+
+
+def fused(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def fused_by_name(q, k, v):
+    return F.scaled_dot_product_attention(query=q, key=k, value=v)
+
+
+def normed(q, k, v):
+    return eager(F.normalize(q, dim=-1) * 3, F.layer_norm(k, k.shape[-1:]), v)
+
+
+MIXES = [
+    eager,
+    eager_scaled_first,
+    eager_masked,
+    by_bmm,
+    by_einsum,
+    fused,
+    fused_by_name,
+    normed,
+]
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=lambda f: f.__name__)
+def test_query_key_value_and_output_are_told_apart_however_they_are_mixed(mix):
+    found = seen(Separate(24, 3, mix), torch.randn(2, 5, 24))
+    letters = {name: found[f"{name}.weight"].attention for name in "abcd"}
+    assert letters == {"a": "q", "b": "k", "c": "v", "d": "o"}
+    assert {found[f"{name}.bias"].attention for name in "abcd"} == set("qkvo")
+    assert len({found[f"{name}.weight"].attention_at for name in "abcd"}) == 1
+    if mix is not by_bmm:  # which lays batch and heads together
+        assert {found[f"{name}.weight"].heads for name in "abcd"} == {3}
+    assert found["d.weight"].input.kind == "attention"
+    assert {found[f"{name}.weight"].blocks for name in "abcd"} == {1}
+
+
+@pytest.mark.parametrize("mix", [eager, fused], ids=lambda f: f.__name__)
+def test_grouped_keys_and_values_have_fewer_outputs(mix):
+    found = seen(Separate(24, 4, mix, groups=2), torch.randn(2, 5, 24))
+    assert [found[f"{name}.weight"].attention for name in "abcd"] == list("qkvo")
+    assert [found[f"{name}.weight"].fan_out for name in "abcd"] == [24, 12, 12, 24]
+
+
+def test_one_packed_layer_is_three_matrices():
+    found = seen(blocks.Attention(24, 3), torch.randn(2, 5, 24))
+    packed = found["qkv.weight"]
+    assert (packed.attention, packed.blocks, packed.fan_in, packed.fan_out) == ("qkv", 3, 24, 24)
+    assert found["proj.weight"].attention == "o"
+    assert found["proj.weight"].attention_at == packed.attention_at
+    assert packed.heads == found["proj.weight"].heads == 3
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_own_attention_is_packed_too(need_weights: bool, training: bool):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(24, 3, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=need_weights)[0]
+
+    found = seen(Net().train(training), torch.randn(2, 5, 24))
+    packed = found["attention.in_proj_weight"]
+    assert (packed.attention, packed.blocks, packed.fan_in, packed.fan_out) == ("qkv", 3, 24, 24)
+    assert found["attention.in_proj_bias"].kind == "bias"
+    assert found["attention.out_proj.weight"].attention == "o"
+
+
+def test_cross_attention_uses_its_packed_weight_in_parts():
+    attention = nn.MultiheadAttention(24, 3, batch_first=True)
+    x, y = torch.randn(2, 5, 24), torch.randn(2, 7, 24)
+    packed = seen(attention, (x, y, y))["in_proj_weight"]
+    assert (packed.kind, packed.blocks, packed.fan_in, packed.fan_out) == ("weight", 3, 24, 24)
+
+
+def test_keys_and_values_of_other_widths_have_weights_of_their_own():
+    found = seen_in("multihead-attention")
+    weights = [found[f"attention.{letter}_proj_weight"] for letter in "qkv"]
+    assert [w.attention for w in weights] == ["q", "k", "v"]
+    assert [w.fan_in for w in weights] == [24, 10, 14]
+    assert found["attention.out_proj.weight"].attention == "o"
+
+
+def test_keys_and_values_packed_without_the_query_are_two_matrices():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.kv, self.o = nn.Linear(24, 24), nn.Linear(24, 48), nn.Linear(24, 24)
+
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (3, 8)).transpose(1, 2) for t in (
+                self.q(x), *self.kv(x).chunk(2, -1)
+            ))  # fmt: skip
+            return self.o(fused(q, k, v).transpose(1, 2).flatten(2))
+
+    found = seen(Net(), torch.randn(2, 5, 24))
+    packed = found["kv.weight"]
+    assert (packed.attention, packed.blocks, packed.fan_in, packed.fan_out) == ("kv", 2, 24, 24)
+
+
+class Einsum(nn.Module):
+    """Weights [in, heads, size] and [heads, size, out]."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(24, 3, 8) * 0.2) for _ in range(3))
+        self.o = nn.Parameter(torch.randn(3, 8, 24) * 0.2)
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("btd,dhk->bhtk", x, w) for w in (self.q, self.k, self.v))
+        weights = torch.einsum("bhtk,bhsk->bhts", q, k).softmax(-1)
+        if self.fused:
+            return torch.einsum("bhts,bhsk,hkd->btd", weights, v, self.o)
+        return torch.einsum("bhtk,hkd->btd", torch.einsum("bhts,bhsk->bhtk", weights, v), self.o)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_heads_in_bare_parameters_are_dimensions_of_their_outputs(together: bool):
+    found = seen(Einsum(together), torch.randn(2, 5, 24))
+    assert [found[letter].layout for letter in "qkvo"] == ["ioo", "ioo", "ioo", "iio"]
+    assert [found[letter].fan_in for letter in "qkvo"] == [24, 24, 24, 24]
+    assert [found[letter].attention for letter in "qkvo"] == list("qkvo")
+
+
+def test_a_softmax_is_not_always_an_attention():
+    """A router's shares, and the classes at the end."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router, self.head = nn.Linear(8, 3), nn.Linear(8, 4)
+            self.experts = nn.Parameter(torch.randn(3, 8, 8))
+
+        def forward(self, x):
+            share = self.router(x).softmax(-1)
+            every = torch.einsum("bi,eoi->beo", x, self.experts)
+            return self.head(torch.einsum("be,beo->bo", share, every)).softmax(-1)
+
+    assert {role.attention for role in seen(Net(), torch.randn(6, 8)).values()} == {""}
+
+
+# ── fans: the truth table ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_fans_are_those_of_the_truth_table(row: Row):
+    role = seen(row.build(), tuple(torch.randn(*s) for s in row.shapes))[row.weight]
+    assert role.kind == "weight"
+    assert role.fan_in == row.fan_in
+    if row.fan_out is not None:
+        assert role.fan_out == row.fan_out
+    assert len(role.layout) == len(role.shape)
+
+
+@pytest.mark.parametrize("scheme", ["lecun_normal", "orthogonal"])
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_what_is_planned_for_a_row_of_the_table_keeps_the_variance(row: Row, scheme: str):
+    model, inputs = row.build(), tuple(torch.randn(*s) for s in row.shapes)
+    options = {} if scheme == "lecun_normal" else {"scale": "variance"}
+    found = fanin.init_(model, inputs, scheme, **options)
+    assert found[row.weight].scheme == scheme
+    with torch.no_grad():
+        out = row.outputs(model(*inputs))
+    bound = tolerance(model.get_parameter(row.weight), *inputs)
+    assert float(out.square().mean()) == pytest.approx(1.0, abs=bound)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_the_matrices_of_a_recurrent_layer_are_its_gates(kind):
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    found = seen(kind(10, 14, 2, bidirectional=True, batch_first=True), torch.randn(3, 6, 10))
+    for layer, direction in ((0, ""), (0, "_reverse"), (1, ""), (1, "_reverse")):
+        name = f"l{layer}{direction}"
+        weight, hidden = found[f"weight_ih_{name}"], found[f"weight_hh_{name}"]
+        assert (weight.kind, weight.fan_in, weight.fan_out) == ("weight", 28 if layer else 10, 14)
+        assert (hidden.kind, hidden.fan_in, hidden.fan_out) == ("recurrent", 14, 14)
+        assert {weight.blocks, hidden.blocks} == {gates}
+        assert found[f"bias_ih_{name}"].kind == "bias"
+        assert found[f"bias_hh_{name}"].kind == "recurrent_bias"
+
+
+def test_a_projected_state_has_a_matrix_that_is_no_gate():
+    found = seen(nn.LSTM(10, 14, proj_size=6, batch_first=True), torch.randn(3, 6, 10))
+    projection, hidden = found["weight_hr_l0"], found["weight_hh_l0"]
+    assert (projection.kind, projection.blocks) == ("projection", 1)
+    assert (projection.fan_in, projection.fan_out) == (14, 6)
+    assert (hidden.kind, hidden.blocks, hidden.fan_in, hidden.fan_out) == ("recurrent", 4, 6, 14)
+
+
+def test_cells_in_a_loop_have_the_roles_of_a_layer():
+    found = seen_in("lstm-cells")
+    cell, gru = found["cell.weight_hh"], found["second.weight_ih"]
+    assert (cell.kind, cell.blocks, cell.fan_in, cell.fan_out) == ("recurrent", 4, 20, 20)
+    assert (gru.kind, gru.blocks, gru.fan_in, gru.input.kind) == ("weight", 3, 20, "recurrent")
+    assert found["cell.bias_ih"].kind == "bias"
+    assert found["cell.bias_hh"].kind == "recurrent_bias"
+
+
+# ── residual branches ────────────────────────────────────────────────────────────────────────
+
+
+def two(n: int, *first: nn.Module, last: tuple[nn.Module, ...] = ()) -> list[nn.Module]:
+    return [*first, nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n), *last]
+
+
+STREAMS = {
+    "before": (lambda: [Residual(*two(8, nn.LayerNorm(8)))], "before", "body.1", "body.3"),
+    "after": (lambda: [Residual(*two(8)), nn.LayerNorm(8)], "after", "body.0", "body.2"),
+    "last": (
+        lambda: [Residual(*two(8, nn.LayerNorm(8), last=(nn.LayerNorm(8),)))],
+        "last",
+        "body.1",
+        "body.3",
+    ),
+    "last-only": (
+        lambda: [Residual(*two(8, last=(nn.RMSNorm(8),)))],
+        "last",
+        "body.0",
+        "body.2",
+    ),
+    "none": (lambda: [Residual(*two(8))], "none", "body.0", "body.2"),
+}
+
+
+@pytest.mark.parametrize("name", list(STREAMS))
+def test_a_residual_branch_knows_its_norm_its_place_and_its_last_layer(name: str):
+    build, norm, first, last = STREAMS[name]
+    chain = [m for _ in range(3) for m in build()]
+    model = nn.Sequential(nn.Linear(5, 8), *chain, nn.Linear(8, 2))
+    found = seen(model, torch.randn(6, 5))
+    assert found["0.weight"].branch is None
+    assert found[f"{len(chain) + 1}.weight"].branch is None
+    for number in range(3):
+        at = 1 + number * (len(chain) // 3)
+        for layer in (first, last):
+            branch = branch_of(found, f"{at}.{layer}.weight")
+            assert (branch.norm, branch.number, branch.of) == (norm, number, 3)
+            assert branch.depth == 2
+        assert not found[f"{at}.{first}.weight"].last
+        assert found[f"{at}.{last}.weight"].last
+        assert found[f"{at}.{last}.bias"].last
+
+
+def test_a_projection_on_the_way_around_leaves_a_branch():
+    """A residual net's first block of a stage: 1×1 on the shortcut, two layers beside it."""
+    found = seen_in("resnet-basic")
+    for stage in "012":
+        for block in "01":
+            branch = branch_of(found, f"stages.{stage}.{block}.conv2.weight")
+            assert branch.depth == 2
+            assert found[f"stages.{stage}.{block}.conv2.weight"].last
+            assert found[f"stages.{stage}.{block}.conv1.weight"].branch == branch
+    down = found["stages.1.0.down.0.weight"]
+    assert not down.last
+    assert down.branch is None
+    assert branch_of(found, "stages.2.1.conv2.weight").of == 6
+
+
+def test_two_linear_layers_that_meet_are_no_residual_connection():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.a(x) + self.b(x)
+
+    found = seen(Net(), torch.randn(6, 8))
+    assert all(role.branch is None and not role.last for role in found.values())
+
+
+class Parallel(nn.Module):
+    """GPT-J: attention and feed-forward read one norm and are added together."""
+
+    def __init__(self, stream_first: bool) -> None:
+        super().__init__()
+        self.stream_first = stream_first
+        self.norm, self.attention = nn.LayerNorm(8), blocks.Attention(8, 2)
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        h = self.norm(x)
+        a, f = self.attention(h), self.down(F.gelu(self.up(h)))
+        return x + a + f if self.stream_first else (a + f) + x
+
+
+@pytest.mark.parametrize("stream_first", [True, False])
+def test_parallel_branches_count_each_for_itself(stream_first: bool):
+    model = nn.Sequential(*(Parallel(stream_first) for _ in range(3)), nn.LayerNorm(8))
+    found = seen(model, torch.randn(2, 5, 8))
+    for block in "012":
+        for name in ("attention.proj", "down"):
+            role = found[f"{block}.{name}.weight"]
+            assert role.last
+            assert branch_of(found, f"{block}.{name}.weight").of == 6
+            assert branch_of(found, f"{block}.{name}.weight").norm == "before"
+        assert not found[f"{block}.up.weight"].last
+        assert not found[f"{block}.attention.qkv.weight"].last
+
+
+class AddingUNet(nn.Module):
+    """Skips by addition: each level is a branch around the levels below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet, self.outlet = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 2, 1)
+        self.down1, self.down2 = nn.Conv1d(8, 8, 2, 2), nn.Conv1d(8, 8, 2, 2)
+        self.up1, self.up2 = nn.ConvTranspose1d(8, 8, 2, 2), nn.ConvTranspose1d(8, 8, 2, 2)
+
+    def forward(self, x):
+        a = self.inlet(x).relu()
+        b = self.down1(a).relu()
+        c = self.down2(b).relu()
+        b = b + self.up2(c)
+        return self.outlet(a + self.up1(b.relu()))
+
+
+def test_branches_around_branches_belong_to_the_innermost():
+    found = seen(AddingUNet(), torch.randn(3, 2, 16))
+    inner, outer = branch_of(found, "up2.weight"), branch_of(found, "up1.weight")
+    assert branch_of(found, "down2.weight") == inner
+    assert branch_of(found, "down1.weight") == outer
+    assert inner != outer
+    assert (inner.of, outer.of) == (1, 1)
+    assert found["up1.weight"].last
+    assert found["up2.weight"].last
+    assert found["inlet.weight"].branch is found["outlet.weight"].branch is None
+
+
+def test_a_highway_has_gates_and_no_residual_branch():
+    found = seen_in("highway")
+    assert all(role.branch is None and not role.last for role in found.values())
+
+
+class HandGRU(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.zx, self.zh = nn.Linear(6, 10), nn.Linear(10, 10)
+        self.nx, self.nh = nn.Linear(6, 10), nn.Linear(10, 10)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 10)
+        for step in x.unbind(1):
+            z = torch.sigmoid(self.zx(step) + self.zh(h))
+            n = torch.tanh(self.nx(step) + self.nh(h))
+            if self.form == "mixture":
+                h = (1 - z) * n + z * h
+            elif self.form == "lerp":
+                h = torch.lerp(n, h, z)
+            else:
+                h = n + z * (h - n)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("form", ["mixture", "lerp", "difference"])
+def test_a_gated_state_written_by_hand_has_no_residual_branch(form: str):
+    found = seen(HandGRU(form), torch.randn(4, 5, 6))
+    for name in ("zx", "zh", "nx", "nh"):
+        assert found[f"{name}.weight"].branch is None, name
+        assert not found[f"{name}.weight"].last
+
+
+def test_a_gate_of_one_number_is_part_of_the_branch_and_its_size_is_learned():
+    found = seen_in("rezero-40")
+    gate, layer = found["7.gamma"], found["7.body.0.weight"]
+    assert gate.kind == "branch_scale"
+    assert layer.last
+    assert layer.gated_branch
+    assert branch_of(found, "7.body.0.weight").of == 40
+
+
+def test_layer_scale_belongs_to_the_branch():
+    found = seen_in("convnext-like")
+    assert found["blocks.2.gamma"].kind == "branch_scale"
+    assert found["blocks.2.down.weight"].last
+    assert found["blocks.2.down.weight"].gated_branch
+
+
+def test_a_scale_at_the_end_of_no_branch_is_a_scale():
+    model = nn.Sequential(nn.Linear(5, 8), blocks.Lambda(lambda x: x), nn.Linear(8, 2))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.temperature = model, nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x):
+            return self.net(x) * self.temperature
+
+    assert kinds(Net(), torch.randn(6, 5))["temperature"] == "scale"
+
+
+# ── low-rank pairs ───────────────────────────────────────────────────────────────────────────
+
+
+def test_two_thin_layers_beside_another_are_a_low_rank_pair():
+    found = seen(blocks.LoRA(nn.Linear(12, 10), rank=3), torch.randn(6, 12))
+    assert (found["A"].low_rank, found["B"].low_rank) == ("A", "B")
+    assert found["base.weight"].low_rank == ""
+    assert (found["A"].fan_in, found["B"].fan_in) == (12, 3)
+
+
+def test_a_scaled_pair_with_dropout_is_one_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Linear(12, 10)
+            self.down, self.up = nn.Linear(12, 4, bias=False), nn.Linear(4, 10, bias=False)
+
+        def forward(self, x):
+            return self.base(x) + self.up(self.down(F.dropout(x, 0.1))) * 2.0
+
+    found = seen(Net(), torch.randn(6, 12))
+    assert (found["down.weight"].low_rank, found["up.weight"].low_rank) == ("A", "B")
+
+
+@pytest.mark.parametrize("case", ["activation", "wide", "around"])
+def test_what_only_looks_like_a_low_rank_pair_is_none(case: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Linear(12, 10 if case != "around" else 12)
+            middle, out = (20 if case == "wide" else 4), (10 if case != "around" else 12)
+            self.down, self.up = nn.Linear(12, middle), nn.Linear(middle, out)
+
+        def forward(self, x):
+            h = self.down(x)
+            h = self.up(h.relu() if case == "activation" else h)
+            return (x if case == "around" else self.base(x)) + h
+
+    found = seen(Net(), torch.randn(6, 12))
+    assert {role.low_rank for role in found.values()} == {""}
+
+
+def test_a_pair_that_is_multiplied_into_the_weight_is_computed():
+    model = blocks.MergedLoRA(nn.Linear(12, 10), rank=3)
+    assert {kinds(model, torch.randn(6, 12))[name] for name in "AB"} == {"computed"}
+
+
+# ── tables, tokens, positions ────────────────────────────────────────────────────────────────
+
+
+def test_a_tied_table_keeps_being_a_table_and_is_the_output_layer_too():
+    found = seen_in("language-model-tied")
+    table = found["tokens.weight"]
+    assert (table.kind, table.uses, table.head) == ("table", ("weight",), True)
+    assert (table.layout, table.fan_in, table.features) == ("vo", 1, 32)
+    assert "head.weight" not in found
+    untied = seen_in("language-model-untied")
+    assert (untied["tokens.weight"].uses, untied["tokens.weight"].head) == ((), False)
+    assert (untied["head.weight"].kind, untied["head.weight"].head) == ("weight", True)
+
+
+def test_positions_looked_up_are_tables_and_added_ones_are_tokens():
+    assert seen_in("language-model-tied")["positions.weight"].kind == "table"
+    found = seen_in("vit-by-hand")
+    assert (found["token"].kind, found["position"].kind) == ("token", "token")
+    assert found["position"].branch is None
+
+
+@pytest.mark.parametrize("how", ["where", "masked", "assigned"])
+def test_a_token_that_stands_for_what_is_masked_is_a_token(how: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.head = nn.Linear(5, 8), nn.Linear(8, 2)
+            self.token = nn.Parameter(torch.zeros(8))
+
+        def forward(self, x):
+            h = self.inlet(x)
+            mask = torch.arange(x.shape[1]) % 2 == 0
+            if how == "where":
+                h = torch.where(mask[None, :, None], self.token, h)
+            elif how == "masked":
+                h = h * ~mask[None, :, None] + self.token * mask[None, :, None]
+            else:
+                h = h.clone()
+                h[:, mask] = self.token
+            return self.head(h)
+
+    assert kinds(Net(), torch.randn(3, 6, 5))["token"] == "token"
+
+
+@pytest.mark.parametrize("padding", [0, 3, -1])
+def test_the_padding_row_is_known(padding: int):
+    model = nn.Sequential(nn.Embedding(9, 6, padding_idx=padding), nn.Linear(6, 2))
+    role = seen(model, torch.arange(9)[None])["0.weight"]
+    assert role.padding == padding % 9
+    assert seen(nn.Embedding(9, 6), torch.arange(9))["weight"].padding is None
+
+
+def test_a_table_that_is_indexed_by_hand_is_a_table():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Parameter(torch.randn(9, 6)), nn.Linear(6, 2)
+
+        def forward(self, tokens):
+            return self.head(self.table[tokens])
+
+    role = seen(Net(), torch.arange(9)[None])["table"]
+    assert (role.kind, role.fan_in, role.layout, role.features) == ("table", 1, "vo", 6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("how", ["parameter", "indexed", "embedding"])
+def test_relative_positions_feed_the_scores(how: str, fused: bool):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.o = nn.Linear(12, 36), nn.Linear(12, 12)
+            if how == "embedding":
+                self.relative = nn.Embedding(9, 3)
+            else:
+                shape = (3, 5, 5) if how == "parameter" else (9, 3)
+                self.relative = nn.Parameter(torch.zeros(shape))
+
+        def bias(self):
+            if how == "parameter":
+                return self.relative[None]
+            apart = torch.arange(5)[:, None] - torch.arange(5) + 4
+            picked = self.relative(apart) if how == "embedding" else self.relative[apart]
+            return picked.permute(2, 0, 1)[None]
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            if fused:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias())
+            else:
+                y = (q @ k.mT * 0.5 + self.bias()).softmax(-1) @ v
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    found = seen(Net(), torch.randn(2, 5, 12))
+    role = found["relative.weight" if how == "embedding" else "relative"]
+    if how == "embedding":
+        assert (role.kind, role.feeds_scores) == ("table", True)
+    else:
+        assert role.kind == "score_bias"
+    assert found["qkv.weight"].attention == "qkv"
+
+
+# ── norms ────────────────────────────────────────────────────────────────────────────────────
+
+
+class HandNorm(nn.Module):
+    def __init__(self, form: str, offset: float = 0.0) -> None:
+        super().__init__()
+        self.form, self.offset = form, offset
+        self.scale = nn.Parameter(torch.full((8,), 1.0 - offset))
+        self.shift = nn.Parameter(torch.zeros(8)) if form == "layer" else None
+
+    def forward(self, x):
+        if self.form == "rsqrt":
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        elif self.form == "cast":
+            wide = x.float()
+            wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+            x = wide.type_as(x)
+        elif self.form == "sqrt":
+            x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+        elif self.form == "norm":
+            x = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6) * 8**0.5
+        elif self.form == "normalize":
+            x = F.normalize(x, dim=-1) * 8**0.5
+        elif self.form == "layer":
+            x = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
+        elif self.form == "rms_norm":
+            x = F.rms_norm(x, (8,))
+        weight = self.scale + self.offset if self.offset else self.scale
+        out = weight * x if self.form in ("cast", "norm") else x * weight
+        return out if self.shift is None else out + self.shift
+
+
+FORMS = ["rsqrt", "cast", "sqrt", "norm", "normalize", "layer", "rms_norm"]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_norms_written_by_hand_have_a_scale_and_a_shift(form: str, offset: float):
+    model = nn.Sequential(nn.Linear(5, 8), HandNorm(form, offset), nn.ReLU(), nn.Linear(8, 2))
+    found = seen(model, torch.randn(6, 5))
+    assert (found["1.scale"].kind, found["1.scale"].offset) == ("norm_scale", offset)
+    if form == "layer":
+        assert found["1.shift"].kind == "norm_shift"
+    assert found["0.weight"].norm_after
+    assert found["0.weight"].activation == "relu"
+    assert found["3.weight"].input == Input("activation", "relu")
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(8), nn.BatchNorm1d(8), nn.GroupNorm(2, 8), nn.RMSNorm(8)],
+    ids=lambda m: type(m).__name__,
+)
+def test_the_parameters_of_torchs_norms(norm: nn.Module):
+    model = nn.Sequential(nn.Linear(5, 8), norm, nn.Linear(8, 2))
+    found = seen(model, torch.randn(6, 5))
+    assert found["1.weight"].kind == "norm_scale"
+    assert found["1.weight"].offset == 0
+    assert "1.bias" not in found or found["1.bias"].kind == "norm_shift"
+    assert found["2.weight"].input.kind == "norm"
+
+
+def test_gemmas_norms_have_their_offset():
+    pytest.importorskip("transformers")
+    found = seen_in("gemma")
+    scales = [role for name, role in found.items() if "norm" in name]
+    assert scales
+    assert {(role.kind, role.offset) for role in scales} == {("norm_scale", 1.0)}
+
+
+# ── experts ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "batch", "layout"),
+    [
+        (lambda w, x: torch.bmm(x, w), (4, 8, 10), (4, 7, 8), "bio"),
+        (lambda w, x: x.unsqueeze(0) @ w, (4, 8, 10), (7, 8), "bio"),
+        (lambda w, x: torch.einsum("ebi,eoi->ebo", x, w), (4, 10, 8), (4, 7, 8), "boi"),
+        (lambda w, x: torch.matmul(x, w.transpose(1, 2)), (4, 10, 8), (4, 7, 8), "boi"),
+    ],
+    ids=["bmm", "broadcast", "einsum", "transposed"],
+)
+def test_a_stack_of_matrices_is_one_expert_each(function, shape, batch, layout: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(shape))
+
+        def forward(self, x):
+            return function(self.experts, x)
+
+    role = seen(Net(), torch.randn(batch))["experts"]
+    assert (role.kind, role.layout, role.expert) == ("weight", layout, True)
+    assert (role.fan_in, role.fan_out) == (8, 10)
+
+
+def test_mixtrals_experts_have_the_fan_of_one():
+    pytest.importorskip("transformers")
+    found = seen_in("mixtral")
+    stacks = {name: role for name, role in found.items() if ".experts." in name}
+    assert stacks
+    for name, role in stacks.items():
+        assert role.kind == "weight", name
+        assert role.fan_in == (64 if "down" in name else 32), name
+        assert role.expert, name
+
+
+# ── reparametrized weights ───────────────────────────────────────────────────────────────────
+
+
+def wrapped(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), wrap(nn.Linear(8, 6)), nn.ReLU())
+
+
+def custom(layer: nn.Module) -> nn.Module:
+    class Symmetric(nn.Module):
+        def forward(self, x):
+            return x + x.mean()
+
+    nn.utils.parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("wrap", "direction", "magnitude"),
+    [
+        (nn.utils.weight_norm, "2.weight_v", "2.weight_g"),
+        (
+            nn.utils.parametrizations.weight_norm,
+            "2.parametrizations.weight.original1",
+            "2.parametrizations.weight.original0",
+        ),
+    ],
+    ids=["old", "new"],
+)
+def test_weight_norm_has_a_direction_and_magnitudes(wrap, direction: str, magnitude: str):
+    found = seen(wrapped(wrap), torch.randn(6, 5))
+    assert (found[direction].kind, found[direction].part.kind) == ("weight", "direction")
+    assert (found[magnitude].kind, found[magnitude].part.kind) == ("magnitude", "magnitude")
+    assert found[direction].part.weight == found[magnitude].part.weight == "2.weight"
+    assert found[direction].fan_in == 8
+    assert found[direction].layout == "oi"
+    assert found[direction].input == Input("activation", "relu")
+    assert found["2.bias"].kind == "bias"
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (nn.utils.spectral_norm, "2.weight_orig"),
+        (nn.utils.parametrizations.spectral_norm, "2.parametrizations.weight.original"),
+    ],
+    ids=["old", "new"],
+)
+def test_a_spectral_norm_leaves_a_weight_without_a_size(wrap, name: str):
+    role = seen(wrapped(wrap), torch.randn(6, 5))[name]
+    assert (role.kind, role.part.kind, role.part.how) == ("weight", "normalized", "spectral_norm")
+    assert (role.fan_in, role.layout) == (8, "oi")
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.orthogonal, custom])
+def test_other_parametrizations_are_named(wrap):
+    found = seen(wrapped(wrap), torch.randn(6, 5))
+    role = found["2.parametrizations.weight.original"]
+    assert role.part.kind == "other"
+    assert role.part.weight == "2.weight"
+    assert role.part.how in ("_Orthogonal", "Symmetric")
+
+
+def test_a_weight_that_forward_computes_is_said_to_be():
+    found = seen_in("resnet-group-norm-standardised")
+    assert found["0.weight"].kind == "computed"
+    assert found["0.bias"].kind == "bias"
+
+
+# ── activations ──────────────────────────────────────────────────────────────────────────────
+
+
+class Between(nn.Module):
+    """Linear, something, Linear."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.second(self.function(self.first(x)))
+
+
+PLAIN = {
+    "relu": torch.relu,
+    "relu-in-place": F.relu_,
+    "relu-clamped": lambda x: x.clamp(min=0),
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "selu": F.selu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "sin": torch.sin,
+}
+
+
+@pytest.mark.parametrize("name", list(PLAIN))
+def test_the_activation_before_and_after_is_named(name: str):
+    found = seen(Between(PLAIN[name]), torch.randn(5, 6))
+    plain = name.partition("-")[0]
+    assert found["first.weight"].activation == plain
+    assert found["second.weight"].input == Input("activation", plain)
+    assert found["first.weight"].input == Input("data")
+    assert found["second.weight"].activation is None
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: x * torch.sigmoid(x), "silu"),
+        (lambda x: x.sigmoid() * x, "silu"),
+        (lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), "gelu"),
+        (
+            lambda x: 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))),
+            "gelu",
+        ),
+    ],
+    ids=["silu", "silu-swapped", "gelu", "gelu-tanh"],
+)
+def test_an_activation_written_out_is_recognized(function, name: str):
+    assert seen(Between(function), torch.randn(5, 6))["second.weight"].input == Input(
+        "activation", name
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "slope"),
+    [
+        (lambda x: F.leaky_relu(x, 0.2), "leaky_relu", 0.2),
+        (nn.LeakyReLU(0.3), "leaky_relu", 0.3),
+        (nn.LeakyReLU(0.3, inplace=True), "leaky_relu", 0.3),
+        (nn.ELU(1.5), "elu", 1.5),
+    ],
+    ids=["functional", "module", "in-place", "elu"],
+)
+def test_the_slope_of_an_activation_is_kept(function, name: str, slope: float):
+    found = seen(Between(function), torch.randn(5, 6))
+    assert found["second.weight"].input == Input("activation", name, slope)
+    assert (found["first.weight"].activation, found["first.weight"].slope) == (name, slope)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.dropout(x.relu(), 0.5),
+        lambda x: x.relu().view(-1, 2, 4).transpose(1, 2).reshape(-1, 8),
+        lambda x: F.max_pool1d(x.relu(), 1),
+        lambda x: x.relu().contiguous().clone(),
+    ],
+    ids=["dropout", "reshapes", "pooling", "copies"],
+)
+def test_what_hands_a_signal_on_hides_no_activation(function):
+    assert seen(Between(function), torch.randn(5, 6))["second.weight"].input == Input(
+        "activation", "relu"
+    )
+
+
+def test_a_gate_times_another_signal_is_a_product():
+    found = seen_in("attention-scaled-dot-product")
+    assert found["1.mlp.down.weight"].input == Input("product", "silu")
+    assert found["1.mlp.gate.weight"].activation == "silu"
+    assert found["1.mlp.up.weight"].activation is None
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x: x, "layer"),
+        (lambda x: F.layer_norm(x, (8,)), "norm"),
+        (lambda x: F.softmax(x, -1), "norm"),
+        (lambda x: x * x.roll(1, -1), "product"),
+    ],
+    ids=["nothing", "norm", "softmax", "product"],
+)
+def test_inputs_without_an_activation(function, kind: str):
+    assert seen(Between(function), torch.randn(5, 6))["second.weight"].input.kind == kind
+
+
+def test_inputs_from_tables_states_and_sums():
+    assert seen_in("language-model-tied")["blocks.0.mixer.qkv.weight"].input.kind == "norm"
+    assert seen_in("lstm-classifier")["rnn.weight_ih_l0"].input.kind == "table"
+    assert seen_in("lstm-classifier")["head.weight"].input.kind == "recurrent"
+    assert seen_in("rezero-40")["9.body.0.weight"].input.kind == "sum"
+
+
+@pytest.mark.parametrize(
+    ("function", "factor"),
+    [
+        (lambda x: torch.sin(30 * x), 30),
+        (lambda x: torch.sin(x * 30.0), 30),
+        (lambda x: torch.mul(x, 30.0).sin(), 30),
+        (lambda x: torch.sin(x.mul_(30)), 30),
+        (lambda x: torch.sin(3.0 * (10.0 * x)), 30),
+        (lambda x: torch.sin(x / 0.5), 2),
+        (torch.sin, 1),
+    ],
+    ids=["left", "right", "mul", "in-place", "twice", "divided", "none"],
+)
+def test_the_factor_before_a_sine_is_read(function, factor: float):
+    role = seen(Between(function), torch.randn(5, 6))["first.weight"]
+    assert role.activation == "sin"
+    assert role.factor == pytest.approx(factor)
+
+
+def test_a_layer_before_pixel_shuffle_is_known():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2), nn.Conv2d(2, 3, 3))
+    found = seen(model, torch.randn(2, 3, 8, 8))
+    assert [found[f"{i}.weight"].shuffled for i in (0, 2)] == [True, False]
+
+
+# ── output layers, stretches ─────────────────────────────────────────────────────────────────
+
+
+def test_only_what_goes_to_the_output_alone_is_an_output_layer():
+    found = seen_in("nerf")
+    heads = {name for name, role in found.items() if role.head and name.endswith("weight")}
+    assert heads == {"density.weight", "colour.2.weight"}
+    assert found["density.bias"].head
+
+
+def test_a_layer_in_a_branch_that_ends_the_model_is_no_output_layer():
+    found = seen(nn.Sequential(Residual(*two(8)), Residual(*two(8))), torch.randn(5, 8))
+    assert not any(role.head for role in found.values())
+
+
+def test_the_place_in_a_stretch_counts_from_the_last_norm_or_sum():
+    model = nn.Sequential(
+        nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.LayerNorm(8),
+        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3),
+    )  # fmt: skip
+    found = seen(model, torch.randn(6, 5))
+    weights = [found[f"{i}.weight"] for i in (0, 2, 5, 7, 9)]
+    assert [(role.place, role.run) for role in weights] == [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+
+
+# ── what is not known ────────────────────────────────────────────────────────────────────────
+
+
+def test_what_the_forward_does_not_use_is_unused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.other = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    assert kinds(Net(), torch.randn(4, 5)) == {
+        "used.weight": "weight",
+        "used.bias": "bias",
+        "other.weight": "unused",
+        "other.bias": "unused",
+    }
+
+
+def test_a_function_without_a_known_role_is_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd, self.head = nn.Parameter(torch.randn(5) * 0.1), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(torch.atan2(x, self.odd))
+
+    role = seen(Net(), torch.randn(4, 5))["odd"]
+    assert role.kind == "unknown"
+    assert "atan2" in role.seen
+
+
+def test_frozen_parameters_have_roles_too():
+    found = seen_in("frozen-backbone")
+    assert not found["backbone.stem.0.weight"].trainable
+    assert found["backbone.stem.0.weight"].kind == "weight"
+    assert found["head.weight"].trainable
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_prelu_has_slopes(scalar: bool):
+    model = nn.Sequential(nn.Linear(5, 8), nn.PReLU(1 if scalar else 8), nn.Linear(8, 2))
+    found = seen(model, torch.randn(6, 5))
+    assert found["1.weight"].kind == "slope"
+    assert found["2.weight"].input.activation == "prelu"
+
+
+def test_biases_added_by_hand_are_biases():
+    found = seen_in("matmul-in-out")
+    assert [found[name].kind for name in ("b1", "b2")] == ["bias", "bias"]
+    assert [found[name].layout for name in ("w1", "w2", "w3")] == ["io", "io", "io"]
+
+
+def test_scaled_residual_and_lambda_blocks_are_only_python():
+    """Roles do not depend on modules: the same net as one function has the same roles."""
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shapes = {"a": (8, 5), "b": (8, 8), "c": (8, 8), "g": (1,), "d": (3, 8)}
+            for name, shape in shapes.items():
+                self.register_parameter(name, nn.Parameter(torch.randn(shape) * 0.3))
+
+        def forward(self, x):
+            h = F.linear(x, self.a)
+            h = h + self.g * F.linear(F.linear(h, self.b).relu(), self.c)
+            return F.linear(h, self.d)
+
+    modules = nn.Sequential(
+        nn.Linear(5, 8, bias=False),
+        Scaled(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False)),
+        Lambda(lambda x: x),
+        nn.Linear(8, 3, bias=False),
+    )
+    batch = torch.randn(6, 5)
+    one, two = seen(Functional(), batch), seen(modules, batch)
+    pairs = {"a": "0.weight", "b": "1.body.0.weight", "c": "1.body.2.weight", "g": "1.gamma"}
+    for name, other in {**pairs, "d": "3.weight"}.items():
+        for field in ("kind", "fan_in", "fan_out", "input", "activation", "last", "head", "run"):
+            assert getattr(one[name], field) == getattr(two[other], field), (name, field)
+
+
+def test_every_parameter_of_every_healthy_model_has_a_role_that_holds_together():
+    for name in ("vae", "transformer", "unet", "swin-like", "wavenet-like", "mlp-mixer"):
+        model, batch, _ = BY_NAME[name].build()
+        found = seen(model, batch)
+        assert list(found) == [n for n, _ in model.named_parameters()]
+        for role in found.values():
+            assert role.kind not in ("unknown", "unused"), role
+            if role.kind in ("weight", "recurrent", "projection", "table"):
+                assert len(role.layout) == len(role.shape), role
+                assert role.fan_in, role
+            if role.last:
+                assert role.branch is not None
+    assert mlp(3, 4, 2) is not None
