@@ -244,7 +244,7 @@ class TestFailures:
             (["check", HEALTHY, "--device", "nowhere"], "fanin: device 'nowhere' cannot be used"),
             (["check", HEALTHY, "--input", "8y"], "fanin: --input 8y: allowed is"),
             (["check", "no/file.py:build"], "fanin: there is no file no/file.py"),
-            (["explain", "S1O1"], "there is no rule 'S1O1'; did you mean"),
+            (["explain", "S1O1"], "there is no rule or scheme 'S1O1'; did you mean"),
         ],
     )
     def test_a_wrong_command_line_is_one_line_and_status_2(

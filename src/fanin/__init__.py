@@ -10,6 +10,7 @@ from fanin.assignment import Assignment
 from fanin.catalogue import SCHEMES as schemes  # noqa: N811 - the public name of the mapping
 from fanin.catalogue import Scheme
 from fanin.checking import check, recording
+from fanin.comparing import Comparison, compare
 from fanin.errors import FaninError
 from fanin.fill import fill_
 from fanin.findings import Finding
@@ -18,6 +19,7 @@ from fanin.report import Report
 
 __all__ = [
     "Assignment",
+    "Comparison",
     "FaninError",
     "Finding",
     "Plan",
@@ -25,6 +27,7 @@ __all__ = [
     "Scheme",
     "__version__",
     "check",
+    "compare",
     "fill_",
     "init_",
     "plan",

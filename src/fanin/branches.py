@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
@@ -12,6 +13,7 @@ from fanin.trace import Call
 __all__ = ["Branch", "branches", "low_rank_pairs"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
+_GATES = frozenset({"sigmoid", "hardsigmoid"})
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,14 @@ def branches(
     architecture: Architecture,
 ) -> tuple[tuple[Branch, ...], dict[int, Branch], set[int]]:
     """The branches, the innermost branch of each call inside one, and the calls that end them."""
-    adds = (c for c in architecture.trace.calls if c.op in _ADDS and len(set(c.sources)) == 2)
-    found = [pair for add in adds if (pair := _branch(architecture, add)) is not None]
+    found: list[tuple[Branch, set[int]]] = []
+    starts: dict[int, int] = {}  # end of a branch → where it started
+    for add in architecture.trace.calls:
+        if add.op in _ADDS and len(set(add.sources)) == 2:
+            pair = _branch(architecture, add, starts)
+            if pair is not None:
+                found.append(pair)
+                starts[add.index] = pair[0].start
     numbered = _numbered(architecture, [branch for branch, _ in found])
     regions = [(branch, region) for branch, (_, region) in zip(numbered, found, strict=True)]
     inside: dict[int, Branch] = {}
@@ -77,17 +85,25 @@ def low_rank_pairs(architecture: Architecture) -> dict[int, str]:
     return found
 
 
-def _branch(architecture: Architecture, add: Call) -> tuple[Branch, set[int]] | None:
+def _branch(
+    architecture: Architecture, add: Call, starts: Mapping[int, int]
+) -> tuple[Branch, set[int]] | None:
     calls = architecture.trace.calls
     one, two = add.sources[0], next(i for i in add.sources if i != add.sources[0])
-    start = _meeting(calls, one, two)
+    start, stream = _meeting(calls, one, two), None
+    for end, other in ((one, two), (two, one)):
+        # x + a(x) + b(x): the sum with a(x) is the stream that b(x) is added to
+        if end in starts and start != end and _meeting(calls, starts[end], other) == starts[end]:
+            start, stream = starts[end], end
     if start is None:
         return None
-    sides = {one: _region(calls, one, start), two: _region(calls, two, start)}
-    depths = {end: _longest(calls, region) for end, region in sides.items()}
+    sides = {i: _region(calls, i, start) if i != stream else set() for i in (one, two)}
+    depths = {end: _longest(calls, region, start) for end, region in sides.items()}
     bent = {end: any(calls[i].op in ACTIVATIONS for i in region) for end, region in sides.items()}
     short, long = sorted(sides, key=lambda end: depths[end])
     projected = depths[short] == 1 and depths[long] > 1 and bent[long] and not bent[short]
+    if projected and _weights(calls, sides[short]) & _weights(calls, sides[long] - sides[short]):
+        return None  # a state: W x(t) + U h(t − 1), where h has seen x(t − 1) by the same W
     if depths[long] == 0 or (depths[short] > 0 and not projected):
         return None
     if not all(i in sides[short] or i == start for k in sides[short] for i in calls[k].behind):
@@ -100,6 +116,11 @@ def _branch(architecture: Architecture, add: Call) -> tuple[Branch, set[int]] | 
     norm = _norm(architecture, add, region, layers)
     branch = Branch(start, add.index, 0, 1, depths[long], norm, layers, last)
     return branch, region
+
+
+def _weights(calls: tuple[Call, ...], region: set[int]) -> set[str]:
+    """Parameters of the layers in a region."""
+    return {name for i in region if _counts(calls[i]) for name in calls[i].parameters}
 
 
 def _counts(call: Call) -> bool:
@@ -139,12 +160,14 @@ def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
     return seen
 
 
-def _longest(calls: tuple[Call, ...], region: set[int]) -> int:
-    depth: dict[int, int] = {}
+def _longest(calls: tuple[Call, ...], region: set[int], start: int) -> int:
+    """Layers on the longest way from `start` through a region."""
+    depth = {start: 0}
     for index in sorted(region):
-        before = max((depth.get(i, 0) for i in calls[index].behind), default=0)
-        depth[index] = before + _counts(calls[index])
-    return max(depth.values(), default=0)
+        before = [depth[i] for i in calls[index].inputs if i in depth]
+        if before:
+            depth[index] = max(before) + _counts(calls[index])
+    return max(depth.values())
 
 
 def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> tuple[int, ...]:
@@ -158,7 +181,9 @@ def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> tuple[
         if _counts(calls[index]):
             found.add(index)
         elif calls[index].op == "mul":  # a gate is not what is added: follow what it gates
-            queue += [i for i in calls[index].behind if i in region][:2]
+            factors = calls[index].behind
+            gated = [i for i in factors if calls[i].op not in _GATES]
+            queue += gated or factors
         else:
             queue += calls[index].behind
     return tuple(sorted(found))
@@ -186,7 +211,11 @@ def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, 
         while index >= 0 and index not in by_end and _passes(calls[index]):
             index = calls[index].behind[0]
         before = by_end.get(index)
-        if before is None or before >= place:
+        beside = _beside(branch, found, (by_end.get(i) for i in calls[branch.end].sources))
+        if beside is not None:
+            stream.append(stream[beside])
+            number.append(number[beside])
+        elif before is None or before >= place:
             stream.append(place)
             number.append(0)
         else:
@@ -199,6 +228,11 @@ def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, 
         replace(branch, number=number[place], of=adders[stream[place]])
         for place, branch in enumerate(found)
     )
+
+
+def _beside(branch: Branch, found: list[Branch], ends: Iterable[int | None]) -> int | None:
+    """The branch that starts where this one does and is added just before it."""
+    return next((i for i in ends if i is not None and found[i].start == branch.start), None)
 
 
 def _passes(call: Call) -> bool:

@@ -140,6 +140,8 @@ class Record:
 
     def drew(self, tensor: Tensor) -> None:
         """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""
+        if tensor._base is not None:  # rows of a weight, written one by one
+            return
         queue, seen = [tensor.grad_fn], set()
         while queue:
             node: Any = queue.pop()

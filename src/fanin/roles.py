@@ -25,7 +25,10 @@ __all__ = ["Input", "Role", "roles"]
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _SUMS = frozenset({"add", "sub", "radd", "rsub"})
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
-_MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+# The second name is that of a call whose mask is learned.
+_FUSED = frozenset({"scaled_dot_product_attention", "attention"})
+_MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum"}) | _FUSED
+_QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 # Not nonlinearities between layers, though they bend the signal.
 _NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
 
@@ -227,6 +230,8 @@ class _Reader:
             return "table" if "v" in call.layout else "weight"
         if call.op == "scale":
             return self._scale(call)
+        if call.op == "attention":
+            return "score_bias"
         if call.op in ADDING:
             return self._added(bare, call)
         return "unknown"
@@ -236,7 +241,13 @@ class _Reader:
     def _scale(self, call: Call) -> str:
         for index in call.behind:
             before = self.calls[index]
-            while before.op in PASSIVE and len(before.behind) == 1:  # a change of dtype
+            # a change of dtype, a constant factor (√d after a division by the length)
+            constant = PASSIVE | _PRODUCTS | _QUOTIENTS
+            while (
+                before.op in constant
+                and len(before.behind) == 1
+                and not self.architecture.normalizes(before)
+            ):
                 before = self.calls[before.behind[0]]
             if self.architecture.normalizes(before):
                 return "norm_scale"
@@ -268,7 +279,8 @@ class _Reader:
         if self._reaches_softmax(call):
             return "score_bias"
         flat = [s for s in bare.shape if s > 1]
-        if source.units is not None and "v" not in source.layout and flat == [source.shape[-1]]:
+        weighted = source.units is not None and "v" not in source.layout
+        if call.op == "shift" and weighted and flat == [source.shape[-1]]:
             return "bias"
         return "token"
 
@@ -277,7 +289,7 @@ class _Reader:
             after = self.followers.get(call.index, ())
             if any(c.op == "softmax" for c in after):
                 return True
-            if any(c.op == "scaled_dot_product_attention" for c in after):
+            if any(c.op in _FUSED for c in after):
                 return True
             if len(after) != 1 or after[0].units is not None:
                 return False
@@ -289,6 +301,8 @@ class _Reader:
     def _weight(self, role: Role, call: Call, operand: Operand) -> Role:
         main = operand is call.operands[0]
         layout = call.layout if main else "oi"
+        if role.shape != operand.shape and role.shape == operand.shape[:-2] + operand.shape[:-3:-1]:
+            layout = layout[:-2] + layout[:-3:-1]  # the call was given the transpose
         if len(layout) != len(role.shape) and role.part is None:
             return replace(role, kind="unknown", seen=call.op)
         blocks, groups = call.blocks, 1
@@ -427,15 +441,31 @@ class _Reader:
             bent = [c for c in after if c.op in ACTIVATIONS - _NO_ACTIVATION]
             if bent:
                 return bent[0].op, bent[0].option, normed, factor
+            written = self._norm_written_out(call) if len(after) > 1 else None
+            if written is not None:
+                call, normed = written, True
+                continue
             if len(after) != 1 or after[0].units is not None or len(set(after[0].sources)) > 1:
                 break
             call = after[0]
             normed = normed or self.architecture.normalizes(call)
-            if call.op in _PRODUCTS and call.option:
-                factor *= abs(call.option)
+            if call.op in _PRODUCTS | _QUOTIENTS and call.option:
+                factor *= abs(call.option) ** (1 if call.op in _PRODUCTS else -1)
             elif not (normed or call.op in PASSIVE or call.op in ("shift", "scale")):
                 break
         return None, None, normed, 1.0
+
+    def _norm_written_out(self, call: Call) -> Call | None:
+        """The call that ends a norm of several calls, where every way from `call` leads there."""
+        inside = {call.index}
+        for later in self.calls[call.index + 1 : call.index + 12]:
+            if not later.behind or not inside.issuperset(later.behind) or later.units is not None:
+                continue
+            if self.architecture.normalizes(later):
+                after = (c.index for i in inside for c in self.followers.get(i, ()))
+                return later if inside.issuperset(set(after) - {later.index}) else None
+            inside.add(later.index)
+        return None
 
 
 def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:
@@ -443,7 +473,7 @@ def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:
     found: dict[int, str] = {}
     where: dict[int, int] = {}
     for call in reader.calls:
-        if call.op == "scaled_dot_product_attention" and len(call.sources) >= 3:
+        if call.op in _FUSED and len(call.sources) >= 3:
             three, mixed = call.sources[:3], call
         elif call.op == "softmax":
             eager = _eager(reader, call)
@@ -457,7 +487,8 @@ def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:
             if source is not None and letter not in found.get(source, ""):
                 found[source] = found.get(source, "") + letter
                 where.setdefault(source, mixed.index)
-        for index in _next_weighted(reader, mixed):
+        output = (mixed.index,) if mixed.layout else _next_weighted(reader, mixed)
+        for index in output:
             found.setdefault(index, "o")
             where.setdefault(index, mixed.index)
     return found, where
@@ -484,7 +515,7 @@ def _eager(reader: _Reader, softmax: Call) -> tuple[tuple[int, ...], Call] | Non
             break
         weights = after[0].index
     signals = [i for i in scores.sources if i >= 0]
-    if mixed is None or scores.operands or mixed.operands or len(signals) < 2:
+    if mixed is None or scores.operands or len(signals) < 2:
         return None
     value = next((i for i in mixed.sources if i != weights), None)
     return None if value is None else ((*signals[-2:], value), mixed)

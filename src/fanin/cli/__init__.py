@@ -195,7 +195,7 @@ def _explained(name: str) -> str:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         near = near or difflib.get_close_matches(name.upper(), RULES, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ArgumentError(f"{name!r} is neither a rule nor a scheme{hint}") from None
+        raise ArgumentError(f"there is no rule or scheme {name!r}{hint}") from None
     return f"{text}\n{decisions()}" if name.lower() == "auto" else text
 
 

@@ -34,6 +34,8 @@ _PAIR_TOLERANCE = 1e-10  # the inner integral of a pair carries noise of up to 1
 _ALIGNED = 1e-12
 # A kink averaged over a Gaussian of width s is smooth, and straight beyond this many s: e^-18.
 _SOFT = 6.0
+_MISSED = 0.5  # nodes of a piece of 3 σ are at most this far apart
+_MESH_TOLERANCE = 1e-15  # so that a kink is closed in on to about 1e-6 σ
 _CLOSE = 1e-2  # ends of pieces this near, in σ, close in on a kink
 _TOGETHER = 1 << 18  # points evaluated at once in two dimensions: 2 MiB an array
 
@@ -102,7 +104,7 @@ def _values(activation: Activation, z: np.ndarray) -> np.ndarray:
 
 
 def _rounding(activation: Activation, values: np.ndarray) -> np.ndarray:
-    return _OPERATIONS * activation.rounding * np.abs(values)
+    return np.asarray(_OPERATIONS * activation.rounding * np.abs(values))
 
 
 # ── slopes ───────────────────────────────────────────────────────────────────────────────────
@@ -227,10 +229,12 @@ def pair(activation: Activation, variance: float, correlation: float) -> tuple[f
         return _aligned(activation, sigma, correlation < 0)
     mesh, kinks, second = _mesh(activation, sigma)
     soft = _SOFT * math.sqrt(1 - share)
-    around = [k + side * soft for k in kinks for side in (-1, 0, 1)]
-    narrow = np.flatnonzero(np.diff(mesh) < _CLOSE)
-    steep = mesh[np.union1d(narrow, narrow + 1)]
-    outer = edges(0.0, sigma * math.sqrt(share), [*(sigma * np.array(around)), *(sigma * steep)])
+    hints = np.empty(0)  # where the outer integral has features that are easily missed
+    if soft < _MISSED:
+        narrow = np.flatnonzero(np.diff(mesh) < _CLOSE)
+        steep = mesh[np.union1d(narrow, narrow + 1)]
+        hints = np.concatenate([kinks - soft, kinks, kinks + soft, steep])
+    outer = edges(0.0, sigma * math.sqrt(share), list(sigma * hints))
     sizes = np.sqrt([second, second / variance])  # of h and of the same of φ'
     noise = _OPERATIONS * activation.rounding * sizes * np.array([1.0, 1 / math.sqrt(1 - share)])
 
@@ -253,17 +257,18 @@ def _mesh(activation: Activation, sigma: float) -> tuple[np.ndarray, np.ndarray,
     def squares(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return _both(activation, z)
 
+    _, second = mean_and_square(activation, 0.0, sigma**2)
+    allowed = _MESH_TOLERANCE * np.array([math.sqrt(second), second])
     first = edges(0.0, sigma, activation.kinks)
-    (_, second), _, needed = adaptive(squares, 0.0, sigma, first)
     kinks = np.array(activation.kinks) / sigma
+    needed = np.unique(adaptive(squares, 0.0, sigma, first, allowed)[2])
     if len(needed) == len(first):
-        return first, kinks, float(second)
-    needed = np.unique(needed)
+        return first, kinks, second
     gaps = np.concatenate([[np.inf], np.diff(needed), [np.inf]])
     last = (gaps < _CLOSE) & (gaps <= np.roll(gaps, 1)) & (gaps < np.roll(gaps, -1))
     found = needed[last[:-1] | last[1:]]
-    _, _, needed = adaptive(squares, 0.0, sigma, np.union1d(first, found))
-    return np.unique(needed), np.union1d(kinks, found), float(second)
+    needed = adaptive(squares, 0.0, sigma, np.union1d(first, found), allowed)[2]
+    return np.unique(needed), np.union1d(kinks, found), second
 
 
 def _smoothed(

@@ -28,7 +28,7 @@ _WEIGHTS = np.array([0.0, *_GAUSS_WEIGHTS, 0.0])
 # Where pieces start, in σ: the mass beyond 12 is 2e-33.  The outermost pieces tell whether the
 # function grows so fast, or starts so late, that the far ones are needed too.  Odd numbers, for a
 # kink or a steep step that falls on the border of two pieces stays unseen by both.
-CORE = (-12.0, -11.02, -9.07, -6.11, -3.07, -0.03, 2.93, 5.89, 8.93, 10.98, 12.0)
+CORE = (-12.0, -11.02, -9.07, -6.11, -3.07, -0.03, 2.81, 5.77, 8.93, 10.98, 12.0)
 _FAR = (12.0, 15.04, 20.06, 27.03, 35.0)
 _NOTHING = 1e-290  # beyond 35 σ, or below this, float64 has no digits left to integrate with
 _OUTERMOST = 1e-15  # share of the whole in an outermost piece above which the far ones count
@@ -58,7 +58,7 @@ def _signs_of_roughness() -> np.ndarray:
     coefficients = _WEIGHTS[:, None] * legendre
     interpolant = coefficients * (np.arange(order) + 0.5) @ legendre[[0, -1]].T
     missed = np.eye(len(NODES))[:, [0, -1]] - interpolant
-    return np.hstack([coefficients[:, -2:], missed * _GAUSS_WEIGHTS[0]])
+    return np.hstack([coefficients[:, -2:], missed])
 
 
 # Halves may agree by chance over a jump.  Where these signs are ε of a piece, Gauss–Legendre
@@ -87,10 +87,11 @@ def _pieces(
     t = (high + low)[:, None] / 2 + half * NODES
     with np.errstate(all="ignore"):
         values, noise = integrand(mean + sigma * t)
-        values = values * density(t) * half
-        error = (noise * weights(t, half) + 0 * values).sum(-1)
-        size = np.abs(values) @ _WEIGHTS
-        signs = ((values @ _ROUGHNESS) ** 2).sum(-1)
+        here = density(t) * half
+        values, noise = values * here, np.broadcast_to(noise * here, values.shape)
+        size, error = np.abs(values) @ _WEIGHTS, noise @ _WEIGHTS
+        signs = np.maximum(np.abs(values @ _ROUGHNESS) - noise @ np.abs(_ROUGHNESS), 0)
+        signs = (signs**2).sum(-1)
         rough = np.divide(signs, size, out=np.zeros_like(size), where=size > 0)
         found = np.stack([values @ _WEIGHTS, size, error, rough])
     if not np.isfinite(found).all():
