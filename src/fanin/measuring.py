@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fanin.guard import eager, private, untouched
 from fanin.operations import Weighted
-from fanin.trace import Call, Watch, trace
+from fanin.reading import Unobserved
+from fanin.trace import Watch, trace
 
 __all__ = ["Target", "measure_"]
 
@@ -64,25 +65,11 @@ def measure_(
             model,
             model.named_parameters(),
             guard,
-            _Nothing(),
+            Unobserved(),
             adjust=_Adjust(model, targets, found),
         )
         trace(model, private(batch), None, watch)
     return found
-
-
-class _Nothing:
-    """Observes nothing."""
-
-    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None: ...
-
-    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None: ...
-
-    def produced(self, call: Call, output: Tensor) -> None: ...
-
-    def criterion(
-        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None: ...
 
 
 class _Adjust:

@@ -16,21 +16,25 @@ from fanin.guard import Guard, eager, private, untouched
 from fanin.operations import Weighted
 from fanin.trace import Call, Watch, reject_scripted, trace
 
-__all__ = ["reading"]
+__all__ = ["Unobserved", "reading"]
 
 
-class _Silent:
-    """Observes nothing."""
+class Unobserved:
+    """An observer that measures nothing."""
 
-    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None: ...
+    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
+        """A call that uses parameters has run."""
 
-    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None: ...
+    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
+        """An elementwise nonlinearity has run."""
 
-    def produced(self, call: Call, output: Tensor) -> None: ...
+    def produced(self, call: Call, output: Tensor) -> None:
+        """Any call on a signal has run."""
 
     def criterion(
         self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None: ...
+    ) -> None:
+        """A known loss is about to run."""
 
 
 def reading(model: nn.Module, batch: Any) -> Architecture:
@@ -62,7 +66,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
 
 
 def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:
-    watch = Watch(model, model.named_parameters(), guard, _Silent())
+    watch = Watch(model, model.named_parameters(), guard, Unobserved())
     seen, _, _ = trace(model, batch, None, watch)
     return read(seen, model)
 

@@ -396,8 +396,9 @@ class _Reader:
                 return Input("layer")
             if self.architecture.normalizes(call):
                 return Input("norm")
-            if call.op in ACTIVATIONS - _NO_ACTIVATION:
-                return Input("activation", call.op, call.option)
+            name = _bends(call)
+            if name is not None:
+                return Input("activation", name, call.option)
             signals = [i for i in call.sources if i != -2]
             if call.op in _SUMS and len(set(signals)) > 1:
                 return Input("sum")
@@ -438,9 +439,9 @@ class _Reader:
         normed, factor = False, 1.0
         for _ in range(8):
             after = self.followers.get(call.index, ())
-            bent = [c for c in after if c.op in ACTIVATIONS - _NO_ACTIVATION]
+            bent = [c for c in after if _bends(c)]
             if bent:
-                return bent[0].op, bent[0].option, normed, factor
+                return _bends(bent[0]), bent[0].option, normed, factor
             written = self._norm_written_out(call) if len(after) > 1 else None
             if written is not None:
                 call, normed = written, True
@@ -466,6 +467,13 @@ class _Reader:
                 return later if inside.issuperset(set(after) - {later.index}) else None
             inside.add(later.index)
         return None
+
+
+def _bends(call: Call) -> str | None:
+    """The nonlinearity that a call is; None for what only keeps a signal in bounds."""
+    if call.op in ("clamp", "clamp_min", "clip") and call.option == 0:
+        return "relu"
+    return call.op if call.op in ACTIVATIONS - _NO_ACTIVATION else None
 
 
 def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:

@@ -23,6 +23,7 @@ from fanin.checking import check as check_model
 from fanin.checking import recording
 from fanin.cli.compare import compare
 from fanin.cli.init import init, plan
+from fanin.cli.options import device_option, input_option, seed_option
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
 from fanin.cli.program import Program, debug_option
 from fanin.cli.progress import Progress
@@ -64,23 +65,9 @@ def cli() -> None:
 
 @cli.command(short_help="Check how the model of TARGET starts.")
 @click.argument("target")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="SPEC",
-    help="One input in place of the batch of TARGET: 8x3x224x224, tokens:4x128@32000 or "
-    "mask=4x128; repeatable.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Of the weights, the inputs and the check.",
-)
-@click.option("--device", metavar="DEVICE", help="Where to run, e.g. cuda; default: as built.")
+@input_option
+@seed_option
+@device_option
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),

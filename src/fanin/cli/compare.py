@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from torch import nn
 
+from fanin.cli.options import device_option, input_option
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
 from fanin.cli.program import debug_option
 from fanin.comparing import Comparison
@@ -122,15 +123,8 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
     help="Of the weights and the training; the inputs come from the first.",
 )
 @click.option("--optimizer", type=click.Choice(("sgd", "adam")), default="sgd", show_default=True)
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="SPEC",
-    help="One input in place of the batch of TARGET: 8x3x224x224, tokens:4x128@32000 or "
-    "mask=4x128; repeatable.",
-)
-@click.option("--device", metavar="DEVICE", help="Where to run, e.g. cuda; default: as built.")
+@input_option
+@device_option
 @click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - is stdout.")
 @click.option("--html", "html_to", metavar="FILE", help="Write the result as one HTML page.")
 @click.option("--quiet", is_flag=True, help="Show nothing.")

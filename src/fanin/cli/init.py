@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from fanin.checkpoint import save
+from fanin.cli.options import input_option, seed_option
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json, write_text
 from fanin.cli.program import debug_option
 from fanin.cli.progress import Progress
@@ -62,22 +63,8 @@ _SHARED = (
         show_default=True,
         help="Multiplies what the scheme draws (not auto).",
     ),
-    click.option(
-        "--input",
-        "inputs",
-        multiple=True,
-        metavar="SPEC",
-        help="One input in place of the batch of TARGET: 8x3x224x224, tokens:4x128@32000 or "
-        "mask=4x128; repeatable.",
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, 2**63 - 1),
-        metavar="N",
-        default=0,
-        show_default=True,
-        help="Of the weights and the inputs.",
-    ),
+    input_option,
+    seed_option,
     click.option("--frozen", is_flag=True, help="Also parameters that require no gradient."),
 )
 

@@ -285,7 +285,9 @@ def _smoothed(
     step = max(1, _TOGETHER // ((len(grid) + len(mesh)) * len(NODES)))
     for start in range(0, x.size, step):
         centre = known * x.ravel()[start : start + step, None]
-        cuts = np.clip((mesh - centre) / rest, grid[0], grid[-1])
+        low, high = centre.min() + rest * grid[0], centre.max() + rest * grid[-1]
+        near = mesh[(mesh > low) & (mesh < high)]
+        cuts = np.clip((near - centre) / rest, grid[0], grid[-1])
         cuts = np.concatenate([cuts, np.broadcast_to(grid, (len(cuts), len(grid)))], axis=1)
         cuts.sort(axis=1)
         half = np.diff(cuts)[:, :, None] / 2

@@ -91,8 +91,8 @@ def _pieces(
         values, noise = values * here, np.broadcast_to(noise * here, values.shape)
         size, error = np.abs(values) @ _WEIGHTS, noise @ _WEIGHTS
         signs = np.maximum(np.abs(values @ _ROUGHNESS) - noise @ np.abs(_ROUGHNESS), 0)
-        signs = (signs**2).sum(-1)
-        rough = np.divide(signs, size, out=np.zeros_like(size), where=size > 0)
+        sign = np.linalg.norm(signs, axis=-1)
+        rough = sign * np.minimum(sign / np.maximum(size, _NOTHING), 1.0)
         found = np.stack([values @ _WEIGHTS, size, error, rough])
     if not np.isfinite(found).all():
         raise ArgumentError("activation: its moments are beyond the range of float64")
