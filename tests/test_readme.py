@@ -9,22 +9,52 @@ from typing import Any
 import pytest
 import torch
 
+import fanin
 from fanin.findings import RULES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_runs_and_ends_as_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {}
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {"__name__": "example"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(block, scope)
+    return scope
+
+
+def test_there_is_an_example_of_check_init_and_compare():
+    assert [re.findall(r"fanin\.(\w+)", block)[0] for block in BLOCKS] == [
+        "check",
+        "plan",
+        "compare",
+    ]
+
+
+def test_the_example_of_check_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scope = run(BLOCKS[0], tmp_path, monkeypatch)
     assert not scope["report"].ok
     assert (tmp_path / "start.html").stat().st_size > 0
+
+
+def test_the_example_of_init_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    planned = BLOCKS[1].partition("fanin.init_")[0]
+    scope = run(planned, tmp_path, monkeypatch)
+    assert fanin.check(scope["model"], scope["batch"]).ok
+    for module in scope["model"]:
+        if isinstance(module, torch.nn.Linear):
+            module.reset_parameters()
+    assert not fanin.check(scope["model"], scope["batch"]).ok, "at torch's default it is no example"
+    run(BLOCKS[1], tmp_path, monkeypatch)
+
+
+def test_the_example_of_compare_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    comparison = run(BLOCKS[2], tmp_path, monkeypatch)["comparison"]
+    assert comparison.best == "auto"
 
 
 def test_every_rule_stands_in_the_table():
