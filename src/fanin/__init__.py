@@ -6,6 +6,7 @@
 True
 """
 
+from fanin.activations import gain
 from fanin.assignment import Assignment
 from fanin.catalogue import SCHEMES as schemes  # noqa: N811 - the public name of the mapping
 from fanin.catalogue import Scheme
@@ -29,6 +30,7 @@ __all__ = [
     "check",
     "compare",
     "fill_",
+    "gain",
     "init_",
     "plan",
     "recording",

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any], str | None]] = {
     nn.GELU: lambda m: "gelu" if m.approximate == "none" else "gelu_tanh",
     nn.SiLU: lambda _: "silu",
     nn.Mish: lambda _: "mish",
-    nn.Softplus: lambda m: _call("softplus", m.beta) if m.threshold == _SOFTPLUS_THRESHOLD else None,
+    nn.Softplus: lambda m: _call("softplus", m.beta) if m.threshold == _STRAIGHT else None,
     nn.Tanh: lambda _: "tanh",
     nn.Sigmoid: lambda _: "sigmoid",
     nn.LogSigmoid: lambda _: "logsigmoid",
@@ -55,15 +56,14 @@ _MODULES: dict[type[nn.Module], Callable[[Any], str | None]] = {
     nn.Hardshrink: lambda m: _call("hardshrink", m.lambd),
 }
 # From there on torch's softplus is the identity, 2e-9 below the function; any other is no softplus.
-_SOFTPLUS_THRESHOLD = 20.0
+_STRAIGHT = 20.0
 _PRELU_START = 0.25  # torch's own first value, for a parameter that has none yet (meta)
 
-# Points for the tests of an unknown callable: irregular, on both sides of zero, far and near.
-_POINTS = torch.tensor(
-    [0.31, -0.17, 1.72, -2.44, 0.05, 3.6, -0.93, -5.2, 0.77, -1.38, 7.1, 2.15], dtype=torch.float64
-)
-# A callable that computes in float32 gives this much else for the same value elsewhere.
-_SAME = 1e-5
+# Points at which an unknown callable is tried: irregular, on both sides of zero, and so many that
+# dropout of one in a thousand shows.
+_POINTS = 5 * torch.sin(torch.arange(1, 8193, dtype=torch.float64))
+# A callable that computes in float32 may differ by this share from itself on other neighbours.
+_SAME = 1e-6
 
 
 def gain(activation: str | nn.Module | Callable[[Any], Any]) -> float:
@@ -120,19 +120,23 @@ def as_function(
     if isinstance(activation, (str, moments.Activation)):
         moments.function(activation)
         return activation
-    if isinstance(activation, type) or not callable(activation):
-        hint = "; pass an instance" if isinstance(activation, type) else ""
+    if isinstance(activation, type):
         raise ArgumentError(
-            f"activation must be a name, a module or a function, not {activation!r}{hint}"
+            f"activation must be a name, a module or a function, not the class "
+            f"{activation.__qualname__}: pass an instance"
+        )
+    if not callable(activation):
+        raise ArgumentError(
+            f"activation must be a name, a module or a function, not {activation!r}"
         )
     name = _known(activation)
     if name is not None:
         return name
     evaluate = _evaluator(activation)
-    _check_elementwise(evaluate, _described(activation))
 
     def function(z: np.ndarray) -> np.ndarray:
-        return evaluate(torch.from_numpy(np.ascontiguousarray(z))).numpy()
+        with _quiet():
+            return evaluate(torch.from_numpy(np.array(z, dtype=np.float64))).numpy()
 
     function.__qualname__ = _described(activation)
     return function
@@ -142,8 +146,7 @@ def _known(activation: Callable[[Any], Any]) -> str | None:
     """The name of a module or function that `fanin.moments` has in closed form."""
     if isinstance(activation, nn.Module):
         named = _MODULES.get(type(activation))
-        hooked = activation._forward_hooks or activation._forward_pre_hooks
-        return None if named is None or hooked else named(activation)
+        return named(activation) if named is not None else None
     try:
         return _FUNCTIONS.get(activation)
     except TypeError:  # not hashable
@@ -168,42 +171,85 @@ def _described(activation: Callable[[Any], Any]) -> str:
 
 # ── evaluation that leaves no trace ──────────────────────────────────────────────────────────
 
+Evaluate = Callable[[Tensor], Tensor]
 
-def _evaluator(activation: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
-    """The activation as a function of float64 vectors; of a module, a float64 copy."""
+
+def _evaluator(activation: Callable[[Any], Any]) -> Evaluate:
+    """The activation as a function of float64 vectors, found to be elementwise; to run `_quiet`.
+
+    What cannot take float64, for it holds float32 parameters, is given float32.
+    """
     name = _described(activation)
     called = _double(activation, name) if isinstance(activation, nn.Module) else activation
+    wide, narrow = (partial(_evaluate, called, name, t) for t in (torch.float64, torch.float32))
+    try:
+        _check_elementwise(wide, name)
+    except ArgumentError as error:
+        if error.__cause__ is None:  # it ran, and is not elementwise
+            raise
+        try:
+            _check_elementwise(narrow, name)
+        except ArgumentError:
+            raise error from error.__cause__
+        return narrow
+    return wide
 
-    def evaluate(x: Tensor) -> Tensor:
+
+def _evaluate(called: Callable[[Any], Any], name: str, dtype: torch.dtype, x: Tensor) -> Tensor:
+    """called(x) in float64, checked for its shape."""
+    result = called(x.to(dtype, copy=True))  # a private input: it may work in place
+    if isinstance(result, np.ndarray):
+        result = torch.from_numpy(result)
+    if not isinstance(result, Tensor) or result.shape != x.shape or result.is_complex():
+        given = type(result).__name__
+        if isinstance(result, Tensor):
+            given = f"{str(result.dtype).removeprefix('torch.')} {list(result.shape)}"
+        raise ArgumentError(
+            f"activation {name!r} must be elementwise: of a vector {list(x.shape)} it must make a "
+            f"real one of that shape, not {given}"
+        )
+    return result.detach().to("cpu", torch.float64)
+
+
+def _check_elementwise(evaluate: Evaluate, name: str) -> None:
+    """An ArgumentError unless each value depends on its own input alone, and always in one way."""
+    try:
         with _quiet():
-            try:
-                result = called(x.clone())  # a private input: it may work in place
-            except Exception as error:
-                cause = " ".join(f"{type(error).__name__}: {error}".split())
-                raise ArgumentError(
-                    f"activation {name!r} must take a float64 vector, but raised {cause}"
-                ) from error
-        if not isinstance(result, Tensor) or result.shape != x.shape or result.is_complex():
-            given = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise ArgumentError(
-                f"activation {name!r} must be elementwise: a real vector of {len(x)} values gives "
-                f"as many, not {given}"
-            )
-        return result.detach().to(torch.float64)
-
-    return evaluate
+            whole, again = evaluate(_POINTS), evaluate(_POINTS)
+            some = evaluate(_POINTS[::3].flip(0))
+    except ArgumentError:
+        raise
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ArgumentError(
+            f"activation {name!r} must take a vector, but raised {cause}"
+        ) from error
+    if not torch.equal(whole.nan_to_num(), again.nan_to_num()):
+        raise ArgumentError(
+            f"activation {name!r} must not be random (a module in training mode: call its eval())"
+        )
+    if not torch.allclose(whole[::3].flip(0), some, rtol=_SAME, atol=_SAME, equal_nan=True):
+        raise ArgumentError(
+            f"activation {name!r} must be elementwise: its value at one input must not depend on "
+            "the others"
+        )
 
 
 def _double(module: nn.Module, name: str) -> nn.Module:
+    """A float64 copy without hooks."""
     if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
         raise ArgumentError(f"activation {name!r} has parameters without values (meta)")
     try:
-        return copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
+        double = copy.deepcopy(module).to("cpu", torch.float64)
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ArgumentError(
             f"activation {name!r} must be copied to be evaluated, which raised {cause}"
         ) from error
+    for part in double.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return double
 
 
 @contextmanager
@@ -216,16 +262,3 @@ def _quiet() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-
-
-def _check_elementwise(evaluate: Callable[[Tensor], Tensor], name: str) -> None:
-    """An ArgumentError unless each value depends on its own input alone, and always in one way."""
-    whole = evaluate(_POINTS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random.getrandbits(62))
-        again = evaluate(_POINTS)
-    if not torch.equal(whole, again):
-        raise ArgumentError(
-            f"activation {name!r} must not be random; call its eval() first if it is a module in "
-            "training mode"
-        )

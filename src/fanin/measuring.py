@@ -59,7 +59,8 @@ def measure_(
         ForwardError: the model raised.
     """
     found: dict[str, tuple[float, ...]] = {}
-    with torch.inference_mode(False), torch.no_grad(), eager(), untouched(model) as guard:
+    # a forward may take gradients itself, so they stay enabled
+    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
         torch.manual_seed(0)
         watch = Watch(
             model,

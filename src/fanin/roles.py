@@ -169,10 +169,21 @@ class _Reader:
             if known:
                 role = self._role(role, known)
             found.append(role)
-        gated = {r.branch.end for r in found if r.kind == "branch_scale" and r.branch is not None}
+        gated = self._gated()
         return tuple(
             replace(r, gated_branch=r.branch is not None and r.branch.end in gated) for r in found
         )
+
+    def _gated(self) -> set[int]:
+        """Ends of the branches that a learned scale is the last to act on, computed ones too."""
+        scales = (c for c in self.calls if c.op == "scale" and c.operands)
+        return {
+            branch.end
+            for call in scales
+            if (branch := self.branch_of.get(call.index)) is not None
+            and self._ends(call, branch)
+            and not self._is_norm_scale(call)
+        }
 
     def _role(self, bare: Role, uses: list[tuple[Call, Operand]]) -> Role:
         """The role in the first use; a table that is a weight too keeps being a table."""
@@ -238,7 +249,7 @@ class _Reader:
 
     # ---- parameters of elementwise calls ---------------------------------------------------------
 
-    def _scale(self, call: Call) -> str:
+    def _is_norm_scale(self, call: Call) -> bool:
         for index in call.behind:
             before = self.calls[index]
             # a change of dtype, a constant factor (√d after a division by the length)
@@ -250,7 +261,12 @@ class _Reader:
             ):
                 before = self.calls[before.behind[0]]
             if self.architecture.normalizes(before):
-                return "norm_scale"
+                return True
+        return False
+
+    def _scale(self, call: Call) -> str:
+        if self._is_norm_scale(call):
+            return "norm_scale"
         branch = self.branch_of.get(call.index)
         if branch is not None and self._ends(call, branch):
             return "branch_scale"

@@ -137,7 +137,7 @@ def _in_branch(role: Role) -> Choice:
     assert branch is not None
     base = keeps_scale(role)
     if branch.norm == "none" and not role.gated_branch:
-        if role.last and role.alone:
+        if role.last and role.alone and role.activation is None:
             because = (
                 "last layer of a residual branch without norms: zero makes each of the "
                 f"{branch.of} branches start as the identity (Fixup)"
