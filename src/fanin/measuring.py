@@ -22,6 +22,11 @@ from fanin.trace import Watch, trace
 __all__ = ["Target", "measure_"]
 
 
+# A signal this far from its size is lost or exploded on its way: no scale of one weight mends that.
+# Raw data of 16 bits (root mean square 4e4) is still within.
+FURTHEST = 1e5
+
+
 @dataclass(frozen=True)
 class Target:
     """What the output of a weight should be on the batch.
@@ -146,6 +151,8 @@ def _factor(output: Tensor, target: Target) -> float | None:
     if not math.isfinite(size) or size == 0.0:
         return None
     factor = target.size / size
+    if not 1 / FURTHEST <= factor <= FURTHEST:
+        return None
     if 1 / target.tolerance <= factor <= target.tolerance and target.tolerance > 1:
         return None
     return float(f"{factor:.4g}")  # a recipe is read by people

@@ -92,7 +92,7 @@ def _by_input(role: Role) -> Choice:
         "product": "its input is a product of two signals",
     }
     reason = reasons.get(source.kind, "nothing is known of its input but its size")
-    return Choice("lecun_normal", f"{reason}: variance 1/fan_in keeps the scale; {fan}")
+    return Choice("lecun_normal", f"{reason}, so a variance of 1/fan_in keeps the scale ({fan})")
 
 
 def _rectified(source: Input, fan: str) -> Choice:
@@ -100,9 +100,11 @@ def _rectified(source: Input, fan: str) -> Choice:
     slope = 0.01 if slope is None and source.activation == "leaky_relu" else slope
     slope = 0.25 if source.activation == "prelu" else slope
     if not slope:
-        because = f"relu before it halves the second moment, so the variance is 2/fan_in; {fan}"
+        because = f"relu before it halves the second moment, so the variance is 2/fan_in ({fan})"
         return Choice("he_normal", because)
-    because = f"{source.activation} of slope {slope:g} before it: variance 2/((1+a²)·fan_in); {fan}"
+    because = (
+        f"{source.activation} of slope {slope:g} before it: variance 2/((1+a²)·fan_in) ({fan})"
+    )
     return Choice("he_normal", because, arguments={"negative_slope": slope})
 
 
@@ -110,7 +112,7 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
     """An activation other than ReLU: the gain by quadrature."""
     known = curve(source.activation or "", source.slope)
     if known is None:
-        because = f"the moments of {source.activation} before it are not known; {fan}"
+        because = f"the moments of {source.activation} before it are not known ({fan})"
         return Choice("lecun_normal", because)
     seen = moments.moments(known)
     biased = seen.mean**2 > _BIASED * seen.second
@@ -119,14 +121,14 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
         because = (
             f"{source.activation} before it has mean {words(seen.mean)} and std "
             f"{words(math.sqrt(seen.variance))}: rows that sum to zero ignore the mean, gain "
-            f"{words(gain)} restores the std; {fan}"
+            f"{words(gain)} restores the std ({fan})"
         )
         return Choice("lecun_normal", because, gain, arguments={"centred": True})
     gain = 1 / math.sqrt(seen.second)
     gated = " times another signal" if source.kind == "product" else ""
     because = (
         f"{source.activation}{gated} before it has E[φ²] = {words(seen.second)}: gain "
-        f"{words(gain)} keeps the scale; {fan}"
+        f"{words(gain)} keeps the scale ({fan})"
     )
     return Choice("lecun_normal", because, gain)
 
