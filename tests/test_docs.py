@@ -33,12 +33,17 @@ Models on the meta device, and models with norms everywhere, are planned from cl
 
 `he_normal` and its kin keep the *scale* of the signal, in the mean over many layers. They do not
 keep *inputs apart*: the correlation of two inputs goes to 1 behind relu, gelu or sigmoid, and the
-gradient then says nothing about either ([theory.md](theory.md)). From 12 layers in a row on:
+gradient then says nothing about either ([theory.md](theory.md)). From 9 layers in a row on (5 with
+sigmoid or softplus, 8 with sine or hardtanh; shallower ones train alike from either start):
 
 - Behind relu, gelu, silu, softplus and their kin, units come in pairs with opposite weights. Since
   φ(x) − φ(−x) = x (exactly for relu, gelu, silu, softplus, hardswish; nearly for elu, selu, mish),
   the next layer sees x itself: the network starts linear and orthogonal at any depth, and every
-  unit is free to leave its partner from the first step on (looks-linear, arXiv:1702.08591).
+  unit is free to leave its partner from the first step on (looks-linear, arXiv:1702.08591). The
+  biases of the first layer are random, in opposite pairs: the linear start carries these offsets
+  through all layers, so that not all kinks meet in the origin. Measured on plain networks of width
+  64 and depth 50: training loss 0.001 and less, where the best of He and orthogonal weights with the
+  exact gain stays at 0.4 to 1.6.
 - tanh, sin, hardtanh and sigmoid are odd about a point, and a pair would stay a pair for ever. Here
   the weights are orthogonal, rows sum to zero where the activation has a mean, and the size of the
   pre-activation is chosen so that near inputs part by no more than e² over the whole stretch

@@ -31,6 +31,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "forget_gate_bias": {"shape": (16,)},
     "chrono_bias": {"shape": (16,)},
     "prior_bias": {"shape": (4,), "priors": (0.4, 0.3, 0.2, 0.1)},
+    "mirrored_bias": {"shape": (16,)},
     "focal_bias": {"shape": (16,)},
 }
 TENSOR = [s.name for s in SCHEMES.values() if s.scope == "tensor"]
@@ -86,7 +87,7 @@ RANDOM = [
     for s in TENSOR
     if SCHEMES[s].form != "constant"
     and s not in ("identity", "dirac", "irnn", "zero_hadamard", "bilinear_upsampling")
-    and not (s.endswith("_bias") and s != "chrono_bias")
+    and not (s.endswith("_bias") and s not in ("chrono_bias", "mirrored_bias"))
 ]
 
 
@@ -307,7 +308,8 @@ BAD = [
     ("no layout", KERNEL, "orthogonal", {}, "layout"),
     ("dirac of a matrix", WEIGHT, "dirac", {}, "convolution kernel"),
     ("irnn not square", WEIGHT, "irnn", {}, "8×6"),
-    ("odd halves", lambda: torch.full((7, 6), 7.0), "looks_linear", {}, "odd"),
+    ("no halves", lambda: torch.full((1, 6), 7.0), "looks_linear", {}, "halves"),
+    ("mirrored matrix", WEIGHT, "mirrored_bias", {}, "vector of biases"),
     ("no hadamard", lambda: torch.full((7, 6), 7.0), "hadamard", {}, "20"),
     ("icnr outputs", KERNEL, "icnr", {"scale": 3}, "scale"),
     ("bilinear", KERNEL, "bilinear_upsampling", {}, "as many outputs"),

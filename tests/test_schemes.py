@@ -24,7 +24,7 @@ from fanin.fill import fill_
 
 TENSOR = [s for s in SCHEMES.values() if s.scope == "tensor"]
 MODEL = [s for s in SCHEMES.values() if s.scope == "model"]
-BIASES = ("forget_gate_bias", "chrono_bias", "prior_bias", "focal_bias")
+BIASES = ("forget_gate_bias", "chrono_bias", "prior_bias", "mirrored_bias", "focal_bias")
 THREE = ("normal", "uniform", "trunc_normal")
 
 
@@ -38,7 +38,7 @@ def test_the_catalogue_holds_exactly_what_is_promised():
         f"{stem}_{form}" for stem in ("lecun", "xavier", "xavier_in", "he") for form in THREE
     )
     structured = "orthogonal delta_orthogonal looks_linear hadamard zero_hadamard irnn icnr mimetic"
-    structured += " bilinear_upsampling forget_gate_bias chrono_bias prior_bias focal_bias"
+    structured += " bilinear_upsampling forget_gate_bias chrono_bias prior_bias mirrored_bias focal_bias"
     models = "fixup skipinit rezero residual_scaling deepnorm t_fixup small_init mup spectral"
     models += " depthwise_trunc_normal recurrent lora lsuv within_layer auto"
     assert {s.name for s in TENSOR} == set(f"{plain} {scaled} {structured}".split())
@@ -166,13 +166,13 @@ def fits(scheme: str, layer: Layer) -> bool:
     if scheme == "mimetic":
         return outputs <= inputs
     if scheme == "looks_linear":
-        return inputs % 2 == outputs % 2 == 0
+        return min(inputs, outputs) >= 2
     if scheme == "icnr":
         return outputs % 2 ** len(layer.kernel) == 0
     if scheme == "hadamard":
         n = max(outputs, inputs * taps)
         return any(n == small * 2**k for small in (1, 12, 20) for k in range(20))
-    return scheme not in BIASES[:3]
+    return scheme not in BIASES[:4]
 
 
 def predicted(scheme: Scheme, layer: Layer) -> float:
@@ -408,16 +408,17 @@ def test_centred_delta_orthogonal_keeps_all_but_the_mean():
     torch.testing.assert_close(y.norm(), (x - x.mean(1, keepdim=True)).norm())
 
 
-def test_deep_relu_networks_that_look_linear_have_an_orthogonal_jacobian():
+@pytest.mark.parametrize("width", [32, 33])
+def test_deep_relu_networks_that_look_linear_have_an_orthogonal_jacobian(width: int):
     def weight(depth: int, shape: tuple[int, int], **ends: bool) -> Tensor:
         empty = torch.empty(shape, dtype=torch.float64)
         return fill_(empty, "looks_linear", name=f"layer{depth}", **ends)
 
     def network(x: Tensor) -> Tensor:
-        x = torch.relu(weight(0, (32, 16), first=True) @ x)
+        x = torch.relu(weight(0, (width, 16), first=True) @ x)
         for depth in range(1, 50):
-            x = torch.relu(weight(depth, (32, 32)) @ x)
-        return weight(50, (16, 32), last=True) @ x
+            x = torch.relu(weight(depth, (width, width)) @ x)
+        return weight(50, (16, width), last=True) @ x
 
     jacobian = torch.autograd.functional.jacobian(network, unit_input((16,)))
     torch.testing.assert_close(values(jacobian), torch.ones(16).double())
@@ -528,6 +529,10 @@ def test_biases_mean_what_they_say():
     assert forget.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
     priors = fill_(torch.empty(3), "prior_bias", priors=(0.5, 0.25, 0.25))
     torch.testing.assert_close(priors.softmax(0), torch.tensor([0.5, 0.25, 0.25]))
+    offsets = fill_(torch.empty(4001), "mirrored_bias", gain=0.5, name="b")
+    assert torch.equal(offsets[:2000], -offsets[2000:4000])
+    assert offsets[4000] == 0
+    assert float(offsets.std()) == pytest.approx(0.5, rel=0.05)
     focal = fill_(torch.empty(3, 2), "focal_bias")
     torch.testing.assert_close(focal.sigmoid(), torch.full((3, 2), 0.01))
 

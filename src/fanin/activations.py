@@ -117,7 +117,7 @@ def as_function(
     >>> as_function(nn.LeakyReLU(0.2)), as_function(torch.tanh)
     ('leaky_relu(0.2)', 'tanh')
     """
-    if isinstance(activation, (str, moments.Activation)):
+    if isinstance(activation, (str, moments.Activation, np.ufunc)):
         moments.function(activation)
         return activation
     if isinstance(activation, type):

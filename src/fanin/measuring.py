@@ -7,10 +7,12 @@ and the pass goes on with an input that is already right: one pass for any depth
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,8 @@ def measure_(
     # a forward may take gradients itself, so they stay enabled
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
         torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
         watch = Watch(
             model,
             model.named_parameters(),

@@ -263,6 +263,16 @@ def _check_model(model: Any) -> None:
             raise ModelError(
                 f"model: the lazy parameter {name!r} is not materialized; run the model once first"
             )
+        if parameter.layout != torch.strided:
+            raise ModelError(
+                f"model: the parameter {name!r} is sparse ({parameter.layout}); a plan needs dense "
+                "parameters"
+            )
+        if parameter.is_inference():
+            raise ModelError(
+                f"model: the parameter {name!r} was made in inference mode and can have no "
+                "gradient; build the model outside of torch.inference_mode()"
+            )
 
 
 def _check_seed(seed: Any) -> None:
@@ -271,11 +281,11 @@ def _check_seed(seed: Any) -> None:
 
 
 def _without_unfit(recipe: Recipe, model: nn.Module) -> Recipe:
-    """Leave what cannot be drawn: integer, complex, sparse, quantized and empty parameters."""
+    """Leave what cannot be drawn: integer, complex, quantized and empty parameters."""
     unfit: dict[str, str] = {}
     for name, parameter in model.named_parameters():
-        if parameter.layout != torch.strided or parameter.is_quantized:
-            unfit[name] = "it is not dense"
+        if parameter.is_quantized:
+            unfit[name] = "it is quantized"
         elif parameter.dtype not in _DTYPES:
             unfit[name] = f"its dtype is {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter.numel() == 0:

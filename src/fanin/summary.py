@@ -25,7 +25,7 @@ def table(recipe: Recipe) -> ConsoleRenderable:
     shown.add_column("std", justify="right", no_wrap=True)
     shown.add_column("because", overflow="fold", ratio=5)
     for name, scheme, std, because in _rows(recipe):
-        shown.add_row(Text(name), scheme, std, Text(because))
+        shown.add_row(Text(_visible(name)), scheme, std, Text(_visible(because)))
     numbers = sum(math.prod(a.shape) for a in recipe.assignments)
     head = Text(
         f"{recipe.scheme}: {len(recipe.assignments):,} parameters drawn ({numbers:,} numbers), "
@@ -39,8 +39,13 @@ def table(recipe: Recipe) -> ConsoleRenderable:
             grouped.setdefault(told, []).append(name)
         for told, names in grouped.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(Text(f"  {', '.join(names[:3])}{more}: {told}"))
+            parts.append(Text(_visible(f"  {', '.join(names[:3])}{more}: {told}")))
     return Group(*parts)
+
+
+def _visible(text: str) -> str:
+    """A name on one line, with nothing in it that a terminal would obey."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:

@@ -97,6 +97,24 @@ assert torch.equal(i, -f)
 """,
     ),
     Scheme(
+        "mirrored_bias",
+        "offsets in opposite pairs, for the first layer of a looks_linear network",
+        "b = [β, −β], β ~ N(0, gain²); the spare unit of an odd width 0; root mean square gain",
+        "The first layer of a `looks_linear` network, with gain 0.5 where pre-activations have std "
+        "1: the linear start carries the offsets through all layers, so that no two kinks meet in "
+        "the origin.",
+        "Balduzzi et al. (2017), The Shattered Gradients Problem, section 4, for the mirrored "
+        "units: arXiv:1702.08591; the offset and its size were measured here",
+        "matrix",
+        lambda fan, arguments: 1.0,
+        needs="a vector: one bias for each unit",
+        example="""\
+bias = torch.empty(64)
+fanin.fill_(bias, "mirrored_bias", gain=0.5)
+assert torch.equal(bias[:32], -bias[32:])
+""",
+    ),
+    Scheme(
         "prior_bias",
         "a classifier that starts at the frequencies of the classes",
         "b_c = gain·log(π_c)",

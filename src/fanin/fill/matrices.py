@@ -157,19 +157,24 @@ def _delta_orthogonal(place: Place, given: Arguments) -> Array:
 
 
 def _looks_linear(place: Place, given: Arguments) -> Array:
-    rows, columns = place.outputs, place.inputs
-    for side, halved in ((rows, not given["last"]), (columns, not given["first"])):
-        if halved and side % 2:
+    """[[M, −M], [−M, M]]; of an odd side the spare unit is random, and nobody listens to it yet."""
+    first, last = given["first"], given["last"]
+    for side, halved in ((place.outputs, not last), (place.inputs, not first)):
+        if halved and side < 2:
             raise ArgumentError(
-                f"tensor: looks_linear mirrors halves; {side} of {place.size} is odd"
+                f"tensor: looks_linear mirrors halves; a side of {side} in {place.size} has none"
             )
-    rows = rows if given["last"] else rows // 2
-    columns = columns if given["first"] else columns // 2
+    rows = place.outputs if last else place.outputs // 2
+    columns = place.inputs if first else place.inputs // 2
     block = _rotation(place, rows, columns, 1, {})[..., 0]
-    if not given["first"]:
-        block = np.concatenate([block, -block], axis=1)
-    if not given["last"]:
-        block = np.concatenate([block, -block], axis=0)
+    if not last:
+        spare = place.outputs % 2
+        drawn = draw.normal(place.key("spare"), spare * columns).astype(np.float64)
+        row = drawn.reshape(spare, columns) / math.sqrt(columns)
+        block = np.concatenate([block, -block, row], axis=0)
+    if not first:
+        silent = np.zeros((len(block), place.inputs % 2))
+        block = np.concatenate([block, -block, silent], axis=1)
     return place.at_centre(block)
 
 

@@ -56,9 +56,19 @@ def _focal(shape: Shape, given: Arguments, _: draw.Key) -> Array:
     return np.full(shape, focal_value(given["prior"]))
 
 
+def _mirrored(shape: Shape, _: Arguments, key: draw.Key) -> Array:
+    if len(shape) != 1:
+        raise ArgumentError(
+            f"tensor: mirrored_bias fills a vector of biases, not the shape {list(shape)}"
+        )
+    half = draw.normal(key, shape[0] // 2).astype(np.float64)
+    return np.concatenate([half, -half, np.zeros(shape[0] % 2)])
+
+
 VECTORS: Mapping[str, Callable[[Shape, Arguments, draw.Key], Array]] = {
     "forget_gate_bias": _forget_gate,
     "chrono_bias": _chrono,
+    "mirrored_bias": _mirrored,
     "prior_bias": _prior,
     "focal_bias": _focal,
 }

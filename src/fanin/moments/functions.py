@@ -18,7 +18,7 @@ import numpy as np
 
 from fanin.errors import ArgumentError
 
-__all__ = ["NAMES", "Activation", "find", "function"]
+__all__ = ["NAMES", "Activation", "Function", "find", "function"]
 
 Function = Callable[[np.ndarray], np.ndarray]
 Parts = tuple[Function, Function, tuple[float, ...]]  # function, derivative, kinks

@@ -80,17 +80,18 @@ def _checked(name: str, function: Function, z: np.ndarray) -> np.ndarray:
 
 
 def activation_of(activation: str | Function, kinks: Sequence[float] = ()) -> Activation:
-    """A name or a callable as an `Activation`."""
+    """A name or a callable as an `Activation`, with further kinks."""
+    more = tuple(number("kinks", k) for k in kinks)
     if isinstance(activation, str):
         activation = find(activation)
     if isinstance(activation, Activation):
-        return activation
+        return replace(activation, kinks=(*activation.kinks, *more)) if more else activation
     if not callable(activation):
         raise ArgumentError(f"activation must be a name or a function, not {activation!r}")
     name = getattr(activation, "__qualname__", type(activation).__qualname__)
-    known = Activation(name, activation, kinks=tuple(number("kinks", k) for k in kinks))
+    known = Activation(name, activation, kinks=more)
     try:
-        values = _values(known, _PROBE)
+        values, _ = _values(known, _PROBE)
     except ArgumentError:  # not defined there; where it matters, it will raise again
         return known
     short = values.astype(np.float32)
@@ -99,12 +100,14 @@ def activation_of(activation: str | Function, kinks: Sequence[float] = ()) -> Ac
     return replace(known, rounding=float(np.finfo(np.float32).eps))
 
 
-def _values(activation: Activation, z: np.ndarray) -> np.ndarray:
+def _plain(activation: Activation, z: np.ndarray) -> np.ndarray:
     return _checked(activation.name, activation.function, z)
 
 
-def _rounding(activation: Activation, values: np.ndarray) -> np.ndarray:
-    return np.asarray(_OPERATIONS * activation.rounding * np.abs(values))
+def _values(activation: Activation, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """φ(z), and its rounding errors."""
+    values = _plain(activation, z)
+    return values, _OPERATIONS * activation.rounding * np.abs(values)
 
 
 # ── slopes ───────────────────────────────────────────────────────────────────────────────────
@@ -131,11 +134,10 @@ def _slopes(activation: Activation, z: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """
     if activation.derivative is not None:
         known = _checked(f"{activation.name}'", activation.derivative, z)
-        return known, _rounding(activation, known)
+        return known, _OPERATIONS * activation.rounding * np.abs(known)
     half = (z[:, -1:] - z[:, :1]) / (NODES[-1] - NODES[0])
-    values = _values(activation, z)
-    errors = _rounding(activation, values).max(1, keepdims=True)
-    return values @ _D.T / half, errors * _D_NORMS / half
+    values, errors = _values(activation, z)
+    return values @ _D.T / half, errors.max(1, keepdims=True) * _D_NORMS / half
 
 
 def mean_square_slope(activation: Activation, mean: float, variance: float) -> float:
@@ -183,16 +185,15 @@ def expectation(
     sigma = math.sqrt(variance)
 
     def once(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = _values(known, z)
-        return values[None], _rounding(known, values)
+        values, error = _values(known, z)
+        return values[None], error
 
     return float(integrate(once, mean, sigma, known.kinks)[0])
 
 
 def _both(activation: Activation, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = _values(activation, z)
-    error = _rounding(activation, values)
-    return np.stack([values, values * values]), np.stack([error, 2 * np.abs(values) * error])
+    values, errors = _values(activation, z)
+    return np.stack([values, values * values]), np.stack([errors, 2 * np.abs(values) * errors])
 
 
 def mean_and_square(activation: Activation, mean: float, variance: float) -> tuple[float, float]:
@@ -206,8 +207,8 @@ def spread(activation: Activation, mean: float, variance: float, centre: float) 
     """E[(φ(z) − centre)²] for z ~ N(mean, variance)."""
 
     def squares(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = _values(activation, z)
-        apart, errors = values - centre, _rounding(activation, np.abs(values) + abs(centre))
+        values, errors = _values(activation, z)
+        apart, errors = values - centre, errors + _OPERATIONS * activation.rounding * abs(centre)
         return (apart**2)[None], 2 * np.abs(apart) * errors + errors**2
 
     return float(integrate(squares, mean, math.sqrt(variance), activation.kinks)[0])
@@ -292,8 +293,8 @@ def _smoothed(
         cuts.sort(axis=1)
         half = np.diff(cuts)[:, :, None] / 2
         y = cuts[:, :-1, None] + half * (1 + NODES)
-        middle = _values(activation, sigma * centre)[:, :, None]
-        change = _values(activation, sigma * (centre[:, :, None] + rest * y)) - middle
+        middle = _plain(activation, sigma * centre)[:, :, None]
+        change = _plain(activation, sigma * (centre[:, :, None] + rest * y)) - middle
         change *= weights(y, half)
         place = slice(start, start + step)
         result[0, place] = middle[:, 0, 0] + change.sum((1, 2))
@@ -305,13 +306,15 @@ def _aligned(activation: Activation, sigma: float, opposed: bool) -> tuple[float
     """The same for v = u, or v = −u."""
     kinks = (*activation.kinks, *(-k for k in activation.kinks))
 
-    def of(part: Callable[[np.ndarray], np.ndarray], width: float) -> float:
+    def of(part: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], width: float) -> float:
         def product(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            here = part(z)  # mirrored, nodes stay in ascending order
-            there = part(-z[:, ::-1])[:, ::-1] if opposed else here
-            return (here * there)[None], _rounding(activation, here * there)
+            here, error = part(z)
+            there, other = part(-z[:, ::-1]) if opposed else (here, error)
+            if opposed:  # mirrored, so that nodes stay in ascending order
+                there, other = there[:, ::-1], other[:, ::-1]
+            return (here * there)[None], np.abs(here) * other + (np.abs(there) + other) * error
 
         return float(integrate(product, 0.0, width, kinks)[0])
 
-    slope = of(lambda z: _slopes(activation, z)[0], sigma or _no_sigma(activation))
+    slope = of(lambda z: _slopes(activation, z), sigma or _no_sigma(activation))
     return of(lambda z: _values(activation, z), sigma), slope

@@ -94,7 +94,7 @@ def moments(activation: str | Function, mean: float = 0.0, variance: float = 1.0
         ArgumentError: as `expectation`.
 
     >>> m = moments("relu")
-    >>> round(m.mean, 6), m.second, round(m.variance, 6), m.slope
+    >>> round(m.mean, 6), round(m.second, 6), round(m.variance, 6), round(m.slope, 6)
     (0.398942, 0.5, 0.340845, 0.5)
     >>> round(m.centred_chi, 4)
     1.4669
@@ -160,7 +160,9 @@ def length_map(
     3.0
     """
     q, w, b = _layer(q, weight_variance, bias_variance)
-    return w * moments(activation, 0.0, q).second + b
+    if isinstance(activation, str):
+        return w * moments(activation, 0.0, q).second + b
+    return w * mean_and_square(activation_of(activation), 0.0, q)[1] + b
 
 
 def _layer(q: float, weight_variance: float, bias_variance: float) -> tuple[float, float, float]:
@@ -296,7 +298,7 @@ def chi(activation: str | Function, q: float, weight_variance: float) -> float:
     Raises:
         ArgumentError: as `length_map`.
 
-    >>> chi("relu", 1.0, 2.0)
+    >>> round(chi("relu", 1.0, 2.0), 12)
     1.0
     """
     q, w, _ = _layer(q, weight_variance, 0.0)
@@ -399,7 +401,8 @@ def critical(activation: str | Function, bias_variance: float = 0.0) -> tuple[fl
     >>> w, q = critical("tanh", 0.05)
     >>> round(w, 5), round(q, 5)
     (1.76095, 0.57005)
-    >>> critical("relu")
+    >>> w, q = critical("relu")
+    >>> round(w, 12), q
     (2.0, 1.0)
     """
     b = number("bias_variance", bias_variance, low=0.0)

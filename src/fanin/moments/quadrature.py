@@ -22,7 +22,7 @@ Integrand = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | float]]
 # A piece is [−1, 1]: Gauss–Legendre nodes, exact to rounding for a Gaussian times a smooth function
 # over 3 σ, and just inside its ends two more, of no weight, for a kink behind the last node.
 _GAUSS, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(16)
-_INSIDE = 1 - 1e-9
+_INSIDE = 1 - 1e-10
 NODES = np.array([-_INSIDE, *_GAUSS, _INSIDE])
 _WEIGHTS = np.array([0.0, *_GAUSS_WEIGHTS, 0.0])
 # Where pieces start, in σ: the mass beyond 12 is 2e-33.  The outermost pieces tell whether the

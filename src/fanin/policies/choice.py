@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fanin.assignment import Assignment
@@ -12,7 +13,17 @@ from fanin.catalogue import find
 from fanin.errors import ArgumentError
 from fanin.roles import Role
 
-__all__ = ["Blueprint", "Choice", "Leave", "Skip", "assign", "blueprint", "matrix_sizes", "words"]
+__all__ = [
+    "Blueprint",
+    "Choice",
+    "Leave",
+    "Skip",
+    "assign",
+    "blueprint",
+    "counted",
+    "matrix_sizes",
+    "words",
+]
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,13 @@ class Blueprint:
     normed: bool
     meta: bool
 
-    @property
-    def streams(self) -> bool:
-        """Whether the model has residual branches."""
-        return self.blocks > 0
+    def weight_at(self, call: int) -> Role | None:
+        """The main weight of a call."""
+        return self._weights.get(call)
+
+    @cached_property
+    def _weights(self) -> dict[int, Role]:
+        return {role.call: role for role in self.roles if role.kind == "weight"}
 
 
 def blueprint(roles: Sequence[Role], meta: bool) -> Blueprint:
@@ -126,6 +140,15 @@ def matrix_sizes(role: Role) -> tuple[int, ...]:
     if role.op.startswith("conv_transpose") and role.groups > 1:
         return (inputs // role.groups, outputs, *kernel)
     return (inputs, outputs // role.blocks, *kernel)
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number of things as a reason writes it.
+
+    >>> counted(3, "layer"), counted(1, "branch", "branches")
+    ('3 layers', '1 branch')
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def words(value: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
+from fanin.policies.choice import Blueprint, Choice, Leave, Skip, counted, words
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
@@ -36,7 +36,10 @@ def residual_scaling(role: Role, drawn: Blueprint, arguments: Arguments) -> Answ
         return Skip()
     if role.last and role.branch is not None:
         adders = 2 * _layers(role, arguments) if arguments["layers"] else role.branch.of
-        because = f"GPT-2: the last layer of one of {adders} residual branches: {base:g}/√{adders}"
+        which = "the only" if adders == 1 else f"one of {adders}"
+        branches = "branch" if adders == 1 else "branches"
+        because = f"GPT-2: the last layer of {which} residual {branches}: {base:g}/√{adders}"
+        because = because.removesuffix("/√1")
         return Choice("normal", because, gain=base / math.sqrt(adders))
     return Choice("normal", f"GPT-2: std {base:g} for every weight", gain=base)
 
@@ -111,7 +114,7 @@ def deepnorm(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
         return Choice("xavier_normal", "DeepNorm: q, k and what is in no branch keep gain 1")
     if len(role.attention) > 1:
         return Choice("xavier_normal", "DeepNorm: q, k and v are one parameter, so v keeps gain 1")
-    because = f"DeepNorm: β = {words(beta)} for {layers} layers"
+    because = f"DeepNorm: β = {words(beta)} for {counted(layers, 'layer')}"
     return Choice("xavier_normal", because, gain=beta)
 
 
@@ -120,7 +123,7 @@ def t_fixup(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
     decoder = arguments["part"] == "decoder"
     layers = arguments["layers"] or max(1, round(drawn.blocks / (3 if decoder else 2)))
     factor = (9 * layers) ** -0.25 if decoder else 0.67 * layers**-0.25
-    because = f"T-Fixup: × {words(factor)} for {layers} layers"
+    because = f"T-Fixup: × {words(factor)} for {counted(layers, 'layer')}"
     if role.kind == "table":
         return Choice("normal", because, gain=factor * (role.features or 1) ** -0.5)
     if role.kind not in _WEIGHTS:

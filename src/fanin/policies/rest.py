@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from fanin.policies.choice import Blueprint, Choice, Leave
+from fanin.policies.choice import Blueprint, Choice, Leave, counted
 from fanin.roles import Role
 
 __all__ = ["rest", "stays"]
@@ -19,6 +19,17 @@ TIED_LOGITS = 0.3
 PRELU_SLOPE = 0.25  # He et al. 2015, section 2.1
 # LayerScale by depth, CaiT (Touvron et al. 2021), section 2: blocks → scale.
 LAYER_SCALE = ((18, 0.1), (24, 1e-5), (math.inf, 1e-6))
+
+# What an elementwise operation does with a parameter, or with what is computed from it.
+_USED = {
+    "scale": "what the signal is multiplied with",
+    "shift": "what is added to the signal",
+    "select": "what is put into the signal",
+    "token": "what is put beside the signal",
+    "clamp": "a bound of the signal",
+    "similarity": "what the signal is compared with",
+    "attention": "what is added to attention scores",
+}
 
 
 def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
@@ -37,9 +48,8 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
             "a distribution set here would not reach the weight"
         )
     if role.kind == "computed":
-        return Leave(
-            f"the weight in torch.{role.seen} is computed from it, in a way not known here"
-        )
+        used = _USED.get(role.seen, f"the weight in torch.{role.seen}")
+        return Leave(f"{used} is computed from it, in a way not known here")
     if role.kind == "scale" and not drawn.meta:
         return Leave("a scale that the model's author chose (no norm stands before it)")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
@@ -124,5 +134,7 @@ def _branch_scale(role: Role) -> Choice:
     blocks = role.branch.of if role.branch is not None else 1
     scale = next(value for limit, value in LAYER_SCALE if blocks <= limit)
     return Choice(
-        "constant", f"LayerScale for {blocks} branches: {scale:g} (CaiT, section 2)", gain=scale
+        "constant",
+        f"LayerScale for {counted(blocks, 'branch', 'branches')}: {scale:g} (CaiT, section 2)",
+        gain=scale,
     )

@@ -14,7 +14,7 @@ from fanin import moments
 from fanin.policies.choice import Choice, words
 from fanin.roles import Input, Role
 
-__all__ = ["bends", "curve", "keeps_scale", "odd_gain", "operating_point"]
+__all__ = ["curve", "keeps_scale", "odd_part", "operating_point", "spread"]
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -33,6 +33,8 @@ _SAME = {
 _BIASED = 0.5
 # Fewer inputs than this are too few to give one direction away.
 _ENOUGH_INPUTS = 8
+_SMALLEST = 1e-3  # every smooth activation looks linear at this size
+_HALVINGS = 24  # of the logarithm of the size: 5e-7 of it is left
 
 
 @lru_cache(maxsize=256)
@@ -44,11 +46,6 @@ def curve(activation: str, slope: float | None = None) -> str | Curve | None:
         made: Curve = _SLOPED[activation](slope)
         return made
     return activation if activation in moments.NAMES else None
-
-
-def bends(activation: str | None, slope: float | None = None) -> bool:
-    """Whether an activation is known and changes the moments of its input."""
-    return activation is not None and curve(activation, slope) is not None
 
 
 _ATTENTION = {
@@ -134,41 +131,38 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
 
 
 @lru_cache(maxsize=256)
-def odd_gain(activation: str, slope: float | None = None) -> float | None:
-    """1/√E[(φ(z) − φ(−z))²]: what a mirrored pair of units is scaled with.
-
-    For relu, gelu, silu, softplus and hardswish φ(z) − φ(−z) = z, so it is 1.
-    """
+def odd_part(activation: str, slope: float | None = None) -> Curve | None:
+    """φ(x) − φ(−x), what a mirrored pair of units passes on; None where φ is not known."""
     known = curve(activation, slope)
     if known is None:
         return None
     phi = moments.function(known)
-    second = moments.expectation(lambda x: (phi(x) - phi(-x)) ** 2, kinks=(-1.0, 0.0, 1.0))
-    return 1 / math.sqrt(second) if second > 0 else None
+    return lambda x: np.asarray(phi(x) - phi(-x), dtype=np.float64)
 
 
-@lru_cache(maxsize=256)
-def operating_point(activation: str, slope: float | None, growth: float) -> float | None:
+def spread(phi: str | Curve, size: float) -> float:
+    """Std of φ(s·z), z ~ N(0, 1)."""
+    return math.sqrt(moments.moments(phi, variance=size * size).variance)
+
+
+def operating_point(phi: str | Curve, growth: float) -> float | None:
     """The std of the pre-activation at which near inputs part by `growth` (χ) in each layer.
 
     With weights that ignore the mean and keep the centred variance, χ = s²E[φ'²]/Var φ(s·z) rises
-    from 1 (the activation looks linear) with s; the largest s ≤ 1 with χ ≤ growth is returned.
-    None where no such s is found.
+    from 1 (φ looks linear) with s; the largest s ≤ 1 with χ ≤ growth is returned, None where no
+    such s is found.
     """
-    known = curve(activation, slope)
-    if known is None:
-        return None
 
     def chi(s: float) -> float:
-        seen = moments.moments(known, variance=s * s)
+        seen = moments.moments(phi, variance=s * s)
         return s * s * seen.slope / seen.variance if seen.variance > 0 else math.inf
 
     if chi(1.0) <= growth:
         return 1.0
-    low, high = 1e-3, 1.0
+    low, high = _SMALLEST, 1.0
     if chi(low) > growth:
         return None
-    for _ in range(40):
+    for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if chi(middle) <= growth else (low, middle)
     return low

@@ -1,0 +1,1114 @@
+"""What is planned for each parameter, why, and that planning leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_properties import networks
+from test_roles import HandNorm, Separate, eager
+from torch import Tensor, nn
+from zoo import Case, blocks, seeded
+from zoo.bad_input import BAD
+from zoo.blocks import Lambda, Residual, Scaled, mlp
+from zoo.checks import QUIET, parametrize, unchanged
+from zoo.healthy import HEALTHY
+from zoo.traps import TRAPS
+
+import fanin
+from fanin import moments
+from fanin.assignment import Assignment, Recipe
+from fanin.errors import ArgumentError, FaninError, ModelError
+from fanin.planning import Plan, init_, plan
+from fanin.policies import decide
+from fanin.policies.auto import DEEP, HEAD_GAIN, TABLE
+from fanin.policies.published import PUBLISHED
+from fanin.reading import reading
+from fanin.roles import roles
+
+pytestmark = QUIET
+
+BY_NAME = {case.name: case for case in [*HEALTHY, *TRAPS]}
+QUICK = [case for case in HEALTHY if not case.slow]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with seeded(3):
+        yield
+
+
+def planned(name: str, scheme: str = "auto", **options: Any) -> Plan:
+    """The plan of a model of the zoo."""
+    model, batch, _ = BY_NAME[name].build()
+    return plan(model, batch, scheme, **options)
+
+
+# ── each rule of the table: a model that it is for, and one that only looks so ───────────────
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A model with a parameter for which a rule decides, and one with a look-alike.
+
+    `told` stands in the reason where the rule decided; `holds` is what it decides.
+    """
+
+    model: Callable[[], tuple[nn.Module, Any]]
+    parameter: str
+    other: Callable[[], tuple[nn.Module, Any]]
+    lookalike: str
+    told: str
+    holds: Callable[[Assignment], bool] = lambda a: True
+
+
+def chain(
+    depth: int, act: Callable[[], nn.Module], width: int = 16
+) -> Callable[[], tuple[nn.Module, Any]]:
+    def build():
+        widths = (width, *[width] * (depth - 1), 4)
+        return mlp(*widths, act=act), torch.randn(64, width)
+
+    return build
+
+
+def stream(
+    count: int, *body: Callable[[], nn.Module], after: Callable[[], nn.Module] = nn.Identity
+) -> Callable[[], tuple[nn.Module, Any]]:
+    """A layer, `count` residual blocks, a layer: "1.body.0" is the first of the first block."""
+
+    def build():
+        steps = [m for _ in range(count) for m in (Residual(*(b() for b in body)), after())]
+        return nn.Sequential(nn.Linear(6, 8), *steps, nn.Linear(8, 3)), torch.randn(64, 6)
+
+    return build
+
+
+def zoo(name: str) -> Callable[[], tuple[nn.Module, Any]]:
+    return lambda: BY_NAME[name].build()[:2]
+
+
+def line() -> nn.Module:
+    return nn.Linear(8, 8)
+
+
+def square() -> nn.Module:
+    return nn.Sequential(line(), nn.ReLU(), line())
+
+
+def lora(bent: bool) -> Callable[[], tuple[nn.Module, Any]]:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Linear(12, 10)
+            self.down, self.up = nn.Linear(12, 3), nn.Linear(3, 10)
+
+        def forward(self, x):
+            h = self.down(x)
+            return self.base(x) + self.up(h.relu() if bent else h)
+
+    return lambda: (Net(), torch.randn(32, 12))
+
+
+def sines(omega: float) -> Callable[[], tuple[nn.Module, Any]]:
+    def build():
+        body = [m for _ in range(2) for m in (nn.Linear(8, 8), Lambda(lambda x: (omega * x).sin()))]
+        return nn.Sequential(*body, nn.Linear(8, 2)), torch.rand(64, 8) * 2 - 1
+
+    return build
+
+
+def looked_up(*after: nn.Module, padding: int | None = None) -> tuple[nn.Module, Any]:
+    model = nn.Sequential(nn.Embedding(20, 8, padding_idx=padding), *after, nn.Linear(8, 3))
+    return model, torch.arange(20)[None]
+
+
+def scaled(start: float, channels: int, *first: nn.Module) -> tuple[nn.Module, Any]:
+    body = Scaled(*first, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), start=start)
+    body.gamma = nn.Parameter(torch.full((channels,), start))
+    return nn.Sequential(nn.Linear(6, 8), body, nn.Linear(8, 3)), torch.randn(64, 6)
+
+
+def temperature() -> tuple[nn.Module, Any]:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.scale = mlp(6, 8, 3), nn.Parameter(torch.tensor(14.0))
+
+        def forward(self, x):
+            return self.net(x) * self.scale
+
+    return Net(), torch.randn(32, 6)
+
+
+def normed_between(act: Callable[[], nn.Module]) -> Callable[[], tuple[nn.Module, Any]]:
+    def build():
+        first, second = mlp(16, 16), mlp(16, 16, 4)
+        return nn.Sequential(*first, act(), nn.LayerNorm(16), *second), torch.randn(64, 16)
+
+    return build
+
+
+def near(value: float) -> Any:
+    return pytest.approx(value, rel=1e-6)
+
+
+NORMED = stream(4, lambda: nn.LayerNorm(8), line, nn.ReLU, line)
+BARE = stream(4, line, nn.ReLU, line)
+
+RULES: dict[str, Rule] = {
+    "output layer": Rule(
+        chain(3, nn.ReLU),
+        "4.weight",
+        chain(3, nn.ReLU),
+        "2.weight",
+        "output layer",
+        lambda a: a.std == pytest.approx(HEAD_GAIN * math.sqrt(2 / 16), rel=0.4),
+    ),
+    "second of a low-rank pair": Rule(
+        lora(False), "up.weight", lora(True), "up.weight", "low-rank", lambda a: a.scheme == "zeros"
+    ),
+    "last of a residual branch, no norms": Rule(
+        BARE,
+        "1.body.2.weight",
+        NORMED,
+        "1.body.3.weight",
+        "start as the identity",
+        lambda a: a.scheme == "zeros",
+    ),
+    "inside a residual branch, no norms": Rule(
+        BARE,
+        "3.body.0.weight",
+        NORMED,
+        "3.body.1.weight",
+        "(Fixup)",
+        # L^(−1/(2m − 2)) for 4 branches of 2 layers, and what was measured on the batch
+        lambda a: a.std == pytest.approx(4**-0.5 / math.sqrt(8), rel=0.35),
+    ),
+    "last of a residual branch, normed": Rule(
+        NORMED,
+        "1.body.3.weight",
+        stream(4, line, nn.ReLU, line, lambda: nn.LayerNorm(8)),
+        "1.body.2.weight",
+        "1/√4",
+        lambda a: a.std == pytest.approx(math.sqrt(2 / 8) / 2, rel=0.35),
+    ),
+    "before a sine of ω times its output": Rule(
+        sines(30.0),
+        "2.weight",
+        sines(1.0),
+        "2.weight",
+        "SIREN",
+        lambda a: a.scheme == "siren" and a.std == near(math.sqrt(6 / 8) / 30 / math.sqrt(3)),
+    ),
+    "recurrent matrix": Rule(
+        zoo("lstm-classifier"),
+        "rnn.weight_hh_l0",
+        zoo("lstm-classifier"),
+        "rnn.weight_ih_l0",
+        "orthogonal in each of its 4 gates",
+        lambda a: (a.scheme, a.blocks, a.std) == ("orthogonal", 4, near(24**-0.5)),
+    ),
+    "deep stretch without norms, φ(x) − φ(−x) ≈ x": Rule(
+        chain(DEEP, nn.ReLU),
+        "10.weight",
+        chain(DEEP - 1, nn.ReLU),
+        "10.weight",
+        "mirrored pairs",
+        lambda a: a.scheme == "looks_linear",
+    ),
+    "deep stretch without norms, odd φ": Rule(
+        chain(DEEP, nn.Tanh),
+        "10.weight",
+        chain(DEEP - 1, nn.Tanh),
+        "10.weight",
+        "near inputs part",
+        lambda a: a.scheme == "orthogonal",
+    ),
+    "behind relu or leaky relu": Rule(
+        chain(3, nn.ReLU),
+        "2.weight",
+        normed_between(nn.ReLU),
+        "3.weight",
+        "halves the second moment",
+        lambda a: a.scheme == "he_normal",
+    ),
+    "behind another activation": Rule(
+        chain(3, nn.GELU),
+        "2.weight",
+        normed_between(nn.GELU),
+        "3.weight",
+        "gelu before it has E[φ²] = 0.4252",
+        lambda a: a.scheme == "lecun_normal" and a.gain == pytest.approx(1.5335, rel=0.35),
+    ),
+    "behind an activation with a large mean": Rule(
+        chain(3, nn.Sigmoid),
+        "2.weight",
+        chain(3, nn.Tanh),
+        "2.weight",
+        "sum to zero",
+        lambda a: a.arguments.get("centred") is True,
+    ),
+    "any other weight": Rule(
+        chain(3, nn.ReLU),
+        "0.weight",
+        chain(3, nn.ReLU),
+        "2.weight",
+        "variance of 1/fan_in",
+        lambda a: (a.scheme, a.std) == ("lecun_normal", near(0.25)),
+    ),
+    "table that is the output layer too": Rule(
+        zoo("language-model-tied"),
+        "tokens.weight",
+        zoo("language-model-untied"),
+        "tokens.weight",
+        "output layer too",
+        lambda a: a.scheme == "lecun_normal" and a.fan == 32,
+    ),
+    "other tables": Rule(
+        lambda: looked_up(nn.Linear(8, 8), nn.Tanh()),
+        "0.weight",
+        zoo("language-model-tied"),
+        "tokens.weight",
+        "one row is looked up",
+        lambda a: (a.scheme, a.std) == ("normal", 1.0),
+    ),
+    "biases, norm shifts, score biases": Rule(
+        zoo("gru-classifier"),
+        "rnn.bias_ih_l0",
+        zoo("lstm-classifier"),
+        "rnn.bias_ih_l0",
+        "bias",
+        lambda a: a.scheme == "zeros",
+    ),
+    "forget gate bias of an LSTM": Rule(
+        zoo("lstm-classifier"),
+        "rnn.bias_ih_l0",
+        zoo("lstm-classifier"),
+        "rnn.bias_hh_l0",
+        "forget gate",
+        lambda a: a.scheme == "forget_gate_bias",
+    ),
+    "norm scales": Rule(
+        zoo("mlp-batch-norm"),
+        "1.weight",
+        temperature,
+        "scale",
+        "a fresh norm scales by one",
+        lambda a: (a.scheme, a.std) == ("ones", 1.0),
+    ),
+    "gates on branches without norms": Rule(
+        lambda: scaled(0.3, 1),
+        "1.gamma",
+        lambda: scaled(0.3, 1, nn.LayerNorm(8)),
+        "1.gamma",
+        "gate",
+        lambda a: a.scheme == "zeros",
+    ),
+}
+
+
+def test_every_rule_of_the_table_is_tested():
+    left_alone = "LayerScale, other scales"
+    assert {what for what, _, _ in TABLE} == {*RULES, left_alone}
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_a_rule_decides_where_it_is_meant_to(name: str):
+    rule = RULES[name]
+    found = plan(*rule.model())[rule.parameter]
+    assert rule.told in found.because
+    assert rule.holds(found), found
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_a_rule_leaves_alone_what_only_looks_so(name: str):
+    rule = RULES[name]
+    found = plan(*rule.other())
+    if rule.lookalike in found.untouched:
+        assert rule.told not in found.untouched[rule.lookalike]
+        return
+    other = found[rule.lookalike]
+    assert rule.told not in other.because or not rule.holds(other), other
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: scaled(1e-6, 8), "1.gamma"),
+        (lambda: scaled(0.1, 1, nn.LayerNorm(8)), "1.gamma"),
+        (temperature, "scale"),
+    ],
+    ids=["layer-scale", "gate-of-a-normed-branch", "temperature"],
+)
+def test_scales_that_an_author_chose_are_left_alone(build, name: str):
+    found = plan(*build())
+    assert "author" in found.untouched[name]
+
+
+def test_a_branch_of_another_kind_is_no_residual_branch_without_norms():
+    """Zeros at the end of a gate, a projection or a plain layer would be a fault."""
+    for name in ("highway", "unet", "nerf", "siamese"):
+        assert not any(
+            a.scheme == "zeros" and len(a.shape) > 1 for a in planned(name).assignments
+        ), name
+
+
+def test_the_scale_of_a_norm_that_adds_one_is_zero():
+    model = nn.Sequential(nn.Linear(6, 8), HandNorm("rsqrt", 1.0), nn.Linear(8, 3))
+    found = plan(model, torch.randn(16, 6))["1.scale"]
+    assert (found.scheme, found.gain, found.std) == ("constant", 0.0, 0.0)
+
+
+def test_a_head_of_several_parts_is_small_in_each():
+    found = planned("nerf")
+    for name in ("density.weight", "colour.2.weight"):
+        assert "output layer" in found[name].because
+        assert found[name].std < 0.02
+
+
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [(nn.Tanh, "tanh"), (nn.SiLU, "silu"), (nn.Mish, "mish"), (nn.ELU, "elu"), (nn.SELU, "selu")],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_the_gain_is_that_of_the_activation(act, name: str):
+    architecture = reading(*chain(4, act, 64)())
+    found = decide(roles(architecture, chain(4, act, 64)()[0]))
+    weight = next(a for a in found.assignments if a.parameter == "2.weight")
+    assert weight.std == near(moments.gain(name) / 8)
+    assert weight.fan == 64
+
+
+def test_a_slope_is_part_of_the_gain():
+    found = plan(*chain(4, lambda: nn.LeakyReLU(0.5), 128)())["2.weight"]
+    assert found.arguments["negative_slope"] == 0.5
+    assert found.std == pytest.approx(math.sqrt(2 / 1.25 / 128), rel=0.25)
+
+
+def test_the_fan_of_a_transposed_convolution_is_divided_by_its_stride():
+    model = nn.Sequential(nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1))
+    found = plan(model, torch.randn(4, 16, 6, 6))["0.weight"]
+    assert (found.fan, found.std) == (16 * 16 / 4, near(1 / 8))
+
+
+def test_packed_matrices_and_gates_are_planned_one_by_one():
+    assert planned("language-model-tied")["blocks.0.mixer.qkv.weight"].blocks == 3
+    assert planned("gru-classifier")["rnn.weight_hh_l1_reverse"].blocks == 3
+
+
+def test_the_row_of_padding_is_zero_and_said():
+    found = plan(*looked_up(padding=3))["0.weight"]
+    assert found.arguments["padding"] == 3
+    assert "row 3 is padding" in found.because
+
+
+# ── published recipes, against their formulas ────────────────────────────────────────────────
+
+
+def encoder_weights(found: Plan, part: str) -> list[Assignment]:
+    return [a for a in found if part in a.parameter and a.parameter.endswith("weight")]
+
+
+def test_residual_scaling_is_gpt2s():
+    found = planned("language-model-12-layers", "residual_scaling")
+    for a in found:
+        last = a.parameter.endswith(("proj.weight", "mlp.2.weight"))
+        if len(a.shape) > 1:
+            assert a.std == near(0.02 / math.sqrt(24) if last else 0.02), a
+    other = planned("language-model-12-layers", "gpt2", layers=3, base=0.1)
+    assert other["blocks.7.mixer.proj.weight"].std == near(0.1 / math.sqrt(6))
+    scheme = fanin.schemes["residual_scaling"]
+    assert other["blocks.7.mlp.2.weight"].std == near(scheme.std(layers=3, base=0.1))
+
+
+def test_small_init_is_two_over_five_widths():
+    found = planned("language-model-tied", "small_init")
+    std = fanin.schemes["small_init"].std(32)
+    assert [a.std for a in found if len(a.shape) > 1] == [near(std)] * 10
+
+
+def test_depthwise_scaling_counts_the_blocks():
+    scheme = fanin.schemes["depthwise_trunc_normal"]
+    found = planned("language-model-12-layers", "depthwise_trunc_normal")
+    for block in range(12):
+        for name, fan in (("mixer.proj", 32), ("mlp.2", 128)):
+            a = found[f"blocks.{block}.{name}.weight"]
+            assert a.std == near(scheme.std(fan, layer=block)), a
+        assert found[f"blocks.{block}.mlp.0.weight"].std == near(32**-0.5)
+    assert found["tokens.weight"].std == near(32**-0.5)
+    assert found["tokens.weight"].arguments["high"] == 3.0
+
+
+def test_fixup_scales_by_branches_and_layers():
+    found = plan(*stream(9, line, nn.ReLU, line, nn.ReLU, line)(), "fixup")
+    scheme = fanin.schemes["fixup"]
+    inner, middle, last = (found[f"5.body.{i}.weight"] for i in (0, 2, 4))
+    assert middle.std == near(scheme.std(8, branches=9, layers=3))
+    assert inner.std == near(scheme.std(8, branches=9, layers=3) / math.sqrt(2))  # no relu before
+    assert last.std == 0
+    assert found["19.weight"].std == 0
+    told = plan(*stream(9, line, nn.ReLU, line)(), "fixup", branches=4, layers=5)
+    assert told["5.body.0.weight"].gain == near(4 ** (-1 / 8))
+
+
+@pytest.mark.parametrize("scheme", ["skipinit", "rezero"])
+def test_every_block_starts_as_the_identity(scheme: str):
+    found = plan(*scaled(1.0, 1), scheme)
+    assert found["1.gamma"].std == 0
+    assert found["1.body.2.weight"].std > 0
+    bare = plan(*BARE(), scheme)
+    assert bare["3.body.2.weight"].std == 0
+    assert bare["3.body.0.weight"].std == near(8**-0.5)
+    model, batch = BARE()
+    bare.apply_(model)
+    hidden = model[0](batch)
+    torch.testing.assert_close(model[:-1](batch), hidden)
+
+
+class PostNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.mlp = Separate(8, 2, eager), mlp(8, 16, 8)
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self.mlp(x))
+
+
+def test_deepnorm_and_t_fixup_scale_values_outputs_and_feed_forward():
+    model = nn.Sequential(nn.Embedding(20, 8), *(PostNorm() for _ in range(5)), nn.Linear(8, 3))
+    batch = torch.randint(0, 20, (4, 6))
+    for scheme, options, factor in (
+        ("deepnorm", {}, (8 * 5) ** -0.25),
+        ("deepnorm", {"layers": 3, "part": "decoder"}, (12 * 3) ** -0.25),
+        (
+            "deepnorm",
+            {"layers": 3, "part": "encoder", "decoder_layers": 4},
+            0.87 * (81 * 4) ** (-1 / 16),
+        ),
+        ("t_fixup", {}, 0.67 * 5**-0.25),
+        ("t_fixup", {"layers": 4, "part": "decoder"}, (9 * 4) ** -0.25),
+    ):
+        found = plan(model, batch, scheme, **options)
+        given = {"layers": 5, **options}
+        if scheme == "deepnorm" and options.get("part") != "encoder":
+            given.pop("decoder_layers", None)
+        for block in range(1, 6):
+            weights = {n: found[f"{block}.attention.{n}.weight"] for n in "abcd"}
+            assert [weights[n].std * 8**0.5 for n in "ab"] == [near(1), near(1)]
+            assert [weights[n].std * 8**0.5 for n in "cd"] == [near(factor), near(factor)]
+            up = found[f"{block}.mlp.0.weight"]
+            assert up.std == near(fanin.schemes[scheme].std((8, 16), **given)), (scheme, options)
+            assert up.std == near(factor * math.sqrt(2 / 24))
+        if scheme == "t_fixup":
+            assert found["0.weight"].std == near(factor * 8**-0.5)
+
+
+def test_mup_and_spectral_go_by_the_fans():
+    model, batch = mlp(10, 32, 8, 4), torch.randn(16, 10)
+    found = plan(model, batch, "mup")
+    stds = [found[f"{i}.weight"].std for i in (0, 2, 4)]
+    assert stds == [near(10**-0.5), near(32**-0.5), near(1 / 8)]
+    found = plan(model, batch, "spectral")
+    scheme = fanin.schemes["spectral"]
+    for i, sizes in ((0, (10, 32)), (2, (32, 8)), (4, (8, 4))):
+        assert found[f"{i}.weight"].std == near(scheme.std(sizes))
+    assert planned("language-model-untied", "mup")["tokens.weight"].std == 1.0
+
+
+def test_recurrent_layers_are_orthogonal_in_each_gate():
+    found = planned("lstm-classifier", "recurrent", forget_bias=2.0)
+    hidden, weight = found["rnn.weight_hh_l0"], found["rnn.weight_ih_l0"]
+    assert (hidden.scheme, hidden.blocks) == ("orthogonal", 4)
+    assert weight.std == near(math.sqrt(2 / (16 + 24)))
+    assert found["rnn.bias_ih_l0"].arguments["value"] == 2.0
+    assert found["rnn.bias_hh_l0"].std == 0
+    irnn = planned("rnn-classifier", "irnn")
+    assert irnn["rnn.weight_hh_l0"].scheme == "irnn"
+    assert irnn["rnn.weight_ih_l0"].std == near(0.001)
+
+
+def test_lora_touches_adapters_alone():
+    model, batch = blocks.LoRA(nn.Linear(12, 10)), torch.randn(16, 12)
+    found = plan(model, batch, "lora")
+    assert (found["A"].std, found["B"].std) == (near(math.sqrt(1 / 36)), 0.0)
+    assert set(found.untouched) == {"base.weight", "base.bias"}
+    assert found["A"].std == near(fanin.schemes["lora"].std(12))
+
+
+def test_siren_knows_the_first_layer():
+    found = plan(*sines(1.0)(), "siren", omega=20.0)
+    scheme = fanin.schemes["siren"]
+    assert found["0.weight"].std == near(scheme.std(8, omega=20.0, first=True))
+    assert found["2.weight"].std == near(scheme.std(8, omega=20.0))
+
+
+def test_looks_linear_mirrors_hidden_layers():
+    found = plan(*chain(4, nn.ReLU)(), "looks_linear")
+    sides = [dict(found[f"{i}.weight"].options) for i in (0, 2, 4, 6)]
+    assert [(s["first"], s["last"]) for s in sides] == [
+        (True, False),
+        (False, False),
+        (False, False),
+        (False, True),
+    ]
+
+
+def test_mimetic_attention_pairs_query_with_key_and_value_with_output():
+    model = nn.Sequential(nn.LayerNorm(24), Separate(24, 3, eager), nn.Linear(24, 2))
+    found = plan(model, torch.randn(2, 5, 24), "mimetic")
+    parts = {n: dict(found[f"1.{n}.weight"].options) for n in "abcd"}
+    assert [parts[n]["part"] for n in "abcd"] == list("qkvo")
+    assert [parts[n]["partner"] for n in "abcd"] == [f"1.{n}.weight" for n in "aacc"]
+    assert {parts[n]["heads"] for n in "abcd"} == {3}
+
+
+def test_every_published_policy_is_tested_here():
+    tested = (
+        "residual_scaling small_init depthwise_trunc_normal fixup skipinit rezero deepnorm t_fixup "
+        "mup spectral recurrent irnn lora siren looks_linear mimetic"
+    )
+    assert set(PUBLISHED) == set(tested.split())
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["he_normal", "xavier_uniform", "lecun_trunc_normal", "orthogonal", "sparse", "normal"],
+)
+def test_a_scheme_for_one_tensor_goes_to_every_weight_and_the_rest_is_conventional(scheme: str):
+    found = planned("mlp-batch-norm", scheme, gain=0.5)
+    weights = [a for a in found if len(a.shape) == 2]
+    assert {a.scheme for a in weights} == {scheme}
+    assert {a.gain for a in weights} == {0.5}
+    assert {a.std for a in found if a.parameter.endswith("bias")} == {0.0}
+    assert found["1.weight"].std == 1.0
+
+
+def test_kernels_alone_are_filled_by_schemes_for_kernels():
+    found = planned("cnn-relu", "dirac")
+    assert {a.scheme for a in found if len(a.shape) == 4} == {"dirac"}
+    assert found["8.weight"].scheme != "dirac"
+
+
+# ── every healthy model ──────────────────────────────────────────────────────────────────────
+
+
+def reads_well(sentence: str) -> None:
+    """A reason is one line without broken words, and ends without a period."""
+    assert sentence.strip() == sentence != ""
+    assert not sentence.endswith((".", ";", ",", ":"))
+    assert sentence.isprintable()
+    for broken in ("  ", " ;", " ,", "None", "nan", "inf ", "()", "{", "}", "; ;", "torch.scale"):
+        assert broken not in sentence, sentence
+    assert not re.search(r"torch\.(shift|scale|select|token|clamp|attention)\b", sentence), sentence
+    assert sentence.count("(") == sentence.count(")")
+    assert not re.search(r"\d\.\d{7}", sentence), sentence  # a number to its last digit
+    many = "branches|layers|gates|experts|heads|entries|blocks"
+    assert not re.search(rf"\b1 (\w+ )?({many})\b", sentence), sentence
+    assert not re.search(r"one of 1\b|√1\b|each of (the|its) 1\b", sentence), sentence
+    assert re.match(r"[a-z√×q]|[A-Zμ][\w-]*[:'’\s~=]|W504 ", sentence), sentence
+
+
+def state(model: nn.Module) -> list[Any]:
+    """What a plan could disturb of a model: the bits of it, and the modes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [(t.detach().clone(), t._version, t.requires_grad) for t in tensors]
+    grads = [None if t.grad is None else t.grad.clone() for t in tensors]
+    modes = [
+        (m.training, len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()
+    ]
+    return [torch.get_rng_state(), values, grads, modes]
+
+
+def same(one: Any, two: Any) -> bool:
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    if isinstance(one, Tensor):
+        return (
+            torch.equal(one.view(torch.uint8), two.view(torch.uint8)) if one.dim() else one == two
+        )
+    return one == two
+
+
+@parametrize(QUICK)
+def test_a_plan_covers_a_model_is_a_recipe_and_leaves_no_trace(case: Case):
+    if case.needs:
+        pytest.importorskip(case.needs)
+    model, batch, _ = case.build()
+    for number, parameter in enumerate(model.parameters()):
+        if number % 3 == 0 and parameter.is_leaf:
+            parameter.grad = torch.full_like(parameter, float(number))
+    before = state(model)
+    found = plan(model, batch)
+    assert same(state(model), before)
+    names = [name for name, _ in model.named_parameters()]
+    planned = {a.parameter for a in found}
+    assert [n for n in names if n in planned] == [a.parameter for a in found]
+    assert planned | set(found.untouched) == set(names)
+    assert not found.check(model)
+    for a in found:
+        reads_well(a.because)
+        assert math.isfinite(a.std)
+    for reason in found.untouched.values():
+        reads_well(reason)
+    read = Plan.from_toml(found.to_toml())
+    assert read == found
+    assert list(read.untouched) == list(found.untouched)
+    assert not found.diff(read)
+
+
+SOME = (
+    "mlp-batch-norm vae resnet-basic weight-norm-old weight-norm spectral-norm lstm-packed unet "
+    "lstm-cells language-model-tied transformer-encoder lora siren experts-routed"
+).split()
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_model_batch_and_process_are_left_to_the_last_bit(name: str):
+    model, batch, _ = BY_NAME[name].build()
+    with unchanged(model, batch):
+        found = plan(model, batch)
+    assert str(found).strip()
+    json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize("scheme", ["he_normal", "orthogonal", "mup", "small_init", "spectral"])
+@pytest.mark.parametrize(
+    "name", ["language-model-tied", "unet", "lstm-classifier", "transformer", "weight-norm"]
+)
+def test_other_schemes_are_recipes_too_and_read_well(name: str, scheme: str):
+    found = planned(name, scheme)
+    for reason in (*(a.because for a in found), *found.untouched.values()):
+        reads_well(reason)
+    assert Plan.from_toml(found.to_toml()) == found
+
+
+@pytest.mark.parametrize("scheme", ["fixup", "skipinit", "deepnorm", "t_fixup", "residual_scaling"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_reasons_read_well_for_one_branch_and_for_several(scheme: str, count: int):
+    for first in ((), (lambda: nn.LayerNorm(8),)):
+        build = stream(count, *first, line, nn.ReLU, line)
+        for chosen in (scheme, "auto"):
+            for a in plan(*build(), chosen):
+                reads_well(a.because)
+
+
+# ── what is left as it is ────────────────────────────────────────────────────────────────────
+
+
+class Odd(nn.Module):
+    """One parameter of each kind that is left alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.odd = nn.Parameter(torch.ones(8))
+        self.made = nn.Parameter(torch.randn(8, 8) * 0.1)
+        self.held = nn.utils.parametrizations.orthogonal(nn.Linear(8, 8))
+        self.empty = nn.Parameter(torch.ones(0))
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.wave = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+
+    def forward(self, x):
+        h = self.held(self.frozen(self.inlet(x)))
+        h = F.linear(torch.atan2(h, self.odd), self.made.tanh() - self.made.mean())
+        h = h + (self.wave * 0).real + self.empty.sum()
+        return self.head(h) * self.temperature
+
+
+def test_what_is_left_as_it_is_has_its_reason():
+    found = plan(Odd(), torch.randn(16, 6))
+    told = found.untouched
+    assert {*told} == {
+        *("unused", "odd", "made", "empty", "temperature", "wave"),
+        *("frozen.weight", "frozen.bias", "held.parametrizations.weight.original"),
+    }
+    assert "requires_grad=False" in told["frozen.weight"]
+    assert "does not use it" in told["unused"]
+    assert "atan2" in told["odd"]
+    assert "computed" in told["made"]
+    assert told["held.parametrizations.weight.original"].startswith("W504")
+    assert "orthogonal" in told["held.parametrizations.weight.original"].lower()
+    assert "empty" in told["empty"]
+    assert "author" in told["temperature"]
+    assert "complex64" in told["wave"]
+    for reason in told.values():
+        reads_well(reason)
+
+
+def test_frozen_parameters_are_planned_when_asked():
+    model, batch, _ = BY_NAME["frozen-backbone"].build()
+    assert plan(model, batch).untouched
+    found = plan(model, batch, frozen=True)
+    assert not found.untouched
+    assert found["backbone.stem.0.weight"].std > 0
+
+
+def test_weight_norm_plans_the_length_of_a_row():
+    found = planned("weight-norm")
+    direction = found["0.parametrizations.weight.original1"]
+    magnitude = found["0.parametrizations.weight.original0"]
+    assert magnitude.std == near(direction.std * math.sqrt(4 * 3))
+    assert magnitude.shape == (16, 1, 1)
+
+
+# ── nothing else decides ─────────────────────────────────────────────────────────────────────
+
+
+class Noisy(nn.Module):
+    """Draws from every generator in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(6, 16, 16, 3)
+
+    def forward(self, x):
+        import random
+
+        more = float(np.random.rand()) + random.random()
+        return self.net((x + torch.randn_like(x)) * more * 5)
+
+
+def test_the_random_state_decides_nothing():
+    model, batch = Noisy(), torch.randn(16, 6)
+    first = plan(model, batch)
+    for _ in range(2):
+        torch.rand(3), np.random.rand(3)
+        assert plan(model, batch) == first
+
+
+def test_the_values_that_are_there_decide_nothing():
+    model, batch, _ = BY_NAME["vgg"].build()
+    first = plan(model, batch)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    assert plan(model, batch) == first
+
+
+def test_modes_around_the_plan_decide_nothing():
+    model, batch, _ = BY_NAME["mlp-batch-norm"].build()
+    first = plan(model, batch)
+    with torch.no_grad(), unchanged(model, batch):
+        assert plan(model, batch) == first
+    with torch.inference_mode(), unchanged(model, batch):
+        assert plan(model, batch) == first
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert plan(model, batch) == first
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_forward_that_takes_gradients_itself_is_planned():
+    model, batch, _ = BY_NAME["functional-call-inside-the-forward"].build()
+    with unchanged(model, batch):
+        assert plan(model, batch)["net.0.weight"].std > 0
+
+
+def test_hooks_see_the_model_and_stay():
+    model, batch = mlp(6, 16, 16, 3), torch.randn(16, 6)
+    seen: list[int] = []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    model[2].register_full_backward_hook(lambda *_: None)
+    with unchanged(model, batch):
+        plan(model, batch)
+    assert seen
+
+
+META = [
+    "language-model-tied",
+    "language-model-untied",
+    "attention-by-einsum",
+    "transformer-encoder-pre-norm",
+    "mlp-mixer",
+    pytest.param(
+        "attention-scaled-dot-product",
+        marks=pytest.mark.xfail(
+            strict=True, reason="constants that a forward makes on the CPU do not meet meta tensors"
+        ),
+    ),
+]
+
+
+def on_meta(case: Case) -> tuple[nn.Module, Any]:
+    """The model made without memory (moving one there unties its parameters), the batch as ever."""
+    with torch.device("meta"):
+        model = case.build()[0]
+    return model, case.build()[1]
+
+
+@pytest.mark.parametrize("name", META)
+def test_a_plan_on_meta_is_that_on_real_memory_where_nothing_is_measured(name: str):
+    case = BY_NAME[name]
+    real, meta = plan(*case.build()[:2]), plan(*on_meta(case))
+    told = [a.parameter for a in real if "measured" in a.because]
+    assert meta.untouched == real.untouched
+    assert len(told) < len(real) / 4
+    assert [a for a in meta if a.parameter not in told] == [
+        a for a in real if a.parameter not in told
+    ]
+
+
+@pytest.mark.parametrize("name", META)
+def test_closed_forms_are_the_same_on_meta_to_the_bit(name: str):
+    case = BY_NAME[name]
+    (model, batch, _), (empty, same) = case.build(), on_meta(case)
+    recipe = decide(roles(reading(model, batch), model))
+    assert decide(roles(reading(empty, same), empty), meta=True) == recipe
+    assert plan(empty, same) == Plan.of(recipe)
+
+
+def test_on_meta_what_could_be_left_as_it_is_gets_a_value():
+    model, batch = scaled(1e-6, 8, nn.LayerNorm(8))
+    assert "1.gamma" in plan(model, batch).untouched
+    found = plan(model.to("meta"), batch)
+    assert found["1.gamma"].std == 0.1  # CaiT, for so few branches
+    assert plan(temperature()[0].to("meta"), torch.randn(4, 6))["scale"].std == 1.0
+
+
+# ── measured scales ──────────────────────────────────────────────────────────────────────────
+
+
+def outputs(model: nn.Module, batch: Any, names: list[str]) -> dict[str, Tensor]:
+    """Output of each named module."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, out: found.setdefault(name, out.detach())
+
+    hooks = [model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
+    with torch.no_grad():
+        model(batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 200.0])
+def test_data_of_any_size_gives_signals_of_unit_size(size: float):
+    model, batch = mlp(6, 64, 64, 64, 3), torch.randn(256, 6) * size
+    found = init_(model, batch)
+    for name, out in outputs(model, batch, ["0", "2", "4", "6"]).items():
+        wanted = HEAD_GAIN if name == "6" else 1.0
+        assert float(out.square().mean().sqrt()) == pytest.approx(wanted, rel=0.26), name
+    assert ("measured" in found["0.weight"].because) is (size != 1.0)
+
+
+def test_what_was_measured_is_part_of_the_plan_and_its_reason():
+    model, batch = mlp(6, 32, 3), torch.randn(64, 6) * 50
+    found = plan(model, batch)
+    assert re.search(r"× 0\.\d+, measured on the batch$", found["0.weight"].because)
+    assert found["0.weight"].std == near(found["0.weight"].gain / math.sqrt(6))
+    assert Plan.from_toml(found.to_toml()) == found
+
+
+# ── the plan as a value ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_plan_is_iterated_looked_up_and_printed():
+    model, batch = mlp(6, 16, 3), torch.randn(16, 6)
+    model[2].bias.requires_grad_(False)
+    found = plan(model, batch)
+    assert len(found) == len(list(found)) == 3
+    assert [a.parameter for a in found] == ["0.weight", "0.bias", "2.weight"]
+    assert "0.weight" in found
+    assert "2.bias" not in found
+    assert "nothing" not in found
+    assert found["0.weight"] is found.assignments[0]
+    with pytest.raises(KeyError, match="left as it is: frozen"):
+        found["2.bias"]
+    with pytest.raises(KeyError, match="not in this plan"):
+        found["3.weight"]
+    assert repr(found) == "<fanin.Plan: auto, 3 parameters>"
+    text = str(found)
+    for part in ("0.weight", "lecun_normal", "2.bias", "frozen", "left as they are"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_plan_is_plain_data():
+    found = planned("lstm-classifier")
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["schema_version"] == 1
+    assert data["scheme"] == "auto"
+    assert [row["parameter"] for row in data["assignments"]] == [a.parameter for a in found]
+    assert data["untouched"] == dict(found.untouched)
+
+
+def test_repeated_blocks_are_one_row_of_the_table():
+    text = str(planned("language-model-12-layers"))
+    assert "blocks.*.mixer.qkv.weight (12×)" in text
+    assert len(text.splitlines()) < 60
+
+
+def test_hostile_names_are_shown_and_written():
+    model, batch, _ = next(c for c in HEALTHY if c.name == "mlp-relu-2").build()
+    model = nn.Sequential(model)
+    inner = model._modules.pop("0")
+    model._modules["[red]größe\n\x1b[31m"] = inner
+    found = plan(model, batch)
+    assert "\x1b[31m" not in str(found)
+    assert Plan.from_toml(found.to_toml()) == found
+
+
+def test_a_difference_names_what_changed():
+    model, batch = mlp(6, 16, 3), torch.randn(64, 6)
+    one, two = plan(model, batch, "he_normal"), plan(model, batch, "he_normal", gain=0.5)
+    assert {change.parameter for change in one.diff(two).changed} == {"0.weight", "2.weight"}
+    assert {change.field for change in one.diff(two).changed} == {"gain", "std"}
+
+
+def test_a_plan_is_held_against_a_model():
+    found = plan(mlp(6, 16, 3), torch.randn(64, 6))
+    assert not found.check(mlp(6, 16, 3))
+    wrong = {m.parameter: m.kind for m in found.check(mlp(6, 17, 3, bias=False))}
+    assert wrong == {
+        "0.weight": "shape",
+        "2.weight": "shape",
+        "0.bias": "extra",
+        "2.bias": "extra",
+    }
+
+
+def test_plan_of_a_recipe_is_a_plan():
+    found = plan(mlp(6, 16, 3), torch.randn(64, 6))
+    recipe = Recipe(found.assignments, found.untouched, found.scheme)
+    assert Plan.of(recipe) == found
+    assert isinstance(Plan.of(recipe), Plan)
+
+
+# ── bad input ────────────────────────────────────────────────────────────────────────────────
+
+
+MODEL_BATCH = (mlp(6, 16, 3), torch.randn(16, 6))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "words"),
+    [
+        ("hee_normal", {}, ["hee_normal", "he_normal"]),
+        ("zzzz", {}, ["zzzz"]),
+        (None, {}, ["None"]),
+        ("he_normal", {"gain": math.nan}, ["gain", "nan"]),
+        ("he_normal", {"gain": math.inf}, ["gain", "inf"]),
+        ("he_normal", {"gain": -1.0}, ["gain", "-1"]),
+        ("he_normal", {"gain": "big"}, ["gain", "big"]),
+        ("auto", {"gain": 2.0}, ["gain", "auto"]),
+        ("auto", {"gain": math.nan}, ["gain", "nan"]),
+        ("he_normal", {"slope": 0.1}, ["slope", "negative_slope"]),
+        ("he_normal", {"negative_slope": math.nan}, ["negative_slope"]),
+        ("auto", {"layers": 3}, ["layers", "auto"]),
+        ("residual_scaling", {"layers": 0}, ["layers", "0"]),
+        ("residual_scaling", {"layers": 2.5}, ["layers", "2.5"]),
+        ("residual_scaling", {"base": -1.0}, ["base", "-1"]),
+        ("deepnorm", {"part": "middle"}, ["part", "middle"]),
+        ("fixup", {}, ["fixup", "residual"]),
+        ("deepnorm", {}, ["deepnorm", "residual"]),
+        ("lora", {}, ["lora", "low-rank"]),
+        ("mimetic", {}, ["mimetic", "attention"]),
+        ("recurrent", {}, ["recurrent"]),
+        ("irnn", {}, ["irnn"]),
+        ("dirac", {}, ["dirac", "kernel"]),
+        ("icnr", {}, ["icnr"]),
+        ("forget_gate_bias", {}, ["forget_gate_bias", "LSTM"]),
+        ("prior_bias", {}, ["priors"]),
+        ("he_normal", {"seed": -1}, ["seed", "-1"]),
+        ("he_normal", {"seed": 2**64}, ["seed"]),
+        ("he_normal", {"seed": 1.5}, ["seed", "1.5"]),
+        ("he_normal", {"seed": True}, ["seed", "True"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("do", [plan, init_], ids=["plan", "init"])
+def test_a_bad_argument_is_one_clear_line_and_changes_nothing(do, scheme, options, words):
+    model, batch = MODEL_BATCH
+    with unchanged(model, batch), pytest.raises(ArgumentError) as caught:
+        do(model, batch, scheme, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@parametrize([c for c in BAD if not c.slow])
+def test_what_cannot_be_checked_is_planned_or_refused_in_one_line_and_left_alone(case: Case):
+    if case.needs:
+        pytest.importorskip(case.needs)
+    model, batch, _ = case.build()
+    refusal = ""
+    with unchanged(model, batch):
+        try:
+            plan(model, batch)
+        except FaninError as error:
+            refusal = str(error)
+            assert refusal  # noqa: PT017 - a plan is as good
+    assert "\n" not in refusal.strip()
+    if refusal:
+        with unchanged(model, batch), pytest.raises(FaninError):
+            init_(model, batch)
+
+
+def test_what_is_no_model_or_has_nothing_to_plan_is_refused():
+    with pytest.raises(ArgumentError, match="model: function"):
+        plan(lambda x: x, torch.randn(4))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="no parameters"):
+        plan(nn.ReLU(), torch.randn(4))
+    with pytest.raises(ModelError, match="lazy"):
+        plan(nn.LazyLinear(3), torch.randn(4, 5))
+
+
+def test_schemes_that_measure_need_values():
+    model, batch = mlp(6, 16, 3).to("meta"), torch.randn(16, 6)
+    for scheme in ("lsuv", "within_layer"):
+        with pytest.raises(ModelError, match="meta"):
+            plan(model, batch, scheme)
+
+
+# ── random networks ──────────────────────────────────────────────────────────────────────────
+
+FEW = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+ANY = st.sampled_from(["auto", "auto", "he_normal", "orthogonal", "lsuv", "within_layer", "mup"])
+
+
+def bits(model: nn.Module) -> list[bytes]:
+    return [p.detach().numpy().tobytes() for p in model.parameters()]
+
+
+@FEW
+@given(networks(), ANY, st.integers(0, 2**64 - 1))
+def test_any_network_is_planned_started_and_checked_and_twice_the_same(network, scheme, seed):
+    model, batch, loss = network
+    with unchanged(model, batch):
+        found = plan(model, batch, scheme, seed=seed)
+    assert Plan.from_toml(found.to_toml()) == found
+    for a in found:
+        reads_well(a.because)
+    assert init_(model, batch, scheme, seed=seed) == found
+    first = bits(model)
+    for a in found:
+        assert bool(torch.isfinite(model.get_parameter(a.parameter)).all())
+    assert plan(model, batch, scheme, seed=seed) == found
+    found.apply_(model, seed)
+    assert bits(model) == first
+    report = fanin.check(model, batch, loss)
+    assert report.ok or scheme != "auto" or any(f.severity == "error" for f in report.findings)
