@@ -621,25 +621,20 @@ def reads_well(sentence: str) -> None:
     assert re.match(r"[a-z√×q]|[A-Zμ][\w-]*[:'’\s~=]|W504 ", sentence), sentence
 
 
-def state(model: nn.Module) -> list[Any]:
-    """What a plan could disturb of a model: the bits of it, and the modes."""
-    tensors = [*model.parameters(), *model.buffers()]
-    values = [(t.detach().clone(), t._version, t.requires_grad) for t in tensors]
-    grads = [None if t.grad is None else t.grad.clone() for t in tensors]
-    modes = [
-        (m.training, len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()
-    ]
-    return [torch.get_rng_state(), values, grads, modes]
+def state(model: nn.Module) -> list[tuple[str, bytes]]:
+    """What a plan could disturb: bits, gradients, modes, hooks, the random state."""
 
+    def bits(tensor: Tensor | None) -> bytes:
+        if tensor is None:
+            return b""
+        return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    if isinstance(one, Tensor):
-        return (
-            torch.equal(one.view(torch.uint8), two.view(torch.uint8)) if one.dim() else one == two
-        )
-    return one == two
+    named = [*model.named_parameters(), *model.named_buffers()]
+    seen = [(name, bits(t) + bits(t.grad) + bytes([t.requires_grad])) for name, t in named]
+    for name, m in model.named_modules():
+        hooks = len(m._forward_pre_hooks), len(m._forward_hooks), len(m._backward_hooks)
+        seen.append((name, bytes([m.training, *hooks])))
+    return [*seen, ("torch", bits(torch.get_rng_state()))]
 
 
 @parametrize(QUICK)
@@ -652,7 +647,7 @@ def test_a_plan_covers_a_model_is_a_recipe_and_leaves_no_trace(case: Case):
             parameter.grad = torch.full_like(parameter, float(number))
     before = state(model)
     found = plan(model, batch)
-    assert same(state(model), before)
+    assert [name for name, _ in set(state(model)) ^ set(before)] == []
     names = [name for name, _ in model.named_parameters()]
     planned = {a.parameter for a in found}
     assert [n for n in names if n in planned] == [a.parameter for a in found]
@@ -669,10 +664,22 @@ def test_a_plan_covers_a_model_is_a_recipe_and_leaves_no_trace(case: Case):
     assert not found.diff(read)
 
 
-SOME = (
-    "mlp-batch-norm vae resnet-basic weight-norm-old weight-norm spectral-norm lstm-packed unet "
-    "lstm-cells language-model-tied transformer-encoder lora siren experts-routed"
-).split()
+SOME = [
+    "mlp-batch-norm",
+    "vae",
+    "resnet-basic",
+    "weight-norm-old",
+    "weight-norm",
+    "spectral-norm",
+    "lstm-packed",
+    "unet",
+    "lstm-cells",
+    "language-model-tied",
+    "transformer-encoder",
+    "lora",
+    "siren",
+    "experts-routed",
+]
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -1056,7 +1063,6 @@ def test_what_cannot_be_checked_is_planned_or_refused_in_one_line_and_left_alone
             plan(model, batch)
         except FaninError as error:
             refusal = str(error)
-            assert refusal  # noqa: PT017 - a plan is as good
     assert "\n" not in refusal.strip()
     if refusal:
         with unchanged(model, batch), pytest.raises(FaninError):

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
-from fanin.policies.signal import curve, keeps_scale, odd_part, operating_point, spread
+from fanin.policies.deep import deep, deep_size
+from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
 __all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
-    ("output layer", "keeps the scale, × 0.02", "logits near zero: the loss starts at guessing"),
+    ("output layer", "keeps the scale, × 0.05", "logits near zero: the loss starts at guessing"),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
         "last of a residual branch, no norms",
@@ -45,6 +45,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "orthogonal",
         "tanh, sin, sigmoid …: at the size where χ^depth = e², so inputs stay apart",
     ),
+    ("deep stretch without norms, elu or selu", "orthogonal × 1/√E[φ²]", "self-normalizing"),
     ("bias of the first layer of a mirrored stretch", "mirrored_bias", "no two kinks meet in 0"),
     ("behind relu or leaky relu", "he_normal", "the variance that the kink takes away"),
     ("behind another activation", "lecun_normal × 1/√E[φ²]", "the gain by quadrature"),
@@ -63,34 +64,13 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("LayerScale, other scales", "left alone", "their size is the author's choice"),
 )
 
-# Logits of std 0.02: where all samples look alike still, the loss of a classifier is off ln C by
-# one logit, and 5 % of ln 2 is 0.035.
-HEAD_GAIN = 0.02
-SIREN = 2.0  # a factor before sine from which the layer is one of a SIREN (published: 30)
-# Layers in a row without norms from which a start that keeps inputs apart over the whole depth
-# trains better than he_normal and its kin (plain MLPs: no difference at 3 and 5, clear at 10).
-DEEP = 9
-# Sigmoid and softplus lose their inputs first, sine and hardtanh part them first.
-DEEP_BIASED, DEEP_BENT = 5, 8
-# How far near inputs may part over the whole depth of a stretch: χ^depth (1 to e⁴ train alike, e²
-# is the middle of the flat part).
-PARTING = math.e**2
-# φ(x) − φ(−x) is x, or next to it, so a mirrored pair of units passes x on.
-MIRRORED = frozenset({
-    "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "selu", "gelu", "silu", "mish",
-    "softplus", "hardswish",
-})  # fmt: skip
-# Odd about a point: a mirrored pair would stay one for ever.
-ODD = frozenset({
-    "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan", "arctan",
-})  # fmt: skip
-BIASED = frozenset({"sigmoid", "hardsigmoid", "softplus"})
-BENT = frozenset({"sin", "hardtanh"})
+# Logits of std 0.05: the loss of a classifier starts within 5 % of ln C even where all samples look
+# alike still. At 0.02 deep networks train slower by Adam, from 0.1 on they diverge sooner by SGD.
+HEAD_GAIN = 0.05
 # Std of the first layer's offsets over that of its pre-activation: 0.25 and 1 train as well or
 # worse; without it all kinks pass through the origin, and what is radial is learned slowly.
 OFFSET = 0.5
-_PAIRED = 4  # units: fewer make less than two pairs
-_ENOUGH_INPUTS = 8  # fewer are too few to give one direction away
+SIREN = 2.0  # a factor before sine from which the layer is one of a SIREN (published: 30)
 
 
 def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
@@ -171,82 +151,6 @@ def _in_branch(role: Role) -> Choice:
     return base
 
 
-# ---- deep stretches without norms ----------------------------------------------------------------
-
-
-def deep(role: Role) -> Choice | None:
-    """A layer of a deep stretch without norms; None where it is in none."""
-    if role.expert or role.groups > 1 or role.blocks > 1 or role.op.startswith("conv_tr"):
-        return None
-    if "o" not in role.layout or "i" not in role.layout or role.run < _depth(role):
-        return None
-    before = role.input.activation if role.input.kind == "activation" else None
-    if before in MIRRORED or (before is None and role.activation in MIRRORED):
-        return _mirrored(role, before)
-    if before in ODD or (before is None and role.activation in ODD):
-        return _odd(role, before)
-    return None
-
-
-def _depth(role: Role) -> int:
-    """Layers in a row from which the activation asks for a start of its own."""
-    names = {role.activation, role.input.activation}
-    if names & BIASED:
-        return DEEP_BIASED
-    return DEEP_BENT if names & BENT else DEEP
-
-
-def _sizes(role: Role) -> tuple[int, int]:
-    inputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "i")
-    outputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "o")
-    return inputs, outputs
-
-
-@lru_cache(maxsize=1024)
-def _point(activation: str, slope: float | None, run: int, mirrored: bool) -> tuple[float, float]:
-    """(std of the pre-activation, gain that keeps it) in a stretch of `run` layers; 0s for none."""
-    phi = odd_part(activation, slope) if mirrored else curve(activation, slope)
-    size = None if phi is None else operating_point(phi, PARTING ** (1 / run))
-    if phi is None or size is None:
-        return 0.0, 0.0
-    return size, size / spread(phi, size)
-
-
-def _mirrored(role: Role, before: str | None) -> Choice | None:
-    inputs, outputs = _sizes(role)
-    first, last = before is None, role.activation not in MIRRORED
-    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    size, gain = _point(name or "", slope, role.run, True)
-    rows, columns = (outputs if last else outputs // 2), (inputs if first else inputs // 2)
-    narrow = (not last and outputs < _PAIRED) or (not first and inputs < _PAIRED)
-    if not size or narrow or (first and last):
-        return None
-    gain = (size if first else gain / size if last else gain) * max(1.0, math.sqrt(rows / columns))
-    because = (
-        f"layer {role.place + 1} of {role.run} in a row without norms: units in mirrored pairs, so "
-        f"that {name}(x) − {name}(−x) passes x on at any depth"
-    )
-    return Choice("looks_linear", because, gain, arguments={"first": first, "last": last})
-
-
-def _odd(role: Role, before: str | None) -> Choice | None:
-    inputs, _ = _sizes(role)
-    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    size, gain = _point(name or "", slope, role.run, False)
-    centred = before is not None and before in BIASED
-    if not size or (centred and inputs < _ENOUGH_INPUTS):
-        return None
-    last = role.activation not in ODD
-    gain = size if before is None else gain / size if last else gain
-    scheme = "delta_orthogonal" if "k" in role.layout else "orthogonal"
-    because = (
-        f"layer {role.place + 1} of {role.run} in a row without norms: pre-activations of std "
-        f"{words(size)}, where {name} lets near inputs part by no more than "
-        f"{words(PARTING ** (1 / role.run))} a layer; orthogonal, so that all directions fare alike"
-    )
-    return Choice(scheme, because, gain, arguments={"scale": "variance", "centred": centred})
-
-
 def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
     """The bias of the first layer of a mirrored stretch: no two kinks meet in the origin."""
     weight = drawn.weight_at(role.call)
@@ -261,9 +165,9 @@ def target_size(role: Role | None) -> float:
     """Root mean square that the output of a weight is planned to have (before HEAD_GAIN)."""
     if role is None:
         return 1.0
-    chosen = deep(role)
-    if chosen is not None and role.activation in MIRRORED | ODD:
-        return _point(role.activation or "", role.slope, role.run, role.activation in MIRRORED)[0]
+    size = deep_size(role)
+    if size is not None:
+        return size
     branch = role.branch
     if branch is None or role.head:
         return 1.0

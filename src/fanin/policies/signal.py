@@ -14,7 +14,7 @@ from fanin import moments
 from fanin.policies.choice import Choice, words
 from fanin.roles import Input, Role
 
-__all__ = ["curve", "keeps_scale", "odd_part", "operating_point", "spread"]
+__all__ = ["Curve", "curve", "keeps_scale", "odd_part", "operating_point", "spread"]
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 

@@ -1,0 +1,155 @@
+"""Deep stretches without norms: a start at which inputs stay apart over the whole depth.
+
+Schemes that keep the scale alone let the correlation of two inputs go to 1 with depth (relu, gelu,
+sigmoid) or part near ones (tanh with gain): see docs/theory.md.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from fanin import moments
+from fanin.policies.choice import Choice, words
+from fanin.policies.signal import Curve, curve, odd_part, operating_point, spread
+from fanin.roles import Role
+
+__all__ = ["deep", "deep_size"]
+
+# Layers in a row without norms from which a start that keeps inputs apart over the whole depth
+# trains better than he_normal and its kin (plain MLPs: no difference at 3 and 5, clear at 10).
+DEEP = 9
+# Sigmoid and softplus lose their inputs first, sine and hardtanh part them first.
+DEEP_BIASED, DEEP_BENT = 5, 8
+# How far near inputs may part over the whole depth of a stretch: χ^depth (1 to e⁴ train alike, e²
+# is the middle of the flat part).
+PARTING = math.e**2
+# φ(x) − φ(−x) is x, or next to it, so a mirrored pair of units passes x on.
+MIRRORED = frozenset({
+    "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "selu", "gelu", "silu", "mish",
+    "softplus", "hardswish",
+})  # fmt: skip
+# Odd about a point: a mirrored pair would stay one for ever.
+ODD = frozenset({
+    "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan", "arctan",
+})  # fmt: skip
+BIASED = frozenset({"sigmoid", "hardsigmoid", "softplus"})
+BENT = frozenset({"sin", "hardtanh"})
+# Self-normalizing: orthogonal weights with the exact gain train as well as mirrored ones, while the
+# gradient drifts by no more than e^DRIFT over the stretch (selu to depth 50).
+STEADY = frozenset({"elu", "celu", "selu"})
+DRIFT = 4.0
+_PAIRED = 4  # units: fewer make less than two pairs
+_ENOUGH_INPUTS = 8  # fewer are too few to give one direction away
+
+
+def deep(role: Role) -> Choice | None:
+    """A layer of a deep stretch without norms; None where it is in none."""
+    if role.expert or role.groups > 1 or role.blocks > 1 or role.op.startswith("conv_tr"):
+        return None
+    if "o" not in role.layout or "i" not in role.layout or role.run < _depth(role):
+        return None
+    before = role.input.activation if role.input.kind == "activation" else None
+    if (before or role.activation) in STEADY and _is_steady(role, before):
+        return _exact(role, before)
+    if before in MIRRORED or (before is None and role.activation in MIRRORED):
+        return _mirrored(role, before)
+    if before in ODD or (before is None and role.activation in ODD):
+        return _odd(role, before)
+    return None
+
+
+def _is_steady(role: Role, before: str | None) -> bool:
+    """Whether the gradient keeps its size over the stretch with the exact gain."""
+    phi = _curve(role, before)
+    if phi is None:
+        return False
+    seen = moments.moments(phi)
+    return role.run * abs(math.log(seen.slope / seen.second)) < DRIFT
+
+
+def _curve(role: Role, before: str | None) -> str | Curve | None:
+    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
+    return curve(name or "", slope)
+
+
+def _exact(role: Role, before: str | None) -> Choice | None:
+    phi = _curve(role, before)
+    if phi is None:
+        return None
+    gain = 1.0 if before is None else 1 / math.sqrt(moments.moments(phi).second)
+    scheme = "delta_orthogonal" if "k" in role.layout else "orthogonal"
+    because = (
+        f"layer {role.place + 1} of {role.run} in a row without norms: {before or role.activation} "
+        "keeps inputs apart by itself; orthogonal, so that all directions fare alike"
+    )
+    return Choice(scheme, because, gain, arguments={"scale": "variance"})
+
+
+def _depth(role: Role) -> int:
+    """Layers in a row from which the activation asks for a start of its own."""
+    names = {role.activation, role.input.activation}
+    if names & BIASED:
+        return DEEP_BIASED
+    return DEEP_BENT if names & BENT else DEEP
+
+
+def _sizes(role: Role) -> tuple[int, int]:
+    inputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "i")
+    outputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "o")
+    return inputs, outputs
+
+
+@lru_cache(maxsize=1024)
+def _point(activation: str, slope: float | None, run: int, mirrored: bool) -> tuple[float, float]:
+    """(std of the pre-activation, gain that keeps it) in a stretch of `run` layers; 0s for none."""
+    phi = odd_part(activation, slope) if mirrored else curve(activation, slope)
+    size = None if phi is None else operating_point(phi, PARTING ** (1 / run))
+    if phi is None or size is None:
+        return 0.0, 0.0
+    return size, size / spread(phi, size)
+
+
+def _mirrored(role: Role, before: str | None) -> Choice | None:
+    inputs, outputs = _sizes(role)
+    first, last = before is None, role.activation not in MIRRORED
+    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
+    size, gain = _point(name or "", slope, role.run, True)
+    rows, columns = (outputs if last else outputs // 2), (inputs if first else inputs // 2)
+    narrow = (not last and outputs < _PAIRED) or (not first and inputs < _PAIRED)
+    if not size or narrow or (first and last):
+        return None
+    gain = (size if first else gain / size if last else gain) * max(1.0, math.sqrt(rows / columns))
+    because = (
+        f"layer {role.place + 1} of {role.run} in a row without norms: units in mirrored pairs, so "
+        f"that {name}(x) − {name}(−x) passes x on at any depth"
+    )
+    return Choice("looks_linear", because, gain, arguments={"first": first, "last": last})
+
+
+def _odd(role: Role, before: str | None) -> Choice | None:
+    inputs, _ = _sizes(role)
+    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
+    size, gain = _point(name or "", slope, role.run, False)
+    centred = before is not None and before in BIASED
+    if not size or (centred and inputs < _ENOUGH_INPUTS):
+        return None
+    last = role.activation not in ODD
+    gain = size if before is None else gain / size if last else gain
+    scheme = "delta_orthogonal" if "k" in role.layout else "orthogonal"
+    because = (
+        f"layer {role.place + 1} of {role.run} in a row without norms: pre-activations of std "
+        f"{words(size)}, where {name} lets near inputs part by no more than "
+        f"{words(PARTING ** (1 / role.run))} a layer; orthogonal, so that all directions fare alike"
+    )
+    return Choice(scheme, because, gain, arguments={"scale": "variance", "centred": centred})
+
+
+def deep_size(role: Role) -> float | None:
+    """Planned root mean square of the pre-activation; None for a layer in no such stretch."""
+    chosen = deep(role)
+    if chosen is None or role.activation not in MIRRORED | ODD:
+        return None
+    if role.activation in STEADY and chosen.scheme != "looks_linear":
+        return 1.0
+    return _point(role.activation or "", role.slope, role.run, role.activation in MIRRORED)[0]
