@@ -1,4 +1,4 @@
-"""Rescue: which starts train, over a hundred architectures and depths up to 100?
+"""Rescue: which starts train, over about a hundred architectures and depths up to 100?
 
     python benchmarks/rescue.py run                   trains everything, writes the results
     python benchmarks/rescue.py run --start auto      only that start; the others stay as written
@@ -220,10 +220,10 @@ def show(records: list[Record], console: Console) -> None:
 
 
 def line(g: dict[str, Record]) -> str:
-    """An architecture and the progress of each start, in the order that went worse."""
+    """An architecture, and of each start the progress in the order that went worse."""
     name = "/".join(map(str, architecture(next(iter(g.values())))))
-    marks = {TRAINS: "+", "faulty": "−", "grey": "?"}
-    each = (f"{s} {marks[r['label']]}{min(r['progress']):.2f}" for s, r in g.items())
+    marks = {TRAINS: "✓", "faulty": "✗", "grey": "?"}
+    each = (f"{s} {min(r['progress']) + 0.0:.2f}{marks[r['label']]}" for s, r in g.items())
     return f"{name:26s}" + "  ".join(each)
 
 
@@ -243,7 +243,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (0)")
     parser.add_argument("--processes", type=int, default=2, help="that train at once (2)")
     options = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if options.verb == "run":
         starts = available(options.start or STARTS, console)
         records = run(starts, options.only, options.seed, options.processes)

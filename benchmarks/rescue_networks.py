@@ -188,22 +188,22 @@ conv tanh: 16
 conv gelu: 16
 conv silu: 8
 conv sigmoid: 8
-batchnorm relu: 16 50
+batchnorm relu: 16 30
 batchnorm sigmoid: 8
 layernorm relu: 16 50
 layernorm tanh: 30
-layernorm gelu: 100
+layernorm gelu: 50
 conv_batchnorm relu: 16
 gated silu: 4 8 16
 gated sigmoid: 8
 residual relu: 16 40 100
 residual tanh: 40
 residual gelu: 40 100
-residual silu: 100
+residual silu: 20
 residual_conv relu: 30
 residual_conv gelu: 16
-residual_norm gelu: 16 50
-residual_norm relu: 100
+residual_norm gelu: 16
+residual_norm relu: 60
 resnet relu: 10
 transformer gelu: 2 4
 post_norm relu: 2

@@ -235,6 +235,14 @@ RULES: dict[str, Rule] = {
         "near inputs part",
         lambda a: a.scheme == "orthogonal",
     ),
+    "bias of the first layer of a mirrored stretch": Rule(
+        chain(DEEP, nn.ReLU),
+        "0.bias",
+        chain(DEEP, nn.ReLU),
+        "2.bias",
+        "opposite pairs",
+        lambda a: a.scheme == "mirrored_bias",
+    ),
     "behind relu or leaky relu": Rule(
         chain(3, nn.ReLU),
         "2.weight",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Parameter, parameters_of
 from fanin.assignment import Assignment, Recipe
-from fanin.errors import ModelError, RecipeError
+from fanin.catalogue.scheme import is_number
+from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import realize_
 from fanin.recipe import check
 
@@ -123,6 +125,7 @@ def _draw(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
     """Draw one parameter; then what belongs to its tensor: rows of their own scale, padding."""
     extra = dict(assignment.arguments)
     padding, rows = extra.pop("padding", None), extra.pop("rows", None)
+    _check_extra(assignment, padding, rows, tensor.shape)
     realize_(tensor, replace(assignment, arguments=extra), seed, name)
     with torch.no_grad():
         values = tensor.detach()
@@ -133,6 +136,21 @@ def _draw(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
             values.mul_(torch.tensor(rows, dtype=values.dtype, device=values.device).view(shape))
         if padding is not None:
             values[int(padding)] = 0
+
+
+def _check_extra(assignment: Assignment, padding: Any, rows: Any, shape: Sequence[int]) -> None:
+    """Raise ArgumentError for a padding row or factors that the tensor does not have."""
+    name, table = assignment.parameter, shape[0] if shape else 0
+    if padding is not None and not (isinstance(padding, int) and 0 <= padding < table):
+        raise ArgumentError(f"padding: {padding!r} of {name}; one of the {table} rows is needed")
+    if rows is not None:
+        outputs = shape[assignment.layout.index("o")] if "o" in assignment.layout else 0
+        numbers = isinstance(rows, (list, tuple)) and all(map(is_number, rows))
+        if not numbers or len(rows) != outputs:
+            raise ArgumentError(
+                f"rows: {type(rows).__name__} of {name}; one number for each of the {outputs} "
+                "outputs is needed"
+            )
 
 
 def _fit(recipe: Recipe, parameters: Mapping[str, Parameter]) -> None:

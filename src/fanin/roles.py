@@ -86,6 +86,7 @@ class Role:
         head: whether its output goes to the model's output alone.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
+        chain: the same where norms do not end a stretch.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
         uses: further kinds it is used as (a tied table is a "weight" too).
         expert: whether it holds one matrix for each of several experts.
@@ -125,6 +126,7 @@ class Role:
     head: bool = False
     place: int = 0
     run: int = 1
+    chain: int = 1
     offset: float = 0.0
     uses: tuple[str, ...] = ()
     expert: bool = False
@@ -153,7 +155,10 @@ class _Reader:
         self.low_rank = low_rank_pairs(architecture)
         self.heads = {i for layer in architecture.heads for i in layer.calls}
         self.attention, self.mixed_at = _attention(self)
-        self.place, self.ahead = _stretches(architecture, {b.end for b in self.branches})
+        ends = {b.end for b in self.branches}
+        norms = {c.index for c in self.calls if architecture.normalizes(c)}
+        self.place, self.ahead = _stretches(architecture, ends | norms)
+        self.chained = _stretches(architecture, ends)
         self.unnamed = dict(architecture.unnamed)
 
     def read(self) -> tuple[Role, ...]:
@@ -398,6 +403,7 @@ class _Reader:
             "last": call.index in self.lasts,
             "place": self.place.get(call.index, 0),
             "run": self.place.get(call.index, 0) + 1 + self.ahead.get(call.index, 0),
+            "chain": sum(side.get(call.index, 0) for side in self.chained) + 1,
         }
 
     def _input(self, index: int) -> Input:
@@ -571,10 +577,11 @@ def _next_weighted(reader: _Reader, call: Call) -> Iterable[int]:
     return ()
 
 
-def _stretches(architecture: Architecture, ends: set[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Layers with weights before and after each call in its stretch without norms or sums."""
+def _stretches(
+    architecture: Architecture, resets: set[int]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Layers with weights before and after each call, counted from the last of `resets`."""
     calls = architecture.trace.calls
-    resets = {c.index for c in calls if c.index in ends or architecture.normalizes(c)}
     counted = {c.index for c in calls if c.units is not None and "i" in c.layout}
     place: dict[int, int] = {}
     reach: dict[int, int] = {}

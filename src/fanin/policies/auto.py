@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
-from fanin.policies.deep import deep, deep_size
+from fanin.policies.deep import deep, deep_size, in_a_row
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
@@ -54,6 +54,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "lecun_normal, centred",
         "sigmoid, softplus: rows that sum to zero ignore the mean",
     ),
+    (
+        "these, 9 or more in a row with norms between",
+        "orthogonal, of the same size",
+        "norms hold the size, not the directions",
+    ),
     ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
     ("table that is the output layer too", "lecun_normal over the width, × 0.3", "small logits"),
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
@@ -96,12 +101,12 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         return _head(role)
     if role.branch is not None and role.branch.of > 0 and role.input.kind != "table":
         return _in_branch(role)
-    return deep(role) or keeps_scale(role)
+    return deep(role) or in_a_row(role, keeps_scale(role))
 
 
 def _head(role: Role) -> Choice:
     """The output layer: small, so that the loss starts at that of guessing."""
-    base = deep(role) or keeps_scale(role)
+    base = deep(role) or in_a_row(role, keeps_scale(role))
     return replace(
         base,
         gain=base.gain * HEAD_GAIN,

@@ -14,7 +14,7 @@ from fanin.policies.choice import Choice, words
 from fanin.policies.signal import Curve, curve, odd_part, operating_point, spread
 from fanin.roles import Role
 
-__all__ = ["deep", "deep_size"]
+__all__ = ["deep", "deep_size", "in_a_row"]
 
 # Layers in a row without norms from which a start that keeps inputs apart over the whole depth
 # trains better than he_normal and its kin (plain MLPs: no difference at 3 and 5, clear at 10).
@@ -45,9 +45,7 @@ _ENOUGH_INPUTS = 8  # fewer are too few to give one direction away
 
 def deep(role: Role) -> Choice | None:
     """A layer of a deep stretch without norms; None where it is in none."""
-    if role.expert or role.groups > 1 or role.blocks > 1 or role.op.startswith("conv_tr"):
-        return None
-    if "o" not in role.layout or "i" not in role.layout or role.run < _depth(role):
+    if not _is_plain_matrix(role) or role.run < _depth(role):
         return None
     before = role.input.activation if role.input.kind == "activation" else None
     if (before or role.activation) in STEADY and _is_steady(role, before):
@@ -57,6 +55,30 @@ def deep(role: Role) -> Choice | None:
     if before in ODD or (before is None and role.activation in ODD):
         return _odd(role, before)
     return None
+
+
+def in_a_row(role: Role, choice: Choice) -> Choice:
+    """Orthogonal weights of the size of `choice`, where many layers follow one another.
+
+    Norms between them hold the size of the signal, but not its directions.
+    """
+    sizes = {"he_normal": math.sqrt(2.0), "lecun_normal": 1.0}
+    if role.chain < DEEP or choice.scheme not in sizes or not _is_plain_matrix(role):
+        return choice
+    slope = float(choice.arguments.get("negative_slope", 0.0))
+    gain = choice.gain * sizes[choice.scheme] / math.sqrt(1 + slope**2)
+    centred = bool(choice.arguments.get("centred", False))
+    because = (
+        f"{choice.because}; orthogonal, since {role.chain} layers follow one another without a sum"
+    )
+    arguments = {"scale": "variance", "centred": centred}
+    return Choice("orthogonal", because, gain, arguments=arguments)
+
+
+def _is_plain_matrix(role: Role) -> bool:
+    plain = not role.expert and role.groups == 1 and role.blocks == 1
+    matrix = "o" in role.layout and "i" in role.layout and "b" not in role.layout
+    return plain and matrix and not role.op.startswith("conv_tr")
 
 
 def _is_steady(role: Role, before: str | None) -> bool:
