@@ -38,7 +38,9 @@ def test_the_catalogue_holds_exactly_what_is_promised():
         f"{stem}_{form}" for stem in ("lecun", "xavier", "xavier_in", "he") for form in THREE
     )
     structured = "orthogonal delta_orthogonal looks_linear hadamard zero_hadamard irnn icnr mimetic"
-    structured += " bilinear_upsampling forget_gate_bias chrono_bias prior_bias mirrored_bias focal_bias"
+    structured += (
+        " bilinear_upsampling forget_gate_bias chrono_bias prior_bias mirrored_bias focal_bias"
+    )
     models = "fixup skipinit rezero residual_scaling deepnorm t_fixup small_init mup spectral"
     models += " depthwise_trunc_normal recurrent lora lsuv within_layer auto"
     assert {s.name for s in TENSOR} == set(f"{plain} {scaled} {structured}".split())

@@ -25,6 +25,11 @@ def _output_bias(role: Role) -> bool:
     return role.kind == "bias" and role.head
 
 
+def _hidden_bias(role: Role) -> bool:
+    recurrent = role.op.startswith(("lstm", "gru", "rnn"))
+    return role.kind == "bias" and not role.head and not recurrent and len(role.shape) == 1
+
+
 def _kernel(role: Role) -> bool:
     return role.kind == "weight" and "k" in role.layout
 
@@ -33,13 +38,16 @@ def _kernel(role: Role) -> bool:
 _MEANT: Mapping[str, Callable[[Role], bool]] = {
     "forget_gate_bias": _lstm_bias,
     "chrono_bias": _lstm_bias,
+    "mirrored_bias": _hidden_bias,
     "prior_bias": _output_bias,
     "focal_bias": _output_bias,
     "dirac": lambda role: _kernel(role) and not role.op.startswith("conv_tr"),
     "delta_orthogonal": lambda role: _kernel(role) and not role.op.startswith("conv_tr"),
     "icnr": lambda role: role.shuffled,
     "bilinear_upsampling": lambda role: (
-        role.op.startswith("conv_transpose") and role.shape[0] == role.shape[1] * role.groups
+        _kernel(role)
+        and role.op.startswith("conv_transpose")
+        and role.shape[0] == role.shape[1] * role.groups
     ),
     "identity": lambda role: role.kind in _WEIGHTS and len(role.shape) > 1,
     "hadamard": lambda role: role.kind in _WEIGHTS and _power(role),
