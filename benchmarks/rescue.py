@@ -1,13 +1,13 @@
 """Rescue: which starts train, over about a hundred architectures and depths up to 100?
 
-    python benchmarks/rescue.py run                   trains everything, writes the results
+    python benchmarks/rescue.py run                   trains everything (22 core minutes), writes it
     python benchmarks/rescue.py run --start auto      only that start; the others stay as written
     python benchmarks/rescue.py run --only plain/relu prints every line, writes nothing
     python benchmarks/rescue.py table                 prints the written results (a second)
     python benchmarks/rescue.py rows                  the same, a line for each architecture
 
 The starts are torch's own; Xavier (normal) and orthogonal with the gain torch gives the activation;
-He (normal, ReLU); LSUV, the PyPI package `lsuv` as its README uses it; and `fanin.init_` with
+He (normal, ReLU); LSUV, the PyPI package `lsuv` (0.3) as its README uses it; and `fanin.init_` with
 `auto`.  Each has the same budget: SGD with momentum and Adam at four learning rates each, 320
 batches of 32, two orders of the samples, all as in ``trainability.py``, whose definition also says
 what "trains" is: in both orders a start gets 80 % of the way from the loss of the best constant
@@ -223,7 +223,9 @@ def line(g: dict[str, Record]) -> str:
     """An architecture, and of each start the progress in the order that went worse."""
     name = "/".join(map(str, architecture(next(iter(g.values())))))
     marks = {TRAINS: "✓", "faulty": "✗", "grey": "?"}
-    each = (f"{s} {min(r['progress']) + 0.0:.2f}{marks[r['label']]}" for s, r in g.items())
+    each = (
+        f"{s} {round(min(r['progress']), 2) + 0.0:.2f}{marks[r['label']]}" for s, r in g.items()
+    )
     return f"{name:26s}" + "  ".join(each)
 
 

@@ -22,7 +22,7 @@ from zoo.healthy import HEALTHY
 
 import fanin
 import fanin.fill.filling
-from fanin.apply import apply_, kept
+from fanin.apply import apply_, kept, lent
 from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, FaninError, ForwardError, ModelError, RecipeError
 from fanin.planning import Plan, init_, plan
@@ -145,19 +145,33 @@ def test_what_is_kept_comes_back_and_only_that():
     before = all_bits(model)
     with kept(model) as keep:
         keep(model[0].weight).data.fill_(7.0)
-    assert all_bits(model) == before
-    with kept(model, on_success=False) as keep:
-        keep(model[0].weight).data.fill_(7.0)
     assert (model[0].weight == 7).all()
 
     def broken() -> None:
-        with kept(model, on_success=False) as keep:
+        with kept(model) as keep:
             keep(model[2].weight).data.fill_(7.0)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         broken()
     assert bits(model[2].weight) == before["2.weight"]
+
+
+def test_what_is_lent_is_given_back():
+    model = mlp(3, 4, 2)
+    before, recipe = all_bits(model), plan(model, torch.randn(5, 3), "ones")
+
+    def broken() -> None:
+        with lent(recipe, model):
+            assert (model[0].weight == 1).all()
+            raise KeyboardInterrupt
+
+    with lent(recipe, model):
+        assert (model[2].weight == 1).all()
+    assert all_bits(model) == before
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert all_bits(model) == before
 
 
 def test_gradients_buffers_hooks_modes_and_random_states_stay():
@@ -482,6 +496,46 @@ def test_a_device_that_is_not_there_is_refused_and_nothing_changes():
     with pytest.raises((RuntimeError, AssertionError, FaninError)):
         init_(model, torch.randn(8, 6), device="cuda:77")
     assert all(p.is_meta for p in model.parameters())
+
+
+# ── whatever can be planned can be applied ──────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bilinear",
+        "multihead-attention",
+        "hypernetwork",
+        "lora",
+        "unet",
+        "lstm-projected-language-model",
+        "attention-scaled-dot-product",
+        "attention-by-einsum",
+        "weight-norm",
+        "mlp-narrow",
+        "rnn-classifier",
+        "gan-generator",
+    ],
+)
+def test_what_a_scheme_plans_can_be_applied_or_is_refused_before(name: str):
+    model, batch = built(name)
+    refused: dict[str, str] = {}
+    for scheme in fanin.schemes:
+        if scheme == "prior_bias":  # needs to know the classes
+            continue
+        try:
+            found = plan(model, batch, scheme)
+        except ArgumentError as error:
+            refused[scheme] = str(error)
+            continue
+        found.apply_(model)
+        assert Plan.from_toml(found.to_toml()) == found, scheme
+        for a in found:
+            assert torch.isfinite(model.get_parameter(a.parameter)).all(), (scheme, a)
+    assert not {"auto", "he_normal", "orthogonal", "lsuv", "mup"} & set(refused)
+    for message in refused.values():
+        assert message.endswith("has none")
 
 
 # ── recipes for another model ────────────────────────────────────────────────────────────────

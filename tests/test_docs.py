@@ -42,8 +42,8 @@ sigmoid or softplus, 8 with sine or hardtanh; shallower ones train alike from ei
   unit is free to leave its partner from the first step on (looks-linear, arXiv:1702.08591). The
   biases of the first layer are random, in opposite pairs: the linear start carries these offsets
   through all layers, so that not all kinks meet in the origin. Measured on plain networks of width
-  64 and depth 50: training loss 0.001 and less, where the best of He and orthogonal weights with the
-  exact gain stays at 0.4 to 1.6.
+  64 and depth 50: training loss 0.001 and less, where the best of He and orthogonal weights with
+  the exact gain stays at 0.4 to 1.6.
 - tanh, sin, hardtanh and sigmoid are odd about a point, and a pair would stay a pair for ever. Here
   the weights are orthogonal, rows sum to zero where the activation has a mean, and the size of the
   pre-activation is chosen so that near inputs part by no more than e² over the whole stretch

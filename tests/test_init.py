@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_roles import Separate, eager
+from test_roles import HandGRU, HandRNN, Separate, eager
 from torch import Tensor, nn
 from zoo import Case, blocks, seeded
 from zoo.blocks import Residual, classify, mlp
@@ -210,6 +210,24 @@ def test_a_deep_stream_with_norms_keeps_its_size(name: str):
     sound(model, batch, classify(64, 5))
 
 
+@pytest.mark.parametrize("steps", [4, 40])
+@pytest.mark.parametrize("name", ["tanh", "relu", "sigmoid"])
+def test_a_recurrent_network_written_by_hand_starts_sound(name: str, steps: int):
+    model, batch = HandRNN(ACTIVATIONS[name]()), torch.randn(32, steps, 6)
+    init_(model, batch)
+    largest = float(torch.linalg.matrix_norm(model.h.weight.detach(), 2))
+    assert largest < 2.5  # a state that is blown up in every step would drown the data
+    sound(model, batch, classify(32, 3))
+
+
+@pytest.mark.parametrize("form", ["mixture", "difference"])
+def test_a_gated_state_written_by_hand_starts_sound(form: str):
+    model, batch = HandGRU(form), torch.randn(32, 20, 6)
+    found = init_(model, batch)
+    assert not any(a.std == 0 for a in found if len(a.shape) > 1)
+    sound(model, batch, classify(32, 3))
+
+
 # ── measured starts ──────────────────────────────────────────────────────────────────────────
 
 
@@ -274,6 +292,47 @@ def test_lsuv_scales_a_layer_that_is_used_twice_by_its_first_use():
     model, batch = Net(), torch.randn(64, 6)
     init_(model, batch, "lsuv")
     assert float(signals(model, batch)[1].var(unbiased=False)) == pytest.approx(1.0, rel=2e-3)
+
+
+class Transposed(nn.Module):
+    """x @ W.T and F.linear(x, W.T) of bare weights."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(shape))
+        self.b = nn.Parameter(torch.zeros(shape))
+        self.signals: list[Tensor] = []
+
+    def forward(self, x):
+        first = x @ self.a.T
+        second = nn.functional.linear(first.tanh(), self.b.T)
+        self.signals = [first.detach().double(), second.detach().double()]
+        return second
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 16)])
+def test_lsuv_reaches_weights_that_are_used_transposed(shape: tuple[int, int]):
+    model, batch = Transposed(shape), torch.randn(64, shape[1]) * 5
+    init_(model, batch, "lsuv")
+    model(batch)
+    for out in model.signals:
+        assert float(out.var(unbiased=False)) == pytest.approx(1.0, rel=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 16)])
+def test_within_layer_scales_no_inputs_of_weights_that_are_used_transposed(shape):
+    model, batch = Transposed(shape), torch.randn(64, shape[1]) * 5
+    found = init_(model, batch, "within_layer")
+    assert not any("rows" in a.arguments for a in found)
+
+
+@pytest.mark.parametrize("name", ["multihead-attention", "hypernetwork", "transformer-encoder"])
+def test_within_layer_takes_the_bias_of_the_layer_and_no_other(name: str):
+    model, batch, _ = BY_NAME[name].build()
+    found = init_(model, batch, "within_layer")
+    for a in found:
+        if "rows" in a.arguments:
+            assert len(a.arguments["rows"]) == a.shape[a.layout.index("o")]
 
 
 def channels(out: Tensor) -> Tensor:

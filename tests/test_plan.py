@@ -605,6 +605,15 @@ def test_mimetic_attention_pairs_query_with_key_and_value_with_output():
     assert {parts[n]["heads"] for n in "abcd"} == {3}
 
 
+def test_mimetic_attention_needs_partners_of_one_size():
+    """Grouped keys, widths of their own, adapters: these keep their scale instead."""
+    for name in ("attention-scaled-dot-product", "multihead-attention", "lora"):
+        found = planned(name, "mimetic")
+        for a in found:
+            if a.scheme == "mimetic":
+                assert a.arguments["part"] in ("v", "o", "qkv"), (name, a)
+
+
 def test_every_published_policy_is_tested_here():
     tested = (
         "residual_scaling small_init depthwise_trunc_normal fixup skipinit rezero deepnorm t_fixup "
@@ -857,6 +866,14 @@ def test_a_forward_that_takes_gradients_itself_is_planned():
         assert plan(model, batch)["net.0.weight"].std > 0
 
 
+def test_a_graph_that_was_there_can_still_be_walked():
+    model, batch = mlp(6, 16, 16, 3), torch.randn(16, 6)
+    loss = model(batch).square().mean()
+    plan(model, batch)
+    loss.backward()
+    assert model[0].weight.grad is not None
+
+
 def test_hooks_see_the_model_and_stay():
     model, batch = mlp(6, 16, 16, 3), torch.randn(16, 6)
     seen: list[int] = []
@@ -873,12 +890,9 @@ META = [
     "attention-by-einsum",
     "transformer-encoder-pre-norm",
     "mlp-mixer",
-    pytest.param(
-        "attention-scaled-dot-product",
-        marks=pytest.mark.xfail(
-            strict=True, reason="constants that a forward makes on the CPU do not meet meta tensors"
-        ),
-    ),
+    "gpt2",
+    "llama",
+    "attention-scaled-dot-product",
 ]
 
 
@@ -892,6 +906,7 @@ def on_meta(case: Case) -> tuple[nn.Module, Any]:
 @pytest.mark.parametrize("name", META)
 def test_a_plan_on_meta_is_that_on_real_memory_where_nothing_is_measured(name: str):
     case = BY_NAME[name]
+    pytest.importorskip(case.needs or "torch")
     real, meta = plan(*case.build()[:2]), plan(*on_meta(case))
     told = [a.parameter for a in real if "measured" in a.because]
     assert meta.untouched == real.untouched
@@ -904,6 +919,7 @@ def test_a_plan_on_meta_is_that_on_real_memory_where_nothing_is_measured(name: s
 @pytest.mark.parametrize("name", META)
 def test_closed_forms_are_the_same_on_meta_to_the_bit(name: str):
     case = BY_NAME[name]
+    pytest.importorskip(case.needs or "torch")
     (model, batch, _), (empty, same) = case.build(), on_meta(case)
     recipe = decide(roles(reading(model, batch), model))
     assert decide(roles(reading(empty, same), empty), meta=True) == recipe
@@ -1099,6 +1115,12 @@ def test_what_cannot_be_checked_is_planned_or_refused_in_one_line_and_left_alone
             init_(model, batch)
 
 
+def test_priors_for_another_number_of_classes_are_refused_and_nothing_changes():
+    model, batch = MODEL_BATCH
+    with unchanged(model, batch), pytest.raises(ArgumentError, match="priors: 2 given"):
+        init_(model, batch, "prior_bias", priors=(1, 1))
+
+
 def test_what_is_no_model_or_has_nothing_to_plan_is_refused():
     with pytest.raises(ArgumentError, match="model: function"):
         plan(lambda x: x, torch.randn(4))  # type: ignore[arg-type]
@@ -1118,7 +1140,7 @@ def test_schemes_that_measure_need_values():
 # ── random networks ──────────────────────────────────────────────────────────────────────────
 
 FEW = settings(
-    max_examples=25,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -1147,4 +1169,7 @@ def test_any_network_is_planned_started_and_checked_and_twice_the_same(network, 
     found.apply_(model, seed)
     assert bits(model) == first
     report = fanin.check(model, batch, loss)
-    assert report.ok or scheme != "auto" or any(f.severity == "error" for f in report.findings)
+    widths = [p.shape[0] for p in model.parameters()]
+    trains = all(p.requires_grad for p in model.parameters())
+    if scheme == "auto" and trains and min(widths) >= 3:  # a thin layer may be all dead
+        assert report.ok, report

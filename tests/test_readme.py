@@ -54,7 +54,7 @@ def test_the_example_of_init_ends_as_it_says(tmp_path: Path, monkeypatch: pytest
 
 def test_the_example_of_compare_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     comparison = run(BLOCKS[2], tmp_path, monkeypatch)["comparison"]
-    assert comparison.best == "auto"
+    assert comparison.best.scheme == "auto"
 
 
 def test_every_rule_stands_in_the_table():

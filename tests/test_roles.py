@@ -265,15 +265,8 @@ LARGE = ["conv-transpose2d-k4-s2", "conv-transpose3d", "bilinear"]  # matrices t
 
 
 def each_row_with(scheme: str) -> list[Any]:
-    """A strided transposed convolution has fewer inputs than its kernel seen as a matrix."""
-    reason = "orthogonal with scale='variance' does not divide a kernel's fan by its stride"
-    strided = pytest.mark.xfail(strict=True, reason=reason)
     rows = [row for row in ROWS if scheme != "orthogonal" or row.name not in LARGE]
-    odd = [row.name in STRIDED and scheme == "orthogonal" for row in rows]
-    return [
-        pytest.param(row, scheme, id=f"{row}-{scheme}", marks=[strided] if strange else [])
-        for row, strange in zip(rows, odd, strict=True)
-    ]
+    return [pytest.param(row, scheme, id=f"{row}-{scheme}") for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -290,16 +283,7 @@ def test_what_is_planned_for_a_row_of_the_table_keeps_the_variance(row: Row, sch
     assert float(out.square().mean()) == pytest.approx(1.0, abs=bound)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (9, 6),
-        pytest.param(
-            (6, 6),
-            marks=pytest.mark.xfail(strict=True, reason="a square says nothing of its transpose"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("shape", [(9, 6), (6, 6)])
 def test_a_transposed_weight_has_the_layout_of_the_parameter(shape: tuple[int, int]):
     """Rows that sum to zero have to be rows of the parameter as the layer reads it."""
 
@@ -509,6 +493,35 @@ def test_a_gated_state_written_by_hand_has_no_residual_branch(form: str):
     for name in ("zx", "zh", "nx", "nh"):
         assert found[f"{name}.weight"].branch is None, name
         assert not found[f"{name}.weight"].last
+
+
+class HandRNN(nn.Module):
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.x, self.h, self.head, self.act = (
+            nn.Linear(6, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 3),
+            act,
+        )
+
+    def forward(self, batch):
+        h = batch.new_zeros(len(batch), 16)
+        for step in batch.unbind(1):
+            h = self.act(self.x(step) + self.h(h))
+        return self.head(h)
+
+
+def test_a_state_written_by_hand_has_no_residual_branch_either():
+    found = seen(HandRNN(torch.tanh), torch.randn(4, 7, 6))
+    assert all(role.branch is None for role in found.values())
+    assert found["x.weight"].input.kind == "data"
+    assert found["head.weight"].input == Input("activation", "tanh")
+
+
+def test_a_state_that_starts_at_zero_is_no_data():
+    found = seen(HandRNN(torch.tanh), torch.randn(4, 7, 6))
+    assert found["h.weight"].input.kind != "data"
 
 
 def test_a_gate_of_one_number_is_part_of_the_branch_and_its_size_is_learned():
@@ -1036,6 +1049,14 @@ def test_the_place_in_a_stretch_counts_from_the_last_norm_or_sum():
     found = seen(model, torch.randn(6, 5))
     weights = [found[f"{i}.weight"] for i in (0, 2, 5, 7, 9)]
     assert [(role.place, role.run) for role in weights] == [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+
+
+def test_norms_end_a_stretch_and_sums_end_a_chain():
+    steps = [m for _ in range(4) for m in (nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU())]
+    found = seen(nn.Sequential(*steps, Residual(*two(8)), nn.Linear(8, 3)), torch.randn(6, 8))
+    assert [found[f"{i}.weight"].run for i in (0, 3, 6, 9)] == [1, 1, 1, 1]
+    assert [found[f"{i}.weight"].chain for i in (0, 3, 6, 9)] == [6, 6, 6, 6]
+    assert (found["13.weight"].run, found["13.weight"].chain) == (1, 1)
 
 
 # ── what is not known ────────────────────────────────────────────────────────────────────────

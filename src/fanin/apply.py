@@ -17,7 +17,7 @@ from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import realize_
 from fanin.recipe import check
 
-__all__ = ["apply_", "kept"]
+__all__ = ["apply_", "kept", "lent"]
 
 _NAMED = 3  # mismatches named in one error
 
@@ -63,7 +63,7 @@ def apply_(
     chosen = [a for a in recipe.assignments if frozen or parameters[a.parameter].trainable]
     _require_values(recipe, model, {parameters[a.parameter].name for a in chosen})
     tensors = dict(model.named_parameters())
-    with kept(model, on_success=False) as keep:
+    with kept(model) as keep:
         for assignment in chosen:
             name = parameters[assignment.parameter].name
             tensor = keep(tensors[name], device)
@@ -72,21 +72,43 @@ def apply_(
 
 
 @contextmanager
-def kept(model: nn.Module, on_success: bool = True) -> Iterator[_Keeper]:
-    """Put back what was given to the keeper when the block ends with an exception.
-
-    Args:
-        model: whose parameters are about to be written.
-        on_success: put it back also when the block ends well.
-    """
+def kept(model: nn.Module) -> Iterator[_Keeper]:
+    """Put back what was given to the keeper when the block ends with an exception."""
     keeper = _Keeper(model)
     try:
         yield keeper
     except BaseException:
         keeper.restore()
         raise
-    if on_success:
-        keeper.restore()
+
+
+@contextmanager
+def lent(
+    recipe: Recipe, model: nn.Module, *, seed: int = 0, frozen: bool = False
+) -> Iterator[None]:
+    """Lend the parameters the values of a recipe for the length of a block.
+
+    The values are drawn into memory of their own, so that the parameters' own is not touched and a
+    graph that autograd keeps of an earlier forward can still be walked.
+
+    Raises:
+        As `apply_`.
+    """
+    tensors = dict(model.named_parameters())
+    own: dict[str, Tensor] = {}
+    try:
+        for assignment in recipe.assignments:
+            parameter = tensors[assignment.parameter]
+            if frozen or parameter.requires_grad:
+                with torch.inference_mode(False):  # what is made in that mode stays in it
+                    drawn = torch.empty_like(parameter.data)
+                    _draw(drawn, assignment, seed, assignment.parameter)
+                own[assignment.parameter] = parameter.data
+                parameter.data = drawn
+        yield
+    finally:
+        for name, data in own.items():
+            tensors[name].data = data
 
 
 class _Keeper:

@@ -107,9 +107,11 @@ class _Adjust:
         if target is None or output.numel() == 0 or not output.is_floating_point():
             return output
         parameter = self._parameters[name]
-        if operand.shape != parameter.shape:  # one of several parts: its share is not the whole
+        if operand.numel() != parameter.numel():  # one of several parts: its share is not all
             return output
         if target.units:
+            if operand.shape != parameter.shape or operand.stride() != parameter.stride():
+                return output  # a transpose: its outputs lie along another dimension
             return self._units(name, parameter, target, weighted, output, again)
         factor = _factor(output, target)
         if factor is None:
@@ -127,7 +129,7 @@ class _Adjust:
         output: Tensor,
         again: Callable[[], Tensor],
     ) -> Tensor:
-        if len(weighted.unit_dims) != 1 or "o" not in weighted.layout:
+        if len(weighted.unit_dims) != 1 or "o" not in weighted.layout or output.dim() < 2:
             return output
         at = weighted.layout.index("o")
         values = output.detach().double().movedim(weighted.unit_dims[0], 0).flatten(1)
@@ -140,8 +142,8 @@ class _Adjust:
         shape[at] = -1
         parameter.data.mul_(factor.to(parameter.dtype).view(shape))
         self._found[name] = tuple(float(f) for f in factor)
-        if target.bias is not None:
-            bias = self._parameters[target.bias]
+        bias = self._parameters.get(target.bias or "")
+        if target.bias is not None and bias is not None and bias.shape == factor.shape:
             means = (values.mean(1) - bias.detach().double()) * factor
             bias.data.copy_(-means)
             self._found[target.bias] = tuple(float(-m) for m in means)

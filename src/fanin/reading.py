@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,12 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     reject_scripted(model)
     if isinstance(batch, Mapping) and not isinstance(batch, dict):
         batch = dict(batch)
-    if any(p.is_meta for p in model.parameters()):
+    meta = any(p.is_meta for p in model.parameters())
+    if meta:
         batch = _on_meta(batch)
-    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
+    # What a forward makes by itself (masks, positions) has to be on meta too.
+    made = torch.device("meta") if meta else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard, made:
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)

@@ -87,6 +87,7 @@ class Role:
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
+        repeated: whether it is used again on what it made (a state unrolled over time).
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
         uses: further kinds it is used as (a tied table is a "weight" too).
         expert: whether it holds one matrix for each of several experts.
@@ -127,6 +128,7 @@ class Role:
     place: int = 0
     run: int = 1
     chain: int = 1
+    repeated: bool = False
     offset: float = 0.0
     uses: tuple[str, ...] = ()
     expert: bool = False
@@ -212,7 +214,8 @@ class _Reader:
         if operand.offset is None and part is None:
             return replace(role, kind="computed", seen=call.op)
         if kind in ("weight", "recurrent", "projection"):
-            return self._weight(role, call, operand)
+            late = next(c for k, c, _ in reversed(kinds) if k == kind)
+            return self._weight(role, call, operand, late)
         if kind == "table":
             layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
             return replace(
@@ -319,10 +322,15 @@ class _Reader:
 
     # ---- weights ---------------------------------------------------------------------------------
 
-    def _weight(self, role: Role, call: Call, operand: Operand) -> Role:
+    def _weight(self, role: Role, call: Call, operand: Operand, late: Call) -> Role:
+        """A weight as its first call uses it; what it reads is what its last call does.
+
+        In a network unrolled over time, the first state is a constant.
+        """
         main = operand is call.operands[0]
         layout = call.layout if main else "oi"
-        if role.shape != operand.shape and role.shape == operand.shape[:-2] + operand.shape[:-3:-1]:
+        turned = operand.shape[:-2] + operand.shape[:-3:-1]
+        if operand.turned or (role.shape != operand.shape and role.shape == turned):
             layout = layout[:-2] + layout[:-3:-1]  # the call was given the transpose
         if len(layout) != len(role.shape) and role.part is None:
             return replace(role, kind="unknown", seen=call.op)
@@ -340,7 +348,7 @@ class _Reader:
             blocks = packed
             fan_out = role.shape[layout.index("o")] / packed
         spread = layout.startswith("b") and role.shape[0] > 1
-        signal = call.sources[0] if call.sources else BATCH
+        signal = late.sources[0] if late.sources else BATCH
         return replace(
             role,
             layout=layout,
@@ -354,6 +362,7 @@ class _Reader:
             heads=self._heads(call.index),
             shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
             expert=spread,
+            repeated=self.place.get(late.index, 0) > self.place.get(call.index, 0),
             low_rank=self.low_rank.get(call.index, ""),
             features=int(fan_in) if fan_in else None,
             **self._standing(call),

@@ -62,12 +62,14 @@ class Operand:
         shape: of the operand.
         offset: what was added to the parameter (1 in a norm that multiplies with 1 + weight);
             None where it is computed from its parameters in any other way.
+        turned: whether it is the transpose of the parameter.
     """
 
     role: str
     parameters: tuple[str, ...]
     shape: tuple[int, ...]
     offset: float | None = 0.0
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class _Record:
     parameters: tuple[str, ...] = ()
     varies: bool = True
     offset: float | None = 0.0
+    turned: bool = False
 
 
 Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
@@ -186,6 +189,8 @@ _CONSTANT = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
     "bernoulli",
 })  # fmt: skip
+# Functions that turn a matrix, whatever their arguments.
+_TURNS = frozenset({"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"})
 # The names between the underscores of the operators that write in place: __iadd__, ...
 _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
 
@@ -423,7 +428,9 @@ class Watch(TorchFunctionMode):
         if not records or (not signals and (name not in LEARNED_INPUT or not names)):
             if records:
                 offset = _offset(name, records, args)
-                self._mark(outputs, _Record(None, names, varies=False, offset=offset))
+                turned = records[0].turned != (name in _TURNS and outputs[0].dim() == 2)
+                record = _Record(None, names, varies=False, offset=offset, turned=turned)
+                self._mark(outputs, record)
             return
         self._signal(name, args, kwargs, outputs, signals, names)
 
@@ -492,7 +499,8 @@ class Watch(TorchFunctionMode):
         record = self._record_of(tensor)
         if record is None:
             return Operand(role, (), tuple(tensor.shape), None)
-        return Operand(role, record.parameters, tuple(tensor.shape), record.offset)
+        shape = tuple(tensor.shape)
+        return Operand(role, record.parameters, shape, record.offset, record.turned)
 
     def _add_call(
         self,

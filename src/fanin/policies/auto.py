@@ -34,7 +34,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "L branches add up to the variance of one (GPT-2)",
     ),
     ("before a sine of ω times its output", "siren", "SIREN as published: ω·(W x) is N(0, 1)"),
-    ("recurrent matrix", "orthogonal per gate", "a state is neither lost nor blown up in a step"),
+    (
+        "recurrent matrix, in one call or by hand",
+        "orthogonal per gate",
+        "a state is neither lost nor blown up in a step",
+    ),
     (
         "deep stretch without norms, φ(x) − φ(−x) ≈ x",
         "looks_linear",
@@ -99,6 +103,8 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         return Choice("siren", because, arguments=given)
     if role.head:
         return _head(role)
+    if role.repeated and role.activation is None and role.branch is None:
+        return _in_time(role)
     if role.branch is not None and role.branch.of > 0 and role.input.kind != "table":
         return _in_branch(role)
     return deep(role) or in_a_row(role, keeps_scale(role))
@@ -117,6 +123,14 @@ def _head(role: Role) -> Choice:
 def _recurrent(role: Role) -> Choice:
     gates = f" in each of its {role.blocks} gates" if role.blocks > 1 else ""
     because = f"a recurrent matrix: orthogonal{gates} keeps the size of the state"
+    return Choice("orthogonal", because)
+
+
+def _in_time(role: Role) -> Choice:
+    """A state's matrix in a recurrent network written by hand: it meets the input in a sum."""
+    if not {"o", "i"} <= set(role.layout) or role.expert:
+        return keeps_scale(role)
+    because = "used again on what it made, beside an input: orthogonal keeps the size of the state"
     return Choice("orthogonal", because)
 
 

@@ -112,18 +112,26 @@ def assign(role: Role, choice: Choice) -> Assignment:
         pair = (role.fan_in, role.fan_out or role.fan_in)
         fan = scheme.divisor(pair, scheme.complete(choice.arguments))
     given: Any = matrix_sizes(role) if scheme.form == "matrix" and scheme.fan is None else fan
+    if _by_variance(role, choice):  # a stride makes the fan smaller than the matrix
+        given = fan = role.fan_in
     return Assignment(
         parameter=role.parameter,
         scheme=scheme.name,
         gain=choice.gain,
         std=scheme.std(given, choice.gain, **choice.arguments),
-        fan=fan if scheme.fan is not None else None,
+        fan=fan if scheme.fan is not None or given is fan else None,
         because=choice.because,
         shape=role.shape,
         layout=role.layout,
         blocks=1 if "groups" in arguments else role.blocks,
         arguments=arguments,
     )
+
+
+def _by_variance(role: Role, choice: Choice) -> bool:
+    """Whether an orthogonal kernel is scaled by a fan that its shape does not tell."""
+    strided = role.op.startswith("conv_transpose") and role.fan_in is not None
+    return strided and choice.scheme == "orthogonal" and choice.arguments.get("scale") == "variance"
 
 
 def matrix_sizes(role: Role) -> tuple[int, ...]:

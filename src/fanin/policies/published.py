@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -227,7 +227,7 @@ def mimetic(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
     first = {r.attention: r.parameter for r in same}
     pair = {"q": "q", "k": "q", "v": "v", "o": "v", "qkv": "qkv"}.get(role.attention)
     partner = first.get(pair or "") or first.get("qkv")
-    if pair is None or partner is None:
+    if pair is None or partner is None or not _is_pair(role, same):
         return keeps_scale(role)
     given = {
         "part": role.attention,
@@ -236,8 +236,21 @@ def mimetic(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
         "alpha": arguments["alpha"],
         "beta": arguments["beta"],
     }
-    because = f"mimetic attention with {role.heads} heads: the product with its partner is near ±I"
+    heads = counted(int(role.heads or 1), "head")
+    because = f"mimetic attention with {heads}: the product with its partner is near ±I"
     return Choice("mimetic", because, arguments={k: v for k, v in given.items() if v is not None})
+
+
+def _is_pair(role: Role, same: Sequence[Role]) -> bool:
+    """Whether a role and its partner are factors of one square matrix for each head."""
+    letters = {"q": "qk", "k": "qk", "v": "vo", "o": "vo"}.get(role.attention, role.attention)
+    pair = [r for r in same if r.attention in (*letters, role.attention)]
+    sizes = {(r.fan_out, r.fan_in) if r.attention == "o" else (r.fan_in, r.fan_out) for r in pair}
+    width, inner = sizes.pop()
+    heads = int(role.heads or 1) if role.attention in ("q", "k", "qkv") else 1
+    fits = width is not None and inner is not None and not inner % heads and inner / heads <= width
+    packed = next((r.blocks for r in same if r.attention == "qkv"), 3)
+    return not sizes and fits and packed == 3 and not role.low_rank
 
 
 PUBLISHED: Mapping[str, Policy] = {

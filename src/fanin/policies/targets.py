@@ -19,7 +19,7 @@ _STEADY = ("norm",)  # inputs whose size is known whatever the batch is
 def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
     """Weight → what its output should be on the batch; empty where closed forms are enough."""
     by_name = {role.parameter: role for role in roles}
-    biases = {r.layer: r.parameter for r in roles if r.kind == "bias"}
+    biases = {r.call: r.parameter for r in roles if r.kind == "bias"}
     planned = {a.parameter for a in recipe.assignments}
     found: dict[str, Target] = {}
     for assignment in recipe.assignments:
@@ -29,7 +29,7 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
         if recipe.scheme == "lsuv":
             found[role.parameter] = Target(1.0, centred=True)
         elif recipe.scheme == "within_layer":
-            bias = biases.get(role.layer)
+            bias = biases.get(role.call)
             found[role.parameter] = Target(
                 1.0, centred=True, units=True, bias=bias if bias in planned else None
             )

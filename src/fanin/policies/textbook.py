@@ -49,7 +49,7 @@ _MEANT: Mapping[str, Callable[[Role], bool]] = {
         and role.op.startswith("conv_transpose")
         and role.shape[0] == role.shape[1] * role.groups
     ),
-    "identity": lambda role: role.kind in _WEIGHTS and len(role.shape) > 1,
+    "identity": lambda role: role.kind in _WEIGHTS and "k" not in role.layout,
     "hadamard": lambda role: role.kind in _WEIGHTS and _power(role),
 }
 

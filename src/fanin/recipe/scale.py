@@ -81,8 +81,8 @@ def _unit(
     if scheme.form != "matrix" or scheme.fan is not None:
         return scheme.std(fan, **arguments)
     scheme.complete(arguments)
-    # a structured matrix takes its sizes; a few take a fan instead, or nothing
-    for given in (sizes, fan, None):
+    # a fan that is given counts; a structured matrix takes its sizes, a few take nothing
+    for given in (sizes, None) if fan is None else (fan, sizes, None):
         try:
             return scheme.std(given, **arguments)
         except ArgumentError:  # this one needs something else
