@@ -110,15 +110,20 @@ class Architecture:
         return _followers(self.trace)
 
     @cached_property
+    def inner(self) -> frozenset[int]:
+        """Calls with a layer between them and every end of the run."""
+        found: set[int] = set()
+        for call in reversed(self.trace.calls):
+            if call.units is not None or call.index in found:
+                found.update(call.behind)
+        return frozenset(found)
+
+    @cached_property
     def heads(self) -> tuple[Layer, ...]:
         """Layers whose output goes to the goal alone, never meeting another signal on its way."""
-        weighted_after: set[int] = set()
-        for call in reversed(self.trace.calls):
-            if call.units is not None or call.index in weighted_after:
-                weighted_after.update(call.behind)
         found = []
         for layer in self.layers:
-            if weighted_after.isdisjoint(layer.calls):
+            if self.inner.isdisjoint(layer.calls):
                 after = self.descendants(layer.calls)
                 later = after.difference(layer.calls)
                 met = (i for index in later for i in self.trace.calls[index].behind)

@@ -83,7 +83,8 @@ class Role:
         attention_at: index of the call that mixes that attention's values.
         heads: of that attention, where they can be told.
         shuffled: whether pixel shuffle lays its outputs side by side.
-        head: whether its output goes to the model's output alone.
+        head: whether its output goes to the model's output, with no layer behind it; also where
+            outputs of several are mixed there (experts, dueling heads).
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
@@ -208,7 +209,7 @@ class _Reader:
             uses=others,
             part=part,
             offset=operand.offset or 0.0,
-            head=any(c.index in self.heads for c, _ in uses),
+            head=any(self._is_head(c) for c, _ in uses),
             seen=self.unnamed.get(bare.parameter, call.op) if kind == "unknown" else "",
         )
         if operand.offset is None and part is None:
@@ -230,6 +231,15 @@ class _Reader:
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
+
+    def _is_head(self, call: Call) -> bool:
+        """Whether a call makes the model's output, alone or mixed with others."""
+        if call.index in self.heads:
+            return True
+        last = call.units is not None and call.index not in self.architecture.inner
+        matrix = last and "i" in call.layout and call.op not in RECURRENT | _CELLS
+        apart = call.index not in self.branch_of and self.attention.get(call.index, "o") == "o"
+        return matrix and apart
 
     def _kind(self, bare: Role, call: Call, operand: Operand) -> str:
         part = self.parts.get(bare.parameter)

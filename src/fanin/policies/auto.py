@@ -35,7 +35,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("before a sine of ω times its output", "siren", "SIREN as published: ω·(W x) is N(0, 1)"),
     (
-        "recurrent matrix, in one call or by hand",
+        "recurrent matrix",
         "orthogonal per gate",
         "a state is neither lost nor blown up in a step",
     ),
