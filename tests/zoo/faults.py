@@ -871,6 +871,27 @@ class Truncated(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class Vocoder(nn.Sequential):
+    """Weight norm first, its own initialization after it."""
+
+    def __init__(self) -> None:
+        layers = [nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)) for _ in range(2)]
+        super().__init__(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(16, 4))
+        nn.init.normal_(self[0].weight, std=0.01)
+
+
+@FAULTS(
+    thread="pytorch#180968, hifi-gan#145",
+    codes=("W504",),
+    layers=("0.parametrizations.weight",),
+    absent=("W503",),
+    watched=True,
+    **WARNING,
+)
+def normal_init_after_weight_norm():
+    return Vocoder(), torch.randn(32, 16), classify(32, 4)
+
+
 @FAULTS(
     thread="torchtitan#3334",
     codes=("W503",),
