@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, read
-from fanin.errors import ModelError
+from fanin.errors import ForwardError, ModelError
 from fanin.guard import Guard, eager, private, untouched
 from fanin.operations import Weighted
 from fanin.trace import Call, Watch, reject_scripted, trace
@@ -59,7 +59,15 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        architecture = _watched(model, private(batch), guard)
+        try:
+            architecture = _watched(model, private(batch), guard)
+        except ForwardError as error:
+            if not meta:
+                raise
+            raise ForwardError(
+                f"{error} (on the meta device no value can be looked at: plan the model, or a "
+                "smaller one, on a real device)"
+            ) from error
         changed = guard.changed()
     if changed:
         raise ModelError(

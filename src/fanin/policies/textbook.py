@@ -67,6 +67,8 @@ def meant_for(scheme: Scheme, role: Role) -> bool:
     chosen = _MEANT.get(scheme.name)
     if chosen is not None:
         return chosen(role)
+    if role.kind == "table":  # one row is looked up: a fan says nothing of it
+        return scheme.fan is None and scheme.form in ("normal", "uniform", "trunc_normal")
     return role.kind in _WEIGHTS
 
 
