@@ -26,6 +26,8 @@ ORDER = (
     "activations",
     "fill",
     "operations",
+    "nested",
+    "opened",
     "guard",
     "trace",
     "architecture",

@@ -18,7 +18,8 @@ from zoo.healthy import HEALTHY
 import fanin
 from fanin.architecture import Architecture, read
 from fanin.guard import Guard, untouched
-from fanin.trace import Watch, arguments, tensors_in, trace
+from fanin.nested import arguments, tensors_in
+from fanin.trace import Watch, trace
 
 pytestmark = QUIET
 

@@ -17,11 +17,12 @@ from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, BatchError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import eager, private, untouched
+from fanin.nested import arguments, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
 from fanin.probe import Pass, Recorder, Subject, layer_stats, relative_spread, run_pass
 from fanin.report import Report
 from fanin.symmetry import examine
-from fanin.trace import arguments, reject_scripted, tensors_in
+from fanin.trace import reject_scripted
 
 __all__ = ["check", "recording"]
 

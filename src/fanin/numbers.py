@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fanin.trace import tensors_in
+from fanin.nested import tensors_in
 
 __all__ = ["Audit", "Record", "audit", "recording"]
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer, read, weighted_source
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard
+from fanin.nested import tensors_in
 from fanin.operations import PASSIVE, RECURRENT, Weighted
 from fanin.sketch import Directions, labels, project
 from fanin.slopes import flat_parts
-from fanin.trace import Call, Watch, tensors_in, trace
+from fanin.trace import Call, Watch, trace
 
 __all__ = [
     "Cell",

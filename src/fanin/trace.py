@@ -8,7 +8,6 @@ depend on a layer or on the batch; everything else is a constant.
 
 from __future__ import annotations
 
-import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
+from fanin.nested import arguments, map_tensors, tensors_in
+from fanin.opened import open_recurrent, transparent
 from fanin.operations import (
     ACTIVATIONS,
     LEARNED_INPUT,
@@ -30,7 +30,6 @@ from fanin.operations import (
     RECURRENT,
     Weighted,
     describe,
-    recurrent,
 )
 
 __all__ = [
@@ -41,9 +40,7 @@ __all__ = [
     "Operand",
     "Trace",
     "Watch",
-    "arguments",
     "reject_scripted",
-    "tensors_in",
     "trace",
 ]
 
@@ -326,15 +323,15 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name, in_place = _name(func)
         if self._substitute:
-            args, kwargs = _map_tensors(self._swap, args), _map_tensors(self._swap, kwargs)
+            args, kwargs = map_tensors(self._swap, args), map_tensors(self._swap, kwargs)
         if name in RECURRENT and len(args) > 8:
             with self:
-                return _open_recurrent(name, func, args, self._recurrent)
+                return open_recurrent(name, func, args, self._recurrent)
         if name == "multi_head_attention_forward":
             self._inside.append(name)
             try:
                 with self:
-                    return _transparent(func)(*args, **kwargs)
+                    return transparent(func)(*args, **kwargs)
             finally:
                 self._inside.pop()
         target = kwargs.get("out")
@@ -344,7 +341,7 @@ class Watch(TorchFunctionMode):
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
         out = func(*args, **kwargs)
         if self._promote is not None and not in_place:
-            out = _map_tensors(self._lift, out)
+            out = map_tensors(self._lift, out)
         if self._adjust is not None and isinstance(out, Tensor) and not in_place:
             out = self._adjusted(name, args, kwargs, out, lambda: func(*args, **kwargs))
         self._observed(self._seen, name, args, kwargs, args[0] if name == "__setitem__" else out)
@@ -382,7 +379,7 @@ class Watch(TorchFunctionMode):
         tensors and the same opened functions as in the forward pass, and is not recorded."""
         self._quiet = True
         with self:
-            found = _transparent(torch.autograd.grad)(value, wanted, allow_unused=True)
+            found = transparent(torch.autograd.grad)(value, wanted, allow_unused=True)
         return tuple(found)
 
     def _observed(self, function: Callable[..., None], *args: Any) -> None:
@@ -599,46 +596,6 @@ def trace(
     return Trace(tuple(watch.calls), outputs, length, made[0] if made else None), output, value
 
 
-def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the forward pass: tensor, tuple or dict."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-        return tuple(batch), {}
-    return (batch,), {}
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and dataclass-like outputs, in order.
-
-    >>> len(list(tensors_in((torch.ones(1), {"a": [torch.ones(2)]}))))
-    2
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for item in vars(value).values():
-            yield from tensors_in(item)
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if type(value) in (tuple, list):
-        return type(value)(_map_tensors(function, v) for v in value)
-    if type(value) is dict:
-        return {k: _map_tensors(function, v) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(function, v) for v in value))
-    return value
-
-
 def _name(func: Any) -> tuple[str, bool]:
     """Canonical name of a torch function, and whether it writes into its first argument."""
     name = getattr(func, "__name__", None) or str(func)
@@ -674,64 +631,6 @@ def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float |
     if name in ("add", "radd") and len(args) == 2 and len(numbers) == 1:
         return before + float(numbers[0])
     return None
-
-
-# ---- composite functions, opened -----------------------------------------------------------------
-
-
-def _transparent(func: Any) -> Any:
-    """A copy of a composite torch function whose inner calls reach the watch."""
-
-    def answer_false(*_: Any) -> bool:
-        return False
-
-    names = {n: answer_false for n in func.__globals__ if n.startswith("has_torch_function")}
-    scope = {**func.__globals__, **names}
-    copy = types.FunctionType(
-        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
-    )
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-def _open_recurrent(
-    name: str,
-    func: Any,
-    args: tuple[Any, ...],
-    report: Callable[[Weighted, tuple[Tensor, ...]], None],
-) -> tuple[Tensor, ...]:
-    """A fused recurrent call, one layer at a time, so that every hidden layer is seen."""
-    packed = (
-        isinstance(args[1], Tensor)
-        and not isinstance(args[2], bool)
-        and isinstance(args[3], (list, tuple))
-    )
-    if packed:
-        x, sizes, hidden, flat, biases, layers, dropout, training, both = args[:9]
-        batch_first = False
-    else:
-        x, hidden, flat, biases, layers, dropout, training, both, batch_first = args[:9]
-    directions, states = 2 if both else 1, hidden if name == "lstm" else (hidden,)
-    per = len(flat) // layers
-    last: list[tuple[Tensor, ...]] = []
-    for layer in range(layers):
-        part = list(flat[layer * per : (layer + 1) * per])
-        at = slice(layer * directions, (layer + 1) * directions)
-        start = tuple(s[at] for s in states)
-        given = start if name == "lstm" else start[0]
-        rest = (biases, 1, 0.0, training, both)
-        with torch._C.DisableTorchFunction():
-            out = (
-                func(x, sizes, given, part, *rest)
-                if packed
-                else func(x, given, part, *rest, batch_first)
-            )
-        report(recurrent(name, x, start, part, directions, biases), out)
-        x = out[0]
-        last.append(tuple(out[1:]))
-        if dropout and training and layer < layers - 1:
-            x = F.dropout(x, dropout, training=True)
-    return (x, *(torch.cat(parts) for parts in zip(*last, strict=True)))
 
 
 def reject_scripted(model: nn.Module) -> None:

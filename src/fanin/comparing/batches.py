@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fanin.errors import ArgumentError, BatchError, FaninError
-from fanin.trace import tensors_in
+from fanin.nested import tensors_in
 
 __all__ = ["Batches", "cause", "gather"]
 

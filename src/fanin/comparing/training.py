@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from fanin.comparing.batches import Batches, cause
 from fanin.comparing.record import Run
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError
-from fanin.trace import arguments
+from fanin.nested import arguments
 
 __all__ = ["OPTIMIZERS", "Training", "every", "seed_all", "train_"]
 
