@@ -31,6 +31,7 @@ ORDER = (
     "guard",
     "trace",
     "architecture",
+    "attention",
     "branches",
     "reparametrized",
     "roles",

@@ -7,13 +7,13 @@ branch, in which attention, at which depth of a stretch without norms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from fanin.architecture import Architecture
+from fanin.attention import FUSED, MIXES, attention_parts, source_of
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.operations import ACTIVATIONS, ADDING, NORMS, PASSIVE, RECURRENT
 from fanin.reparametrized import Part, parts
@@ -26,8 +26,6 @@ _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _SUMS = frozenset({"add", "sub", "radd", "rsub"})
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 # The second name is that of a call whose mask is learned.
-_FUSED = frozenset({"scaled_dot_product_attention", "attention"})
-_MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum"}) | _FUSED
 _QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 # Not nonlinearities between layers, though they bend the signal.
 _NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
@@ -157,7 +155,7 @@ class _Reader:
         self.branches, self.branch_of, self.lasts = branches(architecture)
         self.low_rank = low_rank_pairs(architecture)
         self.heads = {i for layer in architecture.heads for i in layer.calls}
-        self.attention, self.mixed_at = _attention(self)
+        self.attention, self.mixed_at = attention_parts(architecture)
         ends = {b.end for b in self.branches}
         norms = {c.index for c in self.calls if architecture.normalizes(c)}
         self.place, self.ahead = _stretches(architecture, ends | norms)
@@ -323,7 +321,7 @@ class _Reader:
             after = self.followers.get(call.index, ())
             if any(c.op == "softmax" for c in after):
                 return True
-            if any(c.op in _FUSED for c in after):
+            if any(c.op in FUSED for c in after):
                 return True
             if len(after) != 1 or after[0].units is not None:
                 return False
@@ -445,7 +443,7 @@ class _Reader:
                 return Input("sum")
             if call.op in _PRODUCTS and len(set(signals)) > 1:
                 return self._product(signals)
-            if call.op in _MIXES and not call.operands:
+            if call.op in MIXES and not call.operands:
                 return Input("attention")
             if not call.behind:
                 return Input("data" if BATCH in call.inputs else "tokens")
@@ -456,7 +454,7 @@ class _Reader:
         """Two signals multiplied: a gate, or an activation written out (x·sigmoid(x))."""
         factors = [self._nearest(i) for i in signals]
         bent = [c for c in factors if c is not None and c.op in ACTIVATIONS - _NO_ACTIVATION]
-        sources = {_source(self, i) for i in signals}
+        sources = {source_of(self.architecture, i) for i in signals}
         if len(sources) == 1 and None not in sources:
             whole = {"sigmoid": "silu", "tanh": "gelu", "erf": "gelu"}
             names = [whole[c.op] for c in bent if c.op in whole]
@@ -515,85 +513,6 @@ def _bends(call: Call) -> str | None:
     if call.op in ("clamp", "clamp_min", "clip") and call.option == 0:
         return "relu"
     return call.op if call.op in ACTIVATIONS - _NO_ACTIVATION else None
-
-
-def _attention(reader: _Reader) -> tuple[dict[int, str], dict[int, int]]:
-    """Weighted call → its part in an attention, and → the call that mixes that attention."""
-    found: dict[int, str] = {}
-    where: dict[int, int] = {}
-    for call in reader.calls:
-        if call.op in _FUSED and len(call.sources) >= 3:
-            three, mixed = call.sources[:3], call
-        elif call.op == "softmax":
-            eager = _eager(reader, call)
-            if eager is None:
-                continue
-            three, mixed = eager
-        else:
-            continue
-        for letter, index in zip("qkv", three, strict=True):
-            source = _source(reader, index)
-            if source is not None and letter not in found.get(source, ""):
-                found[source] = found.get(source, "") + letter
-                where.setdefault(source, mixed.index)
-        output = (mixed.index,) if mixed.layout else _next_weighted(reader, mixed)
-        for index in output:
-            found.setdefault(index, "o")
-            where.setdefault(index, mixed.index)
-    return found, where
-
-
-def _eager(reader: _Reader, softmax: Call) -> tuple[tuple[int, ...], Call] | None:
-    """(q, k, v) and the mixing call around a softmax of an attention written out."""
-    scores = softmax
-    for _ in range(12):
-        mixing = [i for i in scores.behind if i >= 0]
-        if not mixing:
-            return None
-        scores = reader.calls[mixing[0]]
-        if scores.op in _MIXES:
-            break
-        if scores.units is not None:
-            return None
-    mixed: Call | None = softmax
-    weights = softmax.index
-    for _ in range(8):
-        after = reader.followers.get(weights, ())
-        mixed = next((c for c in after if c.op in _MIXES and len(c.sources) > 1), None)
-        if mixed is not None or len(after) != 1:
-            break
-        weights = after[0].index
-    signals = [i for i in scores.sources if i >= 0]
-    if mixed is None or scores.operands or len(signals) < 2:
-        return None
-    value = next((i for i in mixed.sources if i != weights), None)
-    return None if value is None else ((*signals[-2:], value), mixed)
-
-
-def _source(reader: _Reader, index: int) -> int | None:
-    """The weighted call that an operand of an attention comes from."""
-    for _ in range(24):
-        if index < 0:
-            return None
-        call = reader.calls[index]
-        if call.units is not None:
-            return index if "v" not in call.layout else None
-        if not call.sources:
-            return None
-        index = max(call.sources)
-    return None
-
-
-def _next_weighted(reader: _Reader, call: Call) -> Iterable[int]:
-    for _ in range(12):
-        after = reader.followers.get(call.index, ())
-        weighted = [c.index for c in after if c.units is not None]
-        if weighted:
-            return weighted
-        if len(after) != 1 or len(set(after[0].sources)) > 1:
-            return ()
-        call = after[0]
-    return ()
 
 
 def _stretches(

@@ -1,0 +1,92 @@
+"""Attentions: which layers make queries, keys and values, and which reads the mixed values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fanin.architecture import Architecture
+from fanin.trace import Call
+
+__all__ = ["FUSED", "MIXES", "attention_parts", "source_of"]
+
+FUSED = frozenset({"scaled_dot_product_attention", "attention"})
+MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum"}) | FUSED
+
+
+def attention_parts(architecture: Architecture) -> tuple[dict[int, str], dict[int, int]]:
+    """Weighted call → its part in an attention, and → the call that mixes that attention."""
+    found: dict[int, str] = {}
+    where: dict[int, int] = {}
+    for call in architecture.trace.calls:
+        if call.op in FUSED and len(call.sources) >= 3:
+            three, mixed = call.sources[:3], call
+        elif call.op == "softmax":
+            eager = _eager(architecture, call)
+            if eager is None:
+                continue
+            three, mixed = eager
+        else:
+            continue
+        for letter, index in zip("qkv", three, strict=True):
+            source = source_of(architecture, index)
+            if source is not None and letter not in found.get(source, ""):
+                found[source] = found.get(source, "") + letter
+                where.setdefault(source, mixed.index)
+        output = (mixed.index,) if mixed.layout else _next_weighted(architecture, mixed)
+        for index in output:
+            found.setdefault(index, "o")
+            where.setdefault(index, mixed.index)
+    return found, where
+
+
+def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], Call] | None:
+    """(q, k, v) and the mixing call around a softmax of an attention written out."""
+    scores = softmax
+    for _ in range(12):
+        mixing = [i for i in scores.behind if i >= 0]
+        if not mixing:
+            return None
+        scores = architecture.trace.calls[mixing[0]]
+        if scores.op in MIXES:
+            break
+        if scores.units is not None:
+            return None
+    mixed: Call | None = softmax
+    weights = softmax.index
+    for _ in range(8):
+        after = architecture.followers.get(weights, ())
+        mixed = next((c for c in after if c.op in MIXES and len(c.sources) > 1), None)
+        if mixed is not None or len(after) != 1:
+            break
+        weights = after[0].index
+    signals = [i for i in scores.sources if i >= 0]
+    if mixed is None or scores.operands or len(signals) < 2:
+        return None
+    value = next((i for i in mixed.sources if i != weights), None)
+    return None if value is None else ((*signals[-2:], value), mixed)
+
+
+def source_of(architecture: Architecture, index: int) -> int | None:
+    """The weighted call that an operand of an attention comes from."""
+    for _ in range(24):
+        if index < 0:
+            return None
+        call = architecture.trace.calls[index]
+        if call.units is not None:
+            return index if "v" not in call.layout else None
+        if not call.sources:
+            return None
+        index = max(call.sources)
+    return None
+
+
+def _next_weighted(architecture: Architecture, call: Call) -> Iterable[int]:
+    for _ in range(12):
+        after = architecture.followers.get(call.index, ())
+        weighted = [c.index for c in after if c.units is not None]
+        if weighted:
+            return weighted
+        if len(after) != 1 or len(set(after[0].sources)) > 1:
+            return ()
+        call = after[0]
+    return ()
