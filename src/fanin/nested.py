@@ -22,6 +22,7 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists, mappings and dataclass-like outputs, in order.
 
+    >>> import torch
     >>> len(list(tensors_in((torch.ones(1), {"a": [torch.ones(2)]}))))
     2
     """
