@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fanin.architecture import Parameter, parameters_of
 from fanin.assignment import Assignment, Recipe
 from fanin.catalogue.scheme import is_number
 from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import realize_
+from fanin.reading import bare
 from fanin.recipe import check
 
 __all__ = ["apply_", "kept", "lent"]
@@ -58,6 +60,9 @@ def apply_(
     >>> apply_(recipe, model)
     ('weight',)
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    model = bare(model)
     parameters = {alias: p for p in parameters_of(model) for alias in p.aliases}
     _fit(recipe, parameters)
     chosen = [a for a in recipe.assignments if frozen or parameters[a.parameter].trainable]
@@ -68,6 +73,7 @@ def apply_(
             name = parameters[assignment.parameter].name
             tensor = keep(tensors[name], device)
             _draw(tensor, assignment, seed, name)
+        keep.statistics(device)
     return tuple(parameters[a.parameter].name for a in chosen)
 
 
@@ -118,6 +124,7 @@ class _Keeper:
         self._model = model
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
     def __call__(self, tensor: Tensor, device: torch.device | str | None = None) -> Tensor:
         """Keep a parameter; the tensor to write into: itself, or one with memory."""
@@ -134,8 +141,22 @@ class _Keeper:
                     module._parameters[key] = made
         return made
 
+    def statistics(self, device: torch.device | str | None = None) -> None:
+        """Make the running statistics of norms that are on the meta device: they start fresh."""
+        for module in self._model.modules():
+            meta = [k for k, b in module._buffers.items() if b is not None and b.is_meta]
+            if isinstance(module, _NormBase) and meta:
+                for key in meta:
+                    buffer = module._buffers[key]
+                    assert buffer is not None
+                    self._buffers.append((module, key, buffer))
+                    module._buffers[key] = torch.empty_like(buffer, device=device or "cpu")
+                module.reset_running_stats()
+
     def restore(self) -> None:
         """Put everything back."""
+        for owner, key, buffer in self._buffers:
+            owner._buffers[key] = buffer
         with torch.no_grad():
             for tensor, copy in self._copies:
                 tensor.detach().copy_(copy)
@@ -202,9 +223,11 @@ def _require_values(recipe: Recipe, model: nn.Module, drawn: set[str]) -> None:
             f"it is ({reason}); give it memory and a value first"
         )
     made = any(p.is_meta for p in model.parameters())
+    fresh = {f"{n}." for n, m in model.named_modules() if n and isinstance(m, _NormBase)}
     buffers = [n for n, b in model.named_buffers() if b.is_meta]
+    buffers = [n for n in buffers if f"{n.rpartition('.')[0]}." not in fresh]
     if buffers and made:
-        more = f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""
+        more = f" (and {len(buffers) - 1} more)" if len(buffers) > 1 else ""
         raise ModelError(
             f"model: the buffer {buffers[0]!r}{more} is on the meta device, and no recipe knows "
             "its value; build the model with its buffers on a real device (only parameters on meta)"

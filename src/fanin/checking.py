@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from fanin.architecture import parameters_of
 from fanin.clones import repeated_rows
-from fanin.errors import ArgumentError, BatchError, LossError, ModelError
+from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import eager, private, untouched
 from fanin.nested import arguments, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
 from fanin.probe import Pass, Recorder, Subject, layer_stats, relative_spread, run_pass
+from fanin.reading import check_batch
 from fanin.report import Report
 from fanin.symmetry import examine
 from fanin.trace import reject_scripted
@@ -87,7 +88,7 @@ def check(
     if isinstance(batch, Mapping) and not isinstance(batch, dict):
         batch = dict(batch)
     _check_model(model)
-    _check_batch(model, batch)
+    check_batch(model, batch)
     limit = _limit(model, dtype)
     samples = _samples(batch)
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
@@ -259,37 +260,6 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
         raise ModelError(
             f"model: the parameter {name!r} is {kind}; a check needs dense floating parameters"
         )
-
-
-def _check_batch(model: nn.Module, batch: Any) -> None:
-    """Raise BatchError for a key that is no name, another device, or a value that is not finite."""
-    args, kwargs = arguments(batch)
-    keys: Iterable[object] = kwargs  # a user's dict may hold anything
-    odd = [k for k in keys if not isinstance(k, str)]
-    if odd:
-        raise BatchError(
-            f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; "
-            "a dict of inputs needs the argument names (str)"
-        )
-    places = {t.device for t in (*model.parameters(), *model.buffers())}
-    named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
-    for name, value in named:
-        for tensor in tensors_in(value):
-            if tensor.device not in places and tensor.dim() > 0:
-                here = ", ".join(sorted(str(p) for p in places))
-                raise BatchError(
-                    f"batch: input {name} is on {tensor.device}, the model on {here}; "
-                    "move one of them"
-                )
-            values = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
-            if values.layout != torch.strided or not values.is_floating_point():
-                continue
-            bad = int((~torch.isfinite(values)).sum())
-            if bad:
-                raise BatchError(
-                    f"batch: input {name} holds {bad} NaN or infinite values; "
-                    "a check needs a finite batch"
-                )
 
 
 def _limit(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[float, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -34,6 +37,25 @@ def save(model: nn.Module, path: str | Path, recipe: Recipe, seed: int) -> None:
         save_model(model, str(path), metadata)
     except SafetensorError as error:  # its only way to say that the disk is full
         raise OSError(0, str(error)) from error
+    _settle(Path(path))
+
+
+def _settle(path: Path) -> None:
+    """The same bytes for the same content, and the permissions of any new file.
+
+    safetensors writes its metadata in a random order, and files that only their owner can read.
+    """
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def origin(path: str | Path) -> tuple[Recipe, int]:

@@ -20,7 +20,7 @@ from fanin.errors import ArgumentError, ModelError
 from fanin.measuring import Target, measure_
 from fanin.policies import decide
 from fanin.policies.targets import targets
-from fanin.reading import reading
+from fanin.reading import bare, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.summary import table
@@ -93,7 +93,7 @@ class Plan(Recipe):
 
     def check(self, model: nn.Module) -> tuple[Mismatch, ...]:
         """What does not fit between the plan and a model: missing, extra, of another shape."""
-        return check(self, {p.name: p.shape for p in parameters_of(model)})
+        return check(self, {p.name: p.shape for p in parameters_of(bare(model))})
 
     def diff(self, other: Recipe) -> Difference:
         """What another plan has otherwise: added, removed and changed parameters.
@@ -102,6 +102,8 @@ class Plan(Recipe):
         >>> bool(plan(model, batch).diff(plan(model, batch)))
         False
         """
+        if not isinstance(other, Recipe):
+            raise ArgumentError(f"other: {type(other).__name__} is not a plan")
         return diff(self, other)
 
     def to_toml(self) -> str:
@@ -197,6 +199,7 @@ def plan(
     0.5
     """
     _check_model(model)
+    model = bare(model)
     name = find(scheme).name
     if name == "auto" and gain != 1.0:
         raise ArgumentError(f"gain: {gain!r}; auto decides every gain itself")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, read
-from fanin.errors import ForwardError, ModelError
+from fanin.errors import BatchError, ForwardError, ModelError
 from fanin.guard import Guard, eager, private, untouched
+from fanin.nested import arguments, tensors_in
 from fanin.operations import Weighted
 from fanin.trace import Call, Watch, reject_scripted, trace
 
-__all__ = ["Unobserved", "reading"]
+__all__ = ["Unobserved", "bare", "check_batch", "reading"]
 
 
 class Unobserved:
@@ -45,6 +46,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
 
     Raises:
         ModelError: the model cannot be watched, or its forward changes its own parameters.
+        BatchError: the batch is not finite or on another device.
         ForwardError: the forward raised.
     """
     reject_scripted(model)
@@ -53,6 +55,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     meta = any(p.is_meta for p in model.parameters())
     if meta:
         batch = _on_meta(batch)
+    check_batch(model, batch)
     # What a forward makes by itself (masks, positions) has to be on meta too.
     made = torch.device("meta") if meta else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard, made:
@@ -75,6 +78,53 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
             "forward that leaves parameters alone (the model was put back)"
         )
     return architecture
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside of what torch.compile and data parallelism wrap around it.
+
+    Its parameters have the same paths as before the wrapping, and so the same values.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def check_batch(model: nn.Module, batch: Any) -> None:
+    """Raise BatchError for a key that is no name, another device, or a value that is not finite."""
+    args, kwargs = arguments(batch)
+    keys: Iterable[object] = kwargs  # a user's dict may hold anything
+    odd = [k for k in keys if not isinstance(k, str)]
+    if odd:
+        raise BatchError(
+            f"batch: the key {odd[0]!r} is {type(odd[0]).__name__}; "
+            "a dict of inputs needs the argument names (str)"
+        )
+    places = {t.device for t in (*model.parameters(), *model.buffers())}
+    named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
+    for name, value in named:
+        for tensor in tensors_in(value):
+            if tensor.device not in places and tensor.dim() > 0:
+                here = ", ".join(sorted(str(p) for p in places))
+                raise BatchError(
+                    f"batch: input {name} is on {tensor.device}, the model on {here}; "
+                    "move one of them"
+                )
+            values = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
+            if values.layout != torch.strided or not values.is_floating_point() or values.is_meta:
+                continue
+            bad = int((~torch.isfinite(values)).sum())
+            if bad:
+                raise BatchError(
+                    f"batch: input {name} holds {bad} NaN or infinite values; "
+                    "a finite batch is needed"
+                )
 
 
 def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:

@@ -26,6 +26,7 @@ _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _SUMS = frozenset({"add", "sub", "radd", "rsub"})
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 # The second name is that of a call whose mask is learned.
+_JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 _QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 # Not nonlinearities between layers, though they bend the signal.
 _NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
@@ -207,7 +208,8 @@ class _Reader:
             uses=others,
             part=part,
             offset=operand.offset or 0.0,
-            head=any(self._is_head(c) for c, _ in uses),
+            # A table is the output layer too; a weight that does more keeps its size for that.
+            head=(any if kind == "table" else all)(self._is_head(c) for c, _ in uses),
             seen=self.unnamed.get(bare.parameter, call.op) if kind == "unknown" else "",
         )
         if operand.offset is None and part is None:
@@ -215,6 +217,8 @@ class _Reader:
         if kind in ("weight", "recurrent", "projection"):
             late = next(c for k, c, _ in reversed(kinds) if k == kind)
             return self._weight(role, call, operand, late)
+        if kind == "table" and len(bare.shape) > 2 and call.op == "embedding" and not call.padding:
+            return replace(role, kind="unknown", seen="an index: a matrix is picked for each input")
         if kind == "table":
             layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
             return replace(
@@ -311,6 +315,8 @@ class _Reader:
         if self._reaches_softmax(call):
             return "score_bias"
         flat = [s for s in bare.shape if s > 1]
+        while source.op in PASSIVE | _PRODUCTS | {"scale"} and len(source.behind) == 1:
+            source = self.calls[source.behind[0]]
         weighted = source.units is not None and "v" not in source.layout
         if call.op == "shift" and weighted and flat == [source.shape[-1]]:
             return "bias"
@@ -355,6 +361,11 @@ class _Reader:
         if packed > 1:
             blocks = packed
             fan_out = role.shape[layout.index("o")] / packed
+        repeated = self.place.get(late.index, 0) > self.place.get(call.index, 0)
+        repeated = repeated and call.op not in RECURRENT | _CELLS
+        gates = self._gates(role, layout) if repeated else 1
+        if gates > 1:
+            blocks, fan_out = gates, role.shape[layout.index("o")] / gates
         spread = layout.startswith("b") and role.shape[0] > 1
         signal = late.sources[0] if late.sources else BATCH
         return replace(
@@ -370,11 +381,18 @@ class _Reader:
             heads=self._heads(call.index),
             shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
             expert=spread,
-            repeated=self.place.get(late.index, 0) > self.place.get(call.index, 0),
+            repeated=repeated,
             low_rank=self.low_rank.get(call.index, ""),
             features=int(fan_in) if fan_in else None,
             **self._standing(call),
         )
+
+    def _gates(self, role: Role, layout: str) -> int:
+        """Gates of a state's matrix written by hand: as many squares on top of one another."""
+        if sorted(layout) != ["i", "o"] or len(role.shape) != 2:
+            return 1
+        outputs, inputs = (role.shape[layout.index(letter)] for letter in "oi")
+        return outputs // inputs if outputs in (3 * inputs, 4 * inputs) else 1
 
     def _heads(self, index: int) -> int | None:
         """Heads of the attention that a call belongs to: [batch, heads, tokens, size]."""
@@ -445,6 +463,9 @@ class _Reader:
                 return self._product(signals)
             if call.op in MIXES and not call.operands:
                 return Input("attention")
+            if call.op in _JOINS and len(set(call.sources)) > 1:
+                parts = {self._input(i) for i in dict.fromkeys(call.sources)}
+                return parts.pop() if len(parts) == 1 else Input("other")
             if not call.behind:
                 return Input("data" if BATCH in call.inputs else "tokens")
             index = call.behind[-1] if len(call.behind) == 1 else call.sources[0]
@@ -452,13 +473,16 @@ class _Reader:
 
     def _product(self, signals: list[int]) -> Input:
         """Two signals multiplied: a gate, or an activation written out (x·sigmoid(x))."""
-        factors = [self._nearest(i) for i in signals]
-        bent = [c for c in factors if c is not None and c.op in ACTIVATIONS - _NO_ACTIVATION]
-        sources = {source_of(self.architecture, i) for i in signals}
-        if len(sources) == 1 and None not in sources:
-            whole = {"sigmoid": "silu", "tanh": "gelu", "erf": "gelu"}
-            names = [whole[c.op] for c in bent if c.op in whole]
-            return Input("activation", names[0]) if names else Input("product")
+        factors = [c for i in signals if (c := self._nearest(i)) is not None]
+        bent = [c for c in factors if c.op in ACTIVATIONS - _NO_ACTIVATION]
+        plain = [c for c in factors if c not in bent]
+        written = {"sigmoid": "silu", "tanh": "gelu", "erf": "gelu"}
+        if len(bent) == len(plain) == 1 and bent[0].op in written and bent[0].sources:
+            inside = self._nearest(bent[0].sources[0])
+            ends = {source_of(self.architecture, c.index) for c in (plain[0], bent[0])}
+            layer = plain[0].units is not None or self.architecture.normalizes(plain[0])
+            if inside is plain[0] or (layer and len(ends) == 1 and None not in ends):
+                return Input("activation", written[bent[0].op])
         return Input("product", bent[0].op, bent[0].option) if bent else Input("product")
 
     def _nearest(self, index: int) -> Call | None:

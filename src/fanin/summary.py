@@ -16,6 +16,8 @@ from fanin.assignment import Assignment, Recipe
 
 __all__ = ["table"]
 
+_LISTED = 3  # numbers that are listed one by one in a name
+
 
 def table(recipe: Recipe) -> ConsoleRenderable:
     """One row for each kind of parameter: repeated blocks are folded."""
@@ -27,8 +29,10 @@ def table(recipe: Recipe) -> ConsoleRenderable:
     for name, scheme, std, because in _rows(recipe):
         shown.add_row(Text(_visible(name)), scheme, std, Text(_visible(because)))
     numbers = sum(math.prod(a.shape) for a in recipe.assignments)
+    one = len(recipe.assignments) == 1
     head = Text(
-        f"{recipe.scheme}: {len(recipe.assignments):,} parameters drawn ({numbers:,} numbers), "
+        f"{recipe.scheme}: {len(recipe.assignments):,} parameter{'' if one else 's'} drawn "
+        f"({numbers:,} numbers), "
         f"{len(recipe.untouched)} left as they are"
     )
     parts: list[ConsoleRenderable] = [head, shown]
@@ -62,5 +66,30 @@ def _rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         because = (
             reasons[0] if len(set(reasons)) == 1 else f"{reasons[0]} (first of {len(members)})"
         )
-        path = members[0].parameter if len(members) == 1 else f"{name} ({len(members)}×)"
+        path = _pattern([a.parameter for a in members], name)
         yield path, scheme, std, because
+
+
+def _pattern(names: list[str], starred: str) -> str:
+    """One name for all: the numbers in which they differ in braces, where it is one number.
+
+    >>> _pattern(["h.0.w", "h.1.w", "h.3.w"], "h.*.w")
+    'h.{0,1,3}.w (3×)'
+    >>> _pattern(["h.0.w", "h.1.w", "h.2.w", "h.3.w"], "h.*.w")
+    'h.{0..3}.w (4×)'
+    """
+    if len(names) == 1:
+        return names[0]
+    split = [name.split(".") for name in names]
+    places = [i for i in range(len(split[0])) if len({parts[i] for parts in split}) > 1]
+    numbers = [parts[places[0]] for parts in split] if len(places) == 1 else []
+    if not numbers or not all(number.isdigit() for number in numbers):
+        return f"{starred} ({len(names)}×)"
+    found = sorted(map(int, numbers))
+    run = found == list(range(found[0], found[-1] + 1)) and len(found) > _LISTED
+    inner = f"{found[0]}..{found[-1]}" if run else ",".join(map(str, found))
+    if not run and len(found) > 2 * _LISTED:
+        inner = f"{found[0]},{found[1]},…,{found[-1]}"
+    parts = list(split[0])
+    parts[places[0]] = f"{{{inner}}}"
+    return f"{'.'.join(parts)} ({len(names)}×)"

@@ -110,6 +110,7 @@ _NEEDS: Mapping[str, tuple[Callable[[Role], bool], str]] = {
     "recurrent": (lambda r: r.kind == "recurrent", "recurrent layers"),
     "irnn": (lambda r: r.kind == "recurrent" and r.blocks == 1, "plain recurrent layers"),
     "lora": (lambda r: bool(r.low_rank), "low-rank adapters"),
+    "siren": (lambda r: "sin" in (r.activation, r.input.activation), "sine activations"),
     "mimetic": (lambda r: bool(r.attention), "attention layers"),
 }
 

@@ -39,9 +39,8 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
     if role.kind == "unused":
         return Leave("the forward pass on this batch does not use it, so its role is not known")
     if role.kind == "unknown":
-        return Leave(
-            f"its role is not known: it is used in torch.{role.seen.removeprefix('torch.')}"
-        )
+        seen = role.seen if " " in role.seen else f"torch.{role.seen.removeprefix('torch.')}"
+        return Leave(f"its role is not known: it is used in {seen}")
     if role.part is not None and role.part.kind == "other":
         return Leave(
             f"W504 idle-initializer: {role.part.weight} is computed from it by {role.part.how}, so "
@@ -112,7 +111,7 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
         )
     return Choice(
         "normal",
-        f"one row is looked up (fan_in 1), and the next layer expects unit variance{note}",
+        f"one row is looked up (fan_in 1), and what follows expects unit variance{note}",
     )
 
 

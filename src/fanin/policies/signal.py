@@ -112,7 +112,8 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
         because = f"the moments of {source.activation} before it are not known ({fan})"
         return Choice("lecun_normal", because)
     seen = moments.moments(known)
-    biased = seen.mean**2 > _BIASED * seen.second
+    # a gate's mean multiplies a signal: what comes out has none of its own
+    biased = source.kind == "activation" and seen.mean**2 > _BIASED * seen.second
     if biased and (role.fan_in or 0) >= _ENOUGH_INPUTS and role.layout and not role.expert:
         gain = 1 / math.sqrt(seen.variance)
         because = (
