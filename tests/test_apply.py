@@ -483,12 +483,58 @@ def test_a_frozen_or_unused_parameter_on_meta_would_have_no_value():
     assert not model[2].weight.is_meta
 
 
+class Standardized(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+        self.register_buffer("centre", torch.zeros(6))
+
+    def forward(self, x):
+        return super().forward(x - self.centre)
+
+
 def test_a_buffer_on_meta_is_named():
-    model = empty(lambda: nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)))
-    with pytest.raises(ModelError, match="buffer") as caught:
+    model = empty(Standardized)
+    with pytest.raises(ModelError, match="buffer 'centre'"):
         init_(model, torch.randn(8, 6))
-    assert "running_mean" in str(caught.value)
     assert all(p.is_meta for p in model.parameters())
+
+
+def with_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_running_statistics_on_meta_start_fresh():
+    model, made = empty(with_norm), with_norm()
+    init_(model, torch.randn(8, 6))
+    for name, buffer in made.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer)
+
+
+def test_running_statistics_stay_on_meta_when_something_fails(monkeypatch: pytest.MonkeyPatch):
+    model = empty(with_norm)
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.nn.BatchNorm1d.reset_running_stats", broken)
+    with pytest.raises(KeyboardInterrupt):
+        init_(model, torch.randn(8, 6))
+    assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+
+
+def test_a_wrapped_model_gets_the_values_of_the_bare_one():
+    bare, batch = mlp(6, 16, 3), torch.randn(8, 6)
+    init_(bare, batch, seed=5)
+    wrapped = nn.DataParallel(mlp(6, 16, 3))
+    found = init_(wrapped, batch, seed=5)
+    assert "0.weight" in found
+    assert bits(wrapped.module[0].weight) == bits(bare[0].weight)
+
+
+@pytest.mark.parametrize("model", [None, "model", torch.ones(2)])
+def test_what_is_no_model_is_refused(model: object):
+    with pytest.raises(ArgumentError, match="is not a torch"):
+        apply_(Recipe(()), model)
 
 
 def test_a_device_that_is_not_there_is_refused_and_nothing_changes():

@@ -72,8 +72,7 @@ def find(name: str) -> Scheme:
         found = SCHEMES.get(ALIASES.get(form, form))
         if found is not None:
             return found
-    near = difflib.get_close_matches(plain, SCHEMES, _OFFERED, _NEAR)
-    near = near or difflib.get_close_matches(plain, ALIASES, _OFFERED, _NEAR)
+    near = difflib.get_close_matches(plain, [*SCHEMES, *ALIASES], _OFFERED, _NEAR)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; fanin.schemes holds all"
     raise ArgumentError(f"scheme: there is no {_line(name)!r}{hint}")
 
