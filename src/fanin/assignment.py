@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["OF_TENSOR", "Assignment", "Recipe"]
+__all__ = ["OF_TENSOR", "Assignment", "Recipe", "matrix_sizes"]
 
 #: Arguments that say something of the tensor; every scheme can have them.
 OF_TENSOR = ("groups", "padding", "rows")
@@ -63,3 +64,20 @@ class Recipe:
     assignments: tuple[Assignment, ...]
     untouched: Mapping[str, str] = field(default_factory=dict)
     scheme: str = "auto"
+
+
+def matrix_sizes(
+    shape: Sequence[int], layout: str, blocks: int = 1, groups: int = 1
+) -> tuple[int, ...] | None:
+    """(inputs, outputs, *kernel) of one matrix of a parameter; None where no layout tells them.
+
+    >>> matrix_sizes((96, 32), "oi", blocks=3), matrix_sizes((8, 4, 3, 3), "iokk", groups=2)
+    ((32, 32), (4, 4, 3, 3))
+    """
+    if len(layout) != len(shape) or not {"o", "i"} & set(layout):
+        return None
+    sides = list(zip(layout, shape, strict=True))
+    inputs = math.prod(size for letter, size in sides if letter in "iv")
+    outputs = math.prod(size for letter, size in sides if letter == "o")
+    kernel = (size for letter, size in sides if letter == "k")
+    return inputs // groups, outputs // blocks, *kernel

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fanin.assignment import Assignment
+from fanin.assignment import Assignment, matrix_sizes
 from fanin.catalogue import find
 from fanin.errors import ArgumentError
 from fanin.roles import Role
@@ -21,7 +21,6 @@ __all__ = [
     "assign",
     "blueprint",
     "counted",
-    "matrix_sizes",
     "words",
 ]
 
@@ -111,7 +110,7 @@ def assign(role: Role, choice: Choice) -> Assignment:
             raise ArgumentError(f"{role.parameter}: its fan is not known; {scheme.name} needs one")
         pair = (role.fan_in, role.fan_out or role.fan_in)
         fan = scheme.divisor(pair, scheme.complete(choice.arguments))
-    given: Any = matrix_sizes(role) if scheme.form == "matrix" and scheme.fan is None else fan
+    given: Any = _one_matrix(role) if scheme.form == "matrix" and scheme.fan is None else fan
     if _by_variance(role, choice):  # a stride makes the fan smaller than the matrix
         given = fan = role.fan_in
     return Assignment(
@@ -134,20 +133,12 @@ def _by_variance(role: Role, choice: Choice) -> bool:
     return strided and choice.scheme == "orthogonal" and choice.arguments.get("scale") == "variance"
 
 
-def matrix_sizes(role: Role) -> tuple[int, ...]:
-    """(inputs, outputs, *kernel) of one of the role's matrices.
-
-    Raises:
-        ArgumentError: the parameter is no matrix.
-    """
-    if len(role.layout) != len(role.shape) or not set(role.layout) & {"i", "o"}:
-        return (math.prod(role.shape), 1) if len(role.shape) < 2 else (1, math.prod(role.shape))
-    inputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c in "iv")
-    outputs = math.prod(n for n, c in zip(role.shape, role.layout, strict=True) if c == "o")
-    kernel = tuple(n for n, c in zip(role.shape, role.layout, strict=True) if c == "k")
-    if role.op.startswith("conv_transpose") and role.groups > 1:
-        return (inputs // role.groups, outputs, *kernel)
-    return (inputs, outputs // role.blocks, *kernel)
+def _one_matrix(role: Role) -> tuple[int, ...]:
+    """(inputs, outputs, *kernel) of one of the role's matrices; of a vector, all its entries."""
+    transposed = role.op.startswith("conv_transpose") and role.groups > 1
+    blocks, groups = (1, role.groups) if transposed else (role.blocks, 1)
+    sizes = matrix_sizes(role.shape, role.layout, blocks, groups)
+    return sizes if sizes is not None else (math.prod(role.shape), 1)
 
 
 def counted(number: int, one: str, several: str = "") -> str:

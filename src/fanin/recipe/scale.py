@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
-from fanin.assignment import OF_TENSOR
+from fanin.assignment import OF_TENSOR, matrix_sizes
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, RecipeError
 
@@ -45,7 +45,7 @@ def units() -> Unit:
         # repr: True and 1, and 1.0, are different arguments
         key = (scheme, fan, repr(own), tuple(shape), layout, blocks, groups)
         if key not in known:
-            known[key] = _unit(scheme, fan, own, _sizes(shape, layout, blocks, groups))
+            known[key] = _unit(scheme, fan, own, matrix_sizes(shape, layout, blocks, groups))
         return known[key]
 
     return unit
@@ -88,17 +88,6 @@ def _unit(
         except ArgumentError:  # this one needs something else
             continue
     return None
-
-
-def _sizes(shape: Sequence[int], layout: str, blocks: int, groups: int) -> tuple[int, ...] | None:
-    """(inputs, outputs, *kernel) of one matrix of a parameter; None where no layout tells them."""
-    if len(layout) != len(shape) or not {"o", "i"} & set(layout):
-        return None
-    sides = list(zip(layout, shape, strict=True))
-    inputs = math.prod(size for letter, size in sides if letter in "iv")
-    outputs = math.prod(size for letter, size in sides if letter == "o")
-    kernel = [size for letter, size in sides if letter == "k"]
-    return inputs // groups, outputs // blocks, *kernel
 
 
 def _check_tensor(arguments: Mapping[str, Any], shape: Sequence[int], layout: str) -> None:
