@@ -60,7 +60,7 @@ def _codes(
 @click.version_option(__version__, prog_name="fanin")
 @debug_option
 def cli() -> None:
-    """Say before training whether a PyTorch model starts well, and prove it."""
+    """Get the starting weights of a PyTorch model right, and prove it."""
 
 
 @cli.command(short_help="Check how the model of TARGET starts.")
