@@ -103,6 +103,14 @@ class TestInit:
         first, second = map(load_file, places)
         assert all(torch.equal(first[name], second[name]) for name in second)
 
+    def test_the_same_start_is_the_same_file(self, tmp_path: Path) -> None:
+        """Also its metadata, which safetensors writes in a random order."""
+        place, found = tmp_path / "start.safetensors", set()
+        for _ in range(6):
+            assert run("init", CLASSIFIER, "-o", place).exit_code == 0
+            found.add(place.read_bytes())
+        assert len(found) == 1
+
     def test_what_cannot_be_written_leaves_the_file(self, recipe: Path, tmp_path: Path) -> None:
         place = tmp_path / "start.safetensors"
         place.write_text("mine")

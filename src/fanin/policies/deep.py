@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from fanin import moments
 from fanin.policies.choice import Choice, words
-from fanin.policies.signal import Curve, curve, odd_part, operating_point, spread
+from fanin.policies.signal import ENOUGH_INPUTS, Curve, curve, odd_part, operating_point, spread
 from fanin.roles import Role
 
 __all__ = ["deep", "deep_size", "in_a_row"]
@@ -40,7 +40,6 @@ BENT = frozenset({"sin", "hardtanh"})
 STEADY = frozenset({"elu", "celu", "selu"})
 DRIFT = 8.0
 _PAIRED = 4  # units: fewer make less than two pairs
-_ENOUGH_INPUTS = 8  # fewer are too few to give one direction away
 
 
 def deep(role: Role) -> Choice | None:
@@ -154,7 +153,7 @@ def _odd(role: Role, before: str | None) -> Choice | None:
     name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
     size, gain = _point(name or "", slope, role.run, False)
     centred = before is not None and before in BIASED
-    if not size or (centred and inputs < _ENOUGH_INPUTS):
+    if not size or (centred and inputs < ENOUGH_INPUTS):
         return None
     last = role.activation not in ODD
     gain = size if before is None else gain / size if last else gain

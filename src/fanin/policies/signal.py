@@ -14,7 +14,15 @@ from fanin import moments
 from fanin.policies.choice import Choice, words
 from fanin.roles import Input, Role
 
-__all__ = ["Curve", "curve", "keeps_scale", "odd_part", "operating_point", "spread"]
+__all__ = [
+    "ENOUGH_INPUTS",
+    "Curve",
+    "curve",
+    "keeps_scale",
+    "odd_part",
+    "operating_point",
+    "spread",
+]
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -32,7 +40,7 @@ _SAME = {
 # A mean this large a part of the second moment makes all inputs look alike: weights ignore it.
 _BIASED = 0.5
 # Fewer inputs than this are too few to give one direction away.
-_ENOUGH_INPUTS = 8
+ENOUGH_INPUTS = 8
 _SMALLEST = 1e-3  # every smooth activation looks linear at this size
 _HALVINGS = 24  # of the logarithm of the size: 5e-7 of it is left
 
@@ -114,7 +122,7 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
     seen = moments.moments(known)
     # a gate's mean multiplies a signal: what comes out has none of its own
     biased = source.kind == "activation" and seen.mean**2 > _BIASED * seen.second
-    if biased and (role.fan_in or 0) >= _ENOUGH_INPUTS and role.layout and not role.expert:
+    if biased and (role.fan_in or 0) >= ENOUGH_INPUTS and role.layout and not role.expert:
         gain = 1 / math.sqrt(seen.variance)
         because = (
             f"{source.activation} before it has mean {words(seen.mean)} and std "
