@@ -20,6 +20,7 @@ ORDER = (
     "errors",
     "moments",
     "assignment",
+    "region",
     "catalogue",
     "recipe",
     "draw",
@@ -51,6 +52,7 @@ ORDER = (
     "findings",
     "report",
     "checking",
+    "repair",
     "comparing",
     "",
     "targets",
@@ -136,7 +138,7 @@ def test_the_errors_import_nothing_else():
     assert {name.split(".")[0] for name, _ in imports("fanin.errors")} <= {"__future__", "typing"}
 
 
-PURE = ("errors", "moments", "assignment", "catalogue", "recipe")
+PURE = ("errors", "moments", "assignment", "region", "catalogue", "recipe")
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if top(module) in PURE])

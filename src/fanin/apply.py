@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fanin.architecture import Parameter, parameters_of
-from fanin.assignment import Assignment, Recipe
+from fanin.assignment import KEPT, OF_TENSOR, Assignment, Recipe
 from fanin.catalogue.scheme import is_number
 from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import realize_
 from fanin.reading import bare
 from fanin.recipe import check
+from fanin.region import check_region, groups_of, mask
 
 __all__ = ["apply_", "kept", "lent"]
 
@@ -166,10 +167,9 @@ class _Keeper:
 
 def _draw(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
     """Draw one parameter; then what belongs to its tensor: rows of their own scale, padding."""
-    extra = dict(assignment.arguments)
-    padding, rows = extra.pop("padding", None), extra.pop("rows", None)
+    padding, rows = (assignment.arguments.get(n) for n in ("padding", "rows"))
     _check_extra(assignment, padding, rows, tensor.shape)
-    realize_(tensor, replace(assignment, arguments=extra), seed, name)
+    _write(tensor, assignment, seed, name)
     with torch.no_grad():
         values = tensor.detach()
         if rows is not None:
@@ -179,6 +179,43 @@ def _draw(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
             values.mul_(torch.tensor(rows, dtype=values.dtype, device=values.device).view(shape))
         if padding is not None:
             values[int(padding)] = 0
+
+
+def _write(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
+    """Draw a tensor, or the part of it that is named; what is kept is multiplied at most."""
+    given, shape = assignment.arguments, tuple(tensor.shape)
+    check_region(assignment.scheme, given, shape, assignment.layout)
+    if assignment.scheme == KEPT:
+        with torch.no_grad():
+            tensor.detach().mul_(assignment.gain)
+        return
+    extra = {k: v for k, v in given.items() if k not in OF_TENSOR or k == "groups"}
+    whole = replace(assignment, arguments=extra)
+    part, groups = mask(shape, assignment.layout, given), given.get("split")
+    if part is None and groups is None:
+        realize_(tensor, whole, seed, name)
+        return
+    drawn = torch.empty_like(tensor.detach())
+    realize_(drawn, whole, seed, name)
+    with torch.no_grad():
+        values = tensor.detach()
+        if groups is not None:
+            at = assignment.layout.index(given.get("along", "i"))
+            values.add_(_summing_to_zero(drawn, groups_of(given), at))
+            return
+        chosen, kept = torch.from_numpy(part).to(values.device), given.get("kept")
+        rest = values if kept is None else values * kept
+        values.copy_(torch.where(chosen, drawn, rest))
+
+
+def _summing_to_zero(drawn: Tensor, groups: Sequence[Sequence[int]], at: int) -> Tensor:
+    """What was drawn, less its mean over each group along a dimension; 0 outside of groups."""
+    found = torch.zeros_like(drawn)
+    for group in groups:
+        index = torch.tensor(group, device=drawn.device)
+        part = drawn.index_select(at, index)
+        found.index_copy_(at, index, part - part.mean(at, keepdim=True))
+    return found
 
 
 def _check_extra(assignment: Assignment, padding: Any, rows: Any, shape: Sequence[int]) -> None:

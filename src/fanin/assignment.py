@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["OF_TENSOR", "Assignment", "Recipe", "matrix_sizes"]
+__all__ = ["KEPT", "OF_TENSOR", "REGION", "REPAIR", "Assignment", "Recipe", "matrix_sizes"]
+
+#: Stands in the place of a scheme where the values stay what they are, times the gain.
+KEPT = "kept"
+
+#: The scheme of a plan that repairs: most values stay what they are.
+REPAIR = "repair"
+
+#: Arguments that name the part of a tensor that is drawn; the rest stays as it is.
+REGION = ("outputs", "inputs", "matrices", "entries")
 
 #: Arguments that say something of the tensor; every scheme can have them.
-OF_TENSOR = ("groups", "padding", "rows")
+OF_TENSOR = ("groups", "padding", "rows", *REGION, "kept", "split", "along")
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Assignment:
 
     Attributes:
         parameter: canonical path, as ``named_parameters`` gives it.
-        scheme: name of a scheme of the catalogue that fills one tensor.
+        scheme: name of a scheme of the catalogue that fills one tensor; "kept" where the values
+            stay, times the gain.
         gain: what the scheme's standard deviation is multiplied with (for `normal`, `uniform` and
             `constant`: the value itself).
         std: of one weight (root mean square where it is not random).
@@ -31,7 +41,10 @@ class Assignment:
         blocks: equal parts along the outputs that are matrices of their own (q, k, v; gates).
         arguments: further arguments of the scheme; and of the tensor: `groups` of a grouped
             transposed convolution (along its inputs), `padding` (a row that is zero),
-            `rows` (a factor for each output, measured on a batch).
+            `rows` (a factor for each output, measured on a batch).  Where a part of the tensor is
+            drawn: the indices `outputs`, `inputs`, `matrices` (along b) or `entries` (flat), and
+            `kept`, a factor for the rest.  `split` names groups of indices `along` a dimension
+            (i, o or b): what is drawn sums to zero over each group, and is added.
     """
 
     parameter: str
@@ -58,7 +71,7 @@ class Recipe:
     Attributes:
         assignments: one for each parameter that is drawn.
         untouched: parameter → why it keeps its values.
-        scheme: what was asked for: a scheme of the catalogue, or "auto".
+        scheme: what was asked for: a scheme of the catalogue, "auto" or "repair".
     """
 
     assignments: tuple[Assignment, ...]

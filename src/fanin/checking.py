@@ -25,7 +25,7 @@ from fanin.report import Report
 from fanin.symmetry import examine
 from fanin.trace import reject_scripted
 
-__all__ = ["check", "recording"]
+__all__ = ["check", "examined", "recording"]
 
 Loss = Callable[[Any], Tensor]
 
@@ -79,12 +79,39 @@ def check(
     >>> [f.code for f in check(model, torch.randn(32, 8)).findings]
     ['S101', 'S102']
     """
+    if not isinstance(model, nn.Module):
+        _check_arguments(seed, loss)
+        model, record = _built(model)
+    return examined(
+        model,
+        batch,
+        loss,
+        seed=seed,
+        dtype=dtype,
+        select=select,
+        ignore=ignore,
+        progress=progress,
+        record=record,
+    )[0]
+
+
+def examined(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | str | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    record: Record | None = None,
+) -> tuple[Report, Evidence]:
+    """As `check`, with the evidence that the report was made from."""
     started = time.perf_counter()
     tell = progress or (lambda _: None)
     _check_arguments(seed, loss)
     chosen = _codes(select, ignore)
-    if not isinstance(model, nn.Module):
-        model, record = _built(model)
     if isinstance(batch, Mapping) and not isinstance(batch, dict):
         batch = dict(batch)
     _check_model(model)
@@ -95,7 +122,7 @@ def check(
         subject = Subject(model, batch, loss, guard, seed, samples)
         evidence = _look(subject, limit, tell, record)
     findings = tuple(f for f in judge(evidence) if f.code in chosen)
-    return _report(subject, evidence, findings, time.perf_counter() - started)
+    return _report(subject, evidence, findings, time.perf_counter() - started), evidence
 
 
 def _look(

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fanin.assignment import Assignment, Recipe
+from fanin.assignment import KEPT, REPAIR, Assignment, Recipe
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, RecipeError
 from fanin.recipe.folding import order
@@ -64,8 +64,9 @@ def from_toml(text: str) -> Recipe:
     if version != FORMAT:
         raise RecipeError(f"recipe: format: {version}; this fanin reads format {FORMAT}")
     scheme = _required("recipe", data, "scheme", _is_text, "text")
-    with _place("recipe"):
-        find(scheme)
+    if scheme != REPAIR:
+        with _place("recipe"):
+            find(scheme)
     unit = units()
     seen: dict[str, str] = {}
     assigned = list(_entries(data, "assignment", _ASSIGNMENT, seen))
@@ -144,8 +145,9 @@ def _assignments(entry: _Entry, unit: Unit) -> list[Assignment]:
     """One for each name of an entry."""
     place, table = entry.place, entry.table
     scheme = _required(place, table, "scheme", _is_text, "text")
-    with _place(place):
-        find(scheme)
+    if scheme != KEPT:
+        with _place(place):
+            find(scheme)
     blocks = table.get("blocks", 1)
     if not (_is_whole(blocks) and blocks >= 1):
         raise RecipeError(f"{place}: blocks: {_short(blocks)}; a whole number from 1 on is needed")
@@ -215,6 +217,8 @@ def _scale(
     """Gain and std: both given and in agreement, or one from the other."""
     if std is None and gain is None:
         raise RecipeError("std and gain: both missing; one of them is needed")
+    if name == KEPT and gain is not None:
+        std = gain if std is None else std
     if unit is None and (std is None or gain is None):
         missing = "std" if std is None else "gain"
         raise RecipeError(f"{missing}: missing; {name} does not tell it for this shape and layout")

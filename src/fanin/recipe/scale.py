@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
-from fanin.assignment import OF_TENSOR, matrix_sizes
+from fanin.assignment import KEPT, OF_TENSOR, matrix_sizes
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, RecipeError
+from fanin.region import check_region
 
 __all__ = ["Unit", "check_scale", "units"]
 
@@ -39,7 +40,9 @@ def units() -> Unit:
         layout: str,
         blocks: int,
     ) -> float | None:
-        _check_tensor(arguments, shape, layout)
+        _check_tensor(scheme, arguments, shape, layout)
+        if scheme == KEPT:
+            return None
         own = {name: value for name, value in arguments.items() if name not in OF_TENSOR}
         groups = int(arguments.get("groups", 1))
         # repr: True and 1, and 1.0, are different arguments
@@ -60,6 +63,8 @@ def check_scale(
         ArgumentError: the scheme has no such gain.
         RecipeError: they contradict each other.
     """
+    if scheme == KEPT:
+        return
     find(scheme).check_gain(gain)
     if unit is None:
         return
@@ -90,13 +95,16 @@ def _unit(
     return None
 
 
-def _check_tensor(arguments: Mapping[str, Any], shape: Sequence[int], layout: str) -> None:
+def _check_tensor(
+    scheme: str, arguments: Mapping[str, Any], shape: Sequence[int], layout: str
+) -> None:
     """Check what the arguments say of the tensor.
 
     Raises:
-        RecipeError: it is not so for any tensor of this shape.
+        RecipeError, ArgumentError: it is not so for any tensor of this shape.
     """
-    groups, padding, rows = (arguments.get(name) for name in OF_TENSOR)
+    check_region(scheme, arguments, shape, layout)
+    groups, padding, rows = (arguments.get(name) for name in ("groups", "padding", "rows"))
     if groups is not None and not (_is_whole(groups) and groups >= 1):
         raise RecipeError(f"groups: {groups!r}; a whole number from 1 on is needed")
     table = shape[0] if shape else 0
