@@ -16,6 +16,7 @@ from fanin.errors import FaninError
 from fanin.fill import fill_
 from fanin.findings import Finding
 from fanin.planning import Plan, init_, plan
+from fanin.repair import Repair, repair_
 from fanin.report import Report
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FaninError",
     "Finding",
     "Plan",
+    "Repair",
     "Report",
     "Scheme",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
     "init_",
     "plan",
     "recording",
+    "repair_",
     "schemes",
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from fanin.reading import bare
 from fanin.recipe import check
 from fanin.region import check_region, groups_of, mask
 
-__all__ = ["apply_", "kept", "lent"]
+__all__ = ["Trial", "apply_", "copied", "kept", "lent", "trial"]
 
 _NAMED = 3  # mismatches named in one error
 
@@ -118,19 +118,64 @@ def lent(
             tensors[name].data = data
 
 
+@contextmanager
+def copied(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Lend some parameters copies of their values for the length of a block."""
+    tensors = dict(model.named_parameters())
+    own = {name: tensors[name].data for name in names}
+    try:
+        for name, data in own.items():
+            with torch.inference_mode(False):
+                tensors[name].data = data.clone()
+        yield
+    finally:
+        for name, data in own.items():
+            tensors[name].data = data
+
+
+class Trial:
+    """Tries one set of assignments after another, each from the values that the model had."""
+
+    def __init__(self, model: nn.Module, keeper: _Keeper) -> None:
+        self._tensors, self._keeper = dict(model.named_parameters()), keeper
+        self._seen: set[str] = set()
+
+    def use(self, assignments: Iterable[Assignment], seed: int) -> None:
+        """Put the model back, then write these."""
+        self._keeper.restore()
+        for assignment in assignments:
+            name = assignment.parameter
+            if name not in self._seen:
+                self._keeper(self._tensors[name])
+                self._seen.add(name)
+            _draw(self._tensors[name], assignment, seed, name)
+
+    def originals(self) -> dict[str, Tensor]:
+        """The values that the parameters had, of all that were written so far."""
+        by_id = {id(tensor): copy for tensor, copy in self._keeper.copies}
+        return {name: by_id[id(self._tensors[name])] for name in self._tensors if name in self._seen}
+
+
+@contextmanager
+def trial(model: nn.Module) -> Iterator[Trial]:
+    """A trial of a model; it is put back when the block ends with an exception."""
+    with kept(model) as keeper:
+        yield Trial(model, keeper)
+
+
 class _Keeper:
     """Remembers parameters before they are written."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._copies: list[tuple[Tensor, Tensor]] = []
+        self.copies: list[tuple[Tensor, Tensor]] = []
         self._replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
     def __call__(self, tensor: Tensor, device: torch.device | str | None = None) -> Tensor:
         """Keep a parameter; the tensor to write into: itself, or one with memory."""
         if not tensor.is_meta:
-            self._copies.append((tensor, tensor.detach().clone()))
+            self.copies.append((tensor, tensor.detach().clone()))
             return tensor
         made = nn.Parameter(
             torch.empty_like(tensor, device=device or "cpu"), requires_grad=tensor.requires_grad
@@ -159,7 +204,7 @@ class _Keeper:
         for owner, key, buffer in self._buffers:
             owner._buffers[key] = buffer
         with torch.no_grad():
-            for tensor, copy in self._copies:
+            for tensor, copy in self.copies:
                 tensor.detach().copy_(copy)
         for module, key, value in self._replaced:
             module._parameters[key] = value

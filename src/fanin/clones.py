@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clones", "repeated_rows"]
+__all__ = ["clones", "repeated_rows", "repeats"]
 
 _SAMPLE = 4096  # entries looked at to tell a random start from a designed one
 
@@ -55,6 +55,25 @@ def repeated_rows(model: nn.Module) -> tuple[tuple[str, int, int], ...]:
             if again[0] > 0 and again[0] >= REPEATED * again[1] and _values(parameter) > _HEAD:
                 found.append((name, *again))
     return tuple(found)
+
+
+def repeats(values: Tensor) -> tuple[list[int], list[int]]:
+    """Rows, and columns, of a weight that are equal to an earlier one and not zero.
+
+    >>> repeats(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 3.0]]))
+    ([1], [])
+    """
+    flat = values.detach().flatten(1)
+    return _later(flat), _later(flat.T)
+
+
+def _later(rows: Tensor) -> list[int]:
+    kinds = torch.unique(rows, dim=0, return_inverse=True)[1].tolist()
+    first: dict[int, int] = {}
+    for place, kind in enumerate(kinds):
+        first.setdefault(kind, place)
+    live = rows.any(1).tolist()
+    return [i for i, kind in enumerate(kinds) if first[kind] != i and live[i]]
 
 
 def _values(parameter: Tensor) -> float:

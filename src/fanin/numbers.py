@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,15 +120,25 @@ class Record:
         self.truncations: dict[int, tuple[float, float, float]] = {}
         self._empty: dict[int, Tensor] = {}
         self._behind: list[Tensor] = []  # leaves behind computed tensors that were drawn
+        self._since: frozenset[str] = frozenset()  # parameters that were written afterwards
+
+    def without(self, written: Collection[str]) -> Record:
+        """The same record, for a model some of whose parameters were drawn again since."""
+        later = copy(self)
+        later._since = frozenset(written)
+        return later
+
+    def _parameters(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        return ((n, p) for n, p in model.named_parameters() if n not in self._since)
 
     def unwritten(self, model: nn.Module) -> tuple[str, ...]:
         """Parameters made by an uninitialized allocation that nothing wrote into."""
-        return tuple(n for n, p in model.named_parameters() if _key(p) in self._empty)
+        return tuple(n for n, p in self._parameters(model) if _key(p) in self._empty)
 
     def idle(self, model: nn.Module) -> tuple[tuple[str, float, float], ...]:
         """(parameter, std, nearest bound in std) of truncated normals whose bounds cut nothing."""
         found = []
-        for name, parameter in model.named_parameters():
+        for name, parameter in self._parameters(model):
             std, low, high = self.truncations.get(_key(parameter), (0.0, 0.0, 0.0))
             if std > 0 and min(abs(low), abs(high)) > IDLE * std:
                 found.append((name, std, min(abs(low), abs(high)) / std))
@@ -136,7 +147,7 @@ class Record:
     def lost(self, model: nn.Module) -> tuple[str, ...]:
         """Parameters behind a computed weight that an initializer drew in their place."""
         drawn = {id(t) for t in self._behind}
-        return tuple(n for n, p in model.named_parameters() if id(p) in drawn)
+        return tuple(n for n, p in self._parameters(model) if id(p) in drawn)
 
     def drew(self, tensor: Tensor) -> None:
         """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""

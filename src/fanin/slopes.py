@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FLAT", "Flat", "flat_parts"]
+__all__ = ["FLAT", "Flat", "dead_units", "flat_parts"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,28 @@ def flat_parts(
     if flat is None or inputs.numel() == 0:
         return None, None
     inputs = inputs.detach()
-    dead = None
-    if unit_dims and flat.zero_below is not None:
-        units = {d % inputs.dim() for d in unit_dims}
-        others = tuple(d for d in range(inputs.dim()) if d not in units)
-        if flat.zero_above is None:  # the largest input decides, and no mask of all is needed
-            mask = (inputs.amax(others) if others else inputs) <= flat.zero_below
-        else:
-            mask = (inputs <= flat.zero_below) | (inputs >= flat.zero_above)
-            mask = mask.all(others) if others else mask
-        dead = float(mask.float().mean())
+    mask = dead_units(op, inputs, unit_dims)
+    dead = None if mask is None else float(mask.float().mean())
     weak = None
     if flat.weak is not None:
         beyond = (inputs > flat.weak) | (inputs < -flat.weak)
         weak = int(torch.count_nonzero(beyond)) / beyond.numel()
     return dead, weak
+
+
+def dead_units(op: str, inputs: Tensor, unit_dims: tuple[int, ...]) -> Tensor | None:
+    """Which units of an activation's inputs are flat on the whole batch; None: cannot be told.
+
+    >>> import torch
+    >>> dead_units("relu", torch.tensor([[-1.0, 2.0], [-3.0, -4.0]]), (-1,)).tolist()
+    [True, False]
+    """
+    flat = FLAT.get(op)
+    if flat is None or flat.zero_below is None or not unit_dims or inputs.numel() == 0:
+        return None
+    units = {d % inputs.dim() for d in unit_dims}
+    others = tuple(d for d in range(inputs.dim()) if d not in units)
+    if flat.zero_above is None:  # the largest input decides, and no mask of all is needed
+        return (inputs.amax(others) if others else inputs) <= flat.zero_below
+    mask = (inputs <= flat.zero_below) | (inputs >= flat.zero_above)
+    return mask.all(others) if others else mask

@@ -9,7 +9,7 @@ from fanin.measuring import Target
 from fanin.policies.auto import HEAD_GAIN, SIREN, target_size
 from fanin.roles import Role
 
-__all__ = ["targets"]
+__all__ = ["TOLERANCE", "targets", "uncertain"]
 
 # An output within this factor of its planned size is left: sampling alone moves narrow layers so.
 TOLERANCE = 1.25
@@ -33,13 +33,13 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
             found[role.parameter] = Target(
                 1.0, centred=True, units=True, bias=bias if bias in planned else None
             )
-        elif recipe.scheme == "auto" and _uncertain(role):
+        elif recipe.scheme == "auto" and uncertain(role):
             size = target_size(role) * (HEAD_GAIN if role.head else 1.0)
             found[role.parameter] = Target(size, TOLERANCE)
     return found
 
 
-def _uncertain(role: Role) -> bool:
+def uncertain(role: Role) -> bool:
     """Whether the size of the layer's input depends on the batch or on layers before it."""
     if role.branch is not None and role.branch.norm != "none":
         return False  # a norm in the branch or on the stream holds the size

@@ -1,0 +1,238 @@
+"""`fanin.repair_`: from the findings of a check to the smallest change that clears them.
+
+The order is that of causes: each round treats the first kind of fault that is left, writes what was
+prescribed so far into the model as it was given, and checks again.  A remedy that did not do is
+followed by the next stronger one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.apply import Trial, trial
+from fanin.assignment import REPAIR, Assignment
+from fanin.checking import examined
+from fanin.errors import ArgumentError
+from fanin.findings import Evidence, Finding
+from fanin.numbers import Record
+from fanin.planning import Plan
+from fanin.reading import bare
+from fanin.repair.case import Case
+from fanin.repair.changes import Change, changes
+from fanin.repair.merging import merged
+from fanin.repair.remedies import TIERS, Remedy
+from fanin.repair.result import Repair
+from fanin.repair.wiring import Wire, wiring
+from fanin.report import Report
+from fanin.roles import Role, roles
+
+__all__ = ["Change", "Repair", "repair_"]
+
+# Rounds of treatment and check; a chain of faults that hide one another is never this long, and a
+# fault that no remedy clears is given up earlier.
+ROUNDS = 16
+# Remedies of growing strength that a rule has at most.
+STRENGTHS = 4
+
+
+def repair_(
+    model: nn.Module,
+    batch: Any,
+    loss: Callable[[Any], Tensor] | None = None,
+    *,
+    seed: int = 0,
+    warnings: bool = False,
+    preserve: bool = False,
+    all_or_nothing: bool = False,
+    dtype: torch.dtype | str | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    record: Record | None = None,
+) -> Repair:
+    """Change as little of a model as clears what a check finds, in place, and prove it.
+
+    Copies are drawn again, all but one of each class; one of two zeros that hold each other is
+    given a value; weights that let the signal vanish or explode are scaled in one pass over the
+    batch; dead units get new biases; entries that are no numbers are drawn again.  All else stays
+    bit for bit: other parameters, other entries of the same parameter, buffers, gradients, random
+    states and the optimizer's state.  Then the model is checked again.
+
+    Args:
+        model: to be mended.
+        batch: as `fanin.check` takes it.
+        loss: from the model's output to a scalar, the mean loss; as `fanin.check` takes it.
+        seed: of every draw, and of the checks.
+        warnings: whether findings that are warnings are mended too.
+        preserve: whether the output has to stay what it is (a widened, upcycled or duplicated
+            model): copies are parted by splitting what they send on unevenly, and nothing else is
+            changed.
+        all_or_nothing: whether the model is put back where a fault remains.
+        dtype: that training will compute in, for the range that values must stay in.
+        select: prefixes of the finding codes to mend; all by default.
+        ignore: prefixes of the finding codes to leave alone.
+        progress: told in a few words what is under way.
+        record: what `fanin.recording` saw of the model's construction.
+
+    Returns:
+        what was changed and why, the reports before and after, and the plan that does the same to
+        another copy of the model.
+
+    Raises:
+        As `fanin.check`.  Whatever is raised, an interrupt included, the model is as it was.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> _ = nn.init.zeros_(model[0].weight), nn.init.zeros_(model[0].bias)
+    >>> mended = repair_(model, torch.randn(32, 8))
+    >>> mended.changed, mended.before.ok, mended.after.ok
+    (('0.weight',), False, True)
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**63 - 1 is needed")
+    model = bare(model)
+    options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
+    tell = progress or (lambda _: None)
+    look = _Look(model, batch, loss, options, record, tell)
+    before, evidence = look(())
+    surgery = _Surgery(look, warnings, preserve)
+    if not surgery.wanted(before):
+        return Repair((), before, before, surgery.plan({}), ())
+    with trial(model) as bench:
+        chosen, after = surgery.operate(bench, before, evidence)
+        failed = bool(surgery.wanted(after))
+        if failed and all_or_nothing:
+            chosen, after = {}, before
+        bench.use(chosen.values(), seed)
+        made = changes(model, bench.originals(), chosen)
+        kept = {c.parameter: chosen[c.parameter] for c in made}
+    return Repair(tuple(kept), before, after, surgery.plan(kept), made, failed and all_or_nothing)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Checks the model as it is at the moment."""
+
+    model: nn.Module
+    batch: Any
+    loss: Callable[[Any], Tensor] | None
+    options: Mapping[str, Any]
+    record: Record | None
+    progress: Callable[[str], None]
+
+    def __call__(self, written: Iterable[str]) -> tuple[Report, Evidence]:
+        record = None if self.record is None else self.record.without(tuple(written))
+        return examined(
+            self.model,
+            self.batch,
+            self.loss,
+            progress=self.progress,
+            record=record,
+            **self.options,
+        )
+
+
+@dataclass
+class _Surgery:
+    """Chooses remedies, round after round.
+
+    Attributes:
+        look: checks the model.
+        warnings: whether warnings are treated too.
+        preserve: whether the output must stay.
+        tried: rule → how often it was treated.
+    """
+
+    look: _Look
+    warnings: bool
+    preserve: bool
+    tried: Counter[str] = field(default_factory=Counter)
+
+    def wanted(self, report: Report) -> list[Finding]:
+        """The findings that are to be cleared."""
+        severities = ("error", "warning") if self.warnings else ("error",)
+        return [f for f in report.findings if f.severity in severities]
+
+    def plan(self, chosen: Mapping[str, Assignment]) -> Plan:
+        """The plan that does the same to another copy of the model."""
+        names = [n for n, _ in self.look.model.named_parameters()]
+        left = {n: "nothing to mend" for n in names if n not in chosen}
+        return Plan(tuple(chosen[n] for n in names if n in chosen), left, REPAIR)
+
+    def operate(
+        self, bench: Trial, report: Report, evidence: Evidence
+    ) -> tuple[dict[str, Assignment], Report]:
+        """The best set of assignments that was found, and the report with it."""
+        found = {r.parameter: r for r in roles(evidence.seen.architecture, self.look.model)}
+        first: dict[str, Wire] = {}
+        if any(f.code == "S101" for f in self.wanted(report)):
+            first = wiring(self.look.model, self.look.batch, self.look.options["seed"], ())
+        chosen: dict[str, Assignment] = {}
+        best = (self._left(report), chosen, report)
+        for number in range(ROUNDS):
+            case = self._case(found, report, evidence, first)
+            fresh = self._prescribed(case, chosen)
+            if fresh is None:
+                break
+            self.look.progress(f"round {number + 1}: changing {len(fresh)} parameters")
+            chosen = fresh
+            bench.use(chosen.values(), case.seed)
+            report, evidence = self.look(chosen)
+            left = self._left(report)
+            if left < best[0]:
+                best = (left, chosen, report)
+            if not left[1]:
+                break
+        return best[1], best[2]
+
+    def _left(self, report: Report) -> tuple[int, int]:
+        """Errors that are left, and with the warnings that were to be cleared; fewer is better."""
+        wanted = self.wanted(report)
+        return sum(f.severity == "error" for f in wanted), len(wanted)
+
+    def _case(
+        self,
+        found: Mapping[str, Role],
+        report: Report,
+        evidence: Evidence,
+        first: Mapping[str, Wire],
+    ) -> Case:
+        look = self.look
+        seed = look.options["seed"]
+        return Case(look.model, look.batch, found, report, evidence, seed, first, self.preserve)
+
+    def _prescribed(
+        self, case: Case, chosen: Mapping[str, Assignment]
+    ) -> dict[str, Assignment] | None:
+        """With what the first tier that is left has to offer; None where nobody has anything."""
+        findings = self.wanted(case.report)
+        for severity in ("error", "warning"):
+            for tier in TIERS:
+                listed = [f for f in findings if f.code in tier and f.severity == severity]
+                fresh = dict(chosen)
+                for finding in listed:
+                    self._treat(case, finding, tier[finding.code], fresh)
+                if fresh != chosen:
+                    return fresh
+        return None
+
+    def _treat(
+        self, case: Case, finding: Finding, remedy: Remedy, fresh: dict[str, Assignment]
+    ) -> None:
+        """Add the weakest remedy that was not tried yet and changes something."""
+        before = dict(fresh)
+        while self.tried[finding.code] < STRENGTHS:
+            made = remedy(case, finding, self.tried[finding.code])
+            self.tried[finding.code] += 1
+            for assignment in made:
+                name = assignment.parameter
+                fresh[name] = merged(fresh.get(name), assignment)
+            if fresh != before:
+                return

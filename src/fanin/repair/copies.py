@@ -1,0 +1,184 @@
+"""Remedies for units and parameters that are copies: S101, S104, S105."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fanin.assignment import Assignment
+from fanin.clones import repeats
+from fanin.findings import Finding
+from fanin.repair.case import Case, Mask
+from fanin.repair.wiring import Wire
+from fanin.sketch import classes
+from fanin.symmetry import UnitClass
+
+__all__ = ["cloned_layers", "locked_units", "mirrored_units"]
+
+# Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
+# may be large: the larger, the sooner the copies go apart.
+NOISE = 0.5
+
+
+def locked_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """One unit of each class stays as it is; the others are drawn again.
+
+    First their incoming weights; where that is not enough, what reads them; then the whole layers.
+    """
+    found = [c for c in case.report.symmetry.classes if c.kind == "locked"]
+    found = [c for c in found if c.layer in finding.layers]
+    if case.preserve:
+        return _parted(case, found, level)
+    if level == 0:
+        return [a for layer, group in _by_layer(found) for a in _incoming(case, layer, group)]
+    if level == 1:
+        return list(_outgoing(case))
+    names = case.parameters_at(finding.layers, ("weight", "recurrent", "table"))
+    because = f"all units of {finding.layer} are copies"
+    return [case.alive(name, because) for name in names]
+
+
+def _by_layer(found: Sequence[UnitClass]) -> Iterator[tuple[str, list[UnitClass]]]:
+    for layer in dict.fromkeys(c.layer for c in found):
+        yield layer, [c for c in found if c.layer == layer]
+
+
+def _wire_of(case: Case, layer: str) -> Wire | None:
+    for name in case.parameters_at([layer]):
+        if name in case.wires:
+            return case.wires[name]
+    return None
+
+
+def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[Assignment]:
+    """The incoming weights of every copy but the first, which stays unless it is all zero."""
+    wire = _wire_of(case, layer)
+    if wire is None or wire.units is None:
+        for name in case.parameters_at([layer], ("weight", "recurrent", "table")):
+            yield case.own(name, f"the units of {layer} are copies")
+        return
+    parts = {wire.parameter: wire.units}
+    parts |= {n: rows for n, rows in wire.others.items() if case.roles[n].kind == "recurrent"}
+    for name, rows in parts.items():
+        if not case.roles[name].trainable:
+            continue
+        values = case.model.get_parameter(name).detach().reshape(-1).cpu().numpy()
+        again = [u for c in group for u in _again(c.units, rows, values)]
+        kept = sum(len(c.units) for c in group) - len(again)
+        because = f"{len(again)} units of {layer} are copies" + (
+            f" of {kept} that stay" if kept else ", and all zero"
+        )
+        if again:
+            yield case.own(name, because, case.mask(name, rows[again]))
+
+
+def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray) -> list[int]:
+    inside = [u for u in units if u < len(rows)]
+    if not inside or not values[rows[inside[0]]].any():
+        return inside  # a unit of zeros is not worth keeping
+    return inside[1:]
+
+
+def _outgoing(case: Case) -> Iterator[Assignment]:
+    """What reads features that were copies at the start: all columns of a class but the first."""
+    for name, wire in case.first.items():
+        role = case.roles.get(name)
+        if role is None or not role.trainable or wire.inputs is None or name in case.zeros:
+            continue
+        again = [u for c in classes(wire.inputs) for u in c[1:]]
+        if again and role.layout.count("i") == 1:
+            part = np.zeros(role.shape, dtype=np.bool_)
+            np.moveaxis(part, role.layout.index("i"), 0)[again] = True
+            yield case.own(name, f"it read {len(again)} copies alike", part)
+
+
+def _parted(case: Case, found: Sequence[UnitClass], level: int) -> list[Assignment]:
+    """Copies go apart and the output stays: what they send on is split unevenly among them."""
+    if level == 0:
+        return [a for name in case.first for a in _split(case, name)]
+    if level > 1:
+        return []
+    # Routers: whatever they choose among copies, the output is the same.  Verified by the caller.
+    made = []
+    for layer, group in _by_layer(found):
+        wire = _wire_of(case, layer)
+        if wire is not None and wire.units is not None:
+            again = [u for c in group for u in c.units[1:] if u < len(wire.units)]
+            part = case.mask(wire.parameter, wire.units[again])
+            made.append(case.own(wire.parameter, f"{layer} chooses among copies", part))
+    return made
+
+
+def _split(case: Case, name: str) -> Iterator[Assignment]:
+    role, wire = case.roles.get(name), case.first[name]
+    if role is None or not role.trainable or wire.inputs is None or role.layout.count("i") != 1:
+        return
+    groups = classes(wire.inputs)
+    if groups:
+        base = case.own(name, "")
+        count = sum(map(len, groups))
+        because = (
+            f"{count} of its inputs are copies of one another: noise that sums to zero over each "
+            "class parts them and leaves the output as it is"
+        )
+        yield case.split(name, groups, "i", NOISE * base.std, because)
+
+
+def cloned_layers(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """Every clone but the first is drawn again, under its own name; and rows that repeat others."""
+    if level or case.preserve:
+        return []
+    made = []
+    for group in case.report.symmetry.clones:
+        first, *rest = (_inside(case, place) for place in group)
+        for place, names in zip(group[1:], rest, strict=True):
+            for name, twin in zip(names, first, strict=False):
+                if _same(case, name, twin):
+                    made.append(case.own(name, f"{place} was a copy of {group[0]}"))
+    for name, _, _ in case.evidence.repeats:
+        part = _repeated(case, name)
+        if part is not None and case.roles[name].trainable and name in finding.layers:
+            made.append(case.own(name, "rows that repeat others", part))
+    return made
+
+
+def _inside(case: Case, place: str) -> list[str]:
+    found = [n for n in case.roles if n == place or n.startswith(f"{place}.")]
+    return [n for n in found if case.roles[n].trainable]
+
+
+def _same(case: Case, name: str, twin: str) -> bool:
+    """Whether two parameters are equal and hold numbers that were drawn."""
+    one, other = (case.model.get_parameter(n).detach() for n in (name, twin))
+    matrix = one.dim() > 1 and name != twin
+    drawn = matrix and len(one.flatten()[:64].unique()) > 2
+    return drawn and one.shape == other.shape and bool((one == other).all())
+
+
+def _repeated(case: Case, name: str) -> Mask | None:
+    """The rows (or columns) of a weight that repeat an earlier one."""
+    values = case.model.get_parameter(name).detach()
+    rows, columns = repeats(values)
+    part = np.zeros(tuple(values.shape), dtype=np.bool_)
+    if len(rows) >= len(columns):
+        part.reshape(len(part), -1)[rows] = True
+    else:
+        part.reshape(len(part), -1)[:, columns] = True
+    return part if part.any() else None
+
+
+def mirrored_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """The incoming weights of one of each pair."""
+    if level or case.preserve:
+        return []
+    made = []
+    for layer, group in _by_layer(
+        [c for c in case.report.symmetry.classes if c.kind == "mirrored"]
+    ):
+        wire = _wire_of(case, layer)
+        if wire is not None and wire.units is not None and layer in finding.layers:
+            again = [c.units[1] for c in group]
+            part = case.mask(wire.parameter, wire.units[again])
+            made.append(case.own(wire.parameter, f"one of each mirrored pair of {layer}", part))
+    return made

@@ -1,0 +1,155 @@
+"""Remedies for gradients that never come: S102, and P205's dead units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fanin.assignment import Assignment
+from fanin.findings import Finding
+from fanin.operations import NORMS
+from fanin.repair.case import Case
+from fanin.repair.wiring import Wire
+
+__all__ = ["dead_units", "gradient_deadlock"]
+
+# How much a zero is meant: what comes first is given a value first.
+_ORDINARY, _SCALE, _LAST, _MEANT = range(4)
+_SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
+_FACTORS = ("weight", "recurrent", "projection", "table", "token", "unknown", *_SCALES)
+
+
+def gradient_deadlock(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """One of the factors that hold each other at zero is given a value, the other stays.
+
+    Zeros that have a purpose (a residual branch's last layer, LoRA's B, an output layer) are the
+    last to be changed.  Where dead units hold the gradient, these are brought back to life.
+    """
+    held = [d for d in case.report.symmetry.deadlocks if d.cause != "unused"]
+    made: dict[str, Assignment] = {}
+    for group in _groups(case):
+        for name in _chosen(case, group):
+            because = f"a zero that held {_others(group, name)} and itself: one value ends it"
+            made[name] = case.alive(name, because)
+    flat = {b for d in held if d.cause == "dead units" for b in d.because if b not in case.roles}
+    for layer in flat:
+        if not set(case.parameters_at([layer])) & made.keys():
+            made |= {a.parameter: a for a in _revived(case, layer, level)}
+    if level > 1 and not made:
+        names = case.parameters_at((d.parameter for d in held), _FACTORS)
+        made = {n: case.alive(n, "no gradient reached it") for n in names}
+    return list(made.values())
+
+
+def _others(group: Sequence[str], name: str) -> str:
+    rest = [n for n in group if n != name]
+    more = f" and {len(rest) - 2} more" if len(rest) > 2 else ""
+    return ", ".join(rest[:2]) + more if rest else "the layers before it"
+
+
+def _groups(case: Case) -> Iterator[list[str]]:
+    """Zero factors that hold one another, in the order of execution."""
+    order = {
+        n: i
+        for i, layer in enumerate(case.evidence.seen.architecture.layers)
+        for n in layer.parameters
+    }
+    owner = {
+        y.name: y.weight[0] for y in case.evidence.seen.architecture.layers if len(y.weight) == 1
+    }
+    zeros = {n for n in case.zeros if _may_hold(case, n)}
+    root: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while root.setdefault(name, name) != name:
+            name = root[name]
+        return name
+
+    for deadlock in case.report.symmetry.deadlocks:
+        if deadlock.cause == "unused":
+            continue
+        named = [deadlock.parameter, *(owner.get(b, b) for b in deadlock.because)]
+        holders = [n for n in named if n in zeros]
+        for name in holders:
+            root[find(name)] = find(holders[0])
+    groups: dict[str, list[str]] = {}
+    for name in sorted(root, key=lambda n: order.get(n, len(order))):
+        groups.setdefault(find(name), []).append(name)
+    yield from groups.values()
+
+
+def _may_hold(case: Case, name: str) -> bool:
+    role = case.roles.get(name)
+    return role is not None and role.trainable and role.kind in _FACTORS
+
+
+def _chosen(case: Case, group: Sequence[str]) -> list[str]:
+    """Those of a group that are given a value: the least meant ones, the last of a kind stays."""
+    levels = {name: _meant(case, name) for name in group}
+    least = min(levels.values())
+    chosen = [name for name in group if levels[name] == least]
+    return chosen[:-1] if len(chosen) == len(group) > 1 else chosen
+
+
+def _meant(case: Case, name: str) -> int:
+    role = case.roles[name]
+    if role.head or role.low_rank == "B":
+        return _MEANT
+    if role.last and role.branch is not None:
+        return _LAST
+    return _SCALE if role.kind in _SCALES else _ORDINARY
+
+
+# ---- dead units ----------------------------------------------------------------------------------
+
+
+def dead_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """Biases of the dead units first, then their weights, then all of their layers."""
+    if level > 1:
+        names = case.parameters_at(finding.layers, ("weight", "bias", "norm_scale", "norm_shift"))
+        made = [case.planned_anew(n, "its units are dead") for n in names]
+        return [a for a in made if a is not None]
+    found = [a for layer in finding.layers for a in _revived(case, layer, level)]
+    return list({a.parameter: a for a in found}.values())
+
+
+def _revived(case: Case, layer: str, level: int) -> Iterator[Assignment]:
+    """The dead units of a layer, brought back: their biases, or (level 1) their weights too."""
+    names = case.parameters_at([layer])
+    wire = next((case.wires[n] for n in names if n in case.wires), None)
+    if wire is None or wire.dead is None or not wire.dead.any():
+        return
+    dead, count = np.flatnonzero(wire.dead), int(wire.dead.sum())
+    because = f"{count} of the {len(wire.dead)} units of {layer} are dead"
+    moved = False
+    for name in [*names, *_shifts(case, layer)]:
+        role = case.roles[name]
+        if role.kind not in ("bias", "norm_shift") or name in case.zeros:
+            continue
+        places = wire.others.get(name, dead[:, None] * 0 + np.arange(len(wire.dead))[dead, None])
+        rows = places[dead] if name in wire.others else places
+        if role.shape == (len(wire.dead),) or name in wire.others:
+            moved = True
+            yield case.constant(
+                name, 0.0, f"{because}: their biases start at zero", case.mask(name, rows)
+            )
+    if (level or not moved) and wire.units is not None:
+        yield from _redrawn(case, wire, dead, because)
+
+
+def _redrawn(case: Case, wire: Wire, dead: np.ndarray, because: str) -> Iterator[Assignment]:
+    assert wire.units is not None
+    inside = dead[dead < len(wire.units)]
+    if case.roles[wire.parameter].trainable and len(inside):
+        part = case.mask(wire.parameter, wire.units[inside])
+        yield case.own(wire.parameter, f"{because}: their weights are drawn again", part)
+
+
+def _shifts(case: Case, layer: str) -> list[str]:
+    """Shifts of the norms that read a layer."""
+    read = case.evidence.seen.architecture
+    calls = {i for y in read.layers if y.name == layer for i in y.calls}
+    norms = [y for y in read.layers if y.op in NORMS]
+    after = [y for y in norms if any(calls & set(read.trace.calls[c].behind) for c in y.calls)]
+    return [n for y in after for n in y.parameters if n in case.roles and case.roles[n].trainable]

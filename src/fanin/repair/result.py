@@ -1,0 +1,118 @@
+"""What a repair did, as text and as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleRenderable, Group
+from rich.table import Table
+from rich.text import Text
+
+from fanin.planning import Plan
+from fanin.repair.changes import Change
+from fanin.report import Report
+
+__all__ = ["Repair"]
+
+
+@dataclass(frozen=True, repr=False)
+class Repair:
+    """What was changed in a model, and what the check said before and after.
+
+    Attributes:
+        changed: paths of the parameters that were changed; all others are bit for bit as before.
+        before: the report on the model as it was given.
+        after: the report on the model as it is now.
+        plan: does the same to another copy of the model.
+        changes: how many entries of each parameter, from what to what, and why.
+        undone: whether the model was put back because a fault remained.
+    """
+
+    changed: tuple[str, ...]
+    before: Report
+    after: Report
+    plan: Plan
+    changes: tuple[Change, ...] = ()
+    undone: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether no error is left."""
+        return self.after.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """The repair as plain data, for JSON."""
+        return {
+            "schema_version": 1,
+            "ok": self.ok,
+            "undone": self.undone,
+            "changed": list(self.changed),
+            "changes": [c.to_dict() for c in self.changes],
+            "plan": self.plan.to_dict(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+    def __rich__(self) -> ConsoleRenderable:
+        parts: list[ConsoleRenderable] = [Text(line) for line in _verdict(self)]
+        if self.changes:
+            parts.append(_table(self.changes))
+        left = [f for f in self.after.findings if f.severity != "info"]
+        for finding in left:
+            parts.append(
+                Text(f"{finding.severity} {finding.code} {finding.layer}: {finding.message}")
+            )
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def __repr__(self) -> str:
+        state = "sound" if self.ok else "errors left"
+        return f"<fanin.Repair: {len(self.changed)} parameters changed, {state}>"
+
+
+def _verdict(repair: Repair) -> list[str]:
+    before = [f for f in repair.before.findings if f.severity == "error"]
+    after = [f for f in repair.after.findings if f.severity == "error"]
+    codes = ", ".join(dict.fromkeys(f.code for f in before))
+    if repair.undone:
+        return [f"nothing changed: an error would have remained (before: {codes})"]
+    if not repair.changes:
+        if not before:
+            return ["nothing to mend: no error"]
+        return [f"nothing changed: no remedy for {codes}"]
+    entries = sum(c.entries for c in repair.changes)
+    total = repair.before.parameters
+    lead = (
+        f"{len(repair.changes)} of {repair.before.tensors} parameters changed, "
+        f"{entries:,} of {total:,} entries; every other entry is bit for bit what it was"
+    )
+    if after:
+        left = ", ".join(dict.fromkeys(f.code for f in after))
+        return [lead, f"errors left: {left}"]
+    return [lead, f"{codes or 'warnings'} before, no error after"]
+
+
+def _table(changes: tuple[Change, ...]) -> Table:
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("parameter", overflow="fold", ratio=3)
+    shown.add_column("entries", justify="right", no_wrap=True)
+    shown.add_column("rms", no_wrap=True)
+    shown.add_column("because", overflow="fold", ratio=5)
+    for change in changes:
+        name = change.parameter
+        told = change.because
+        shown.add_row(
+            Text(name if name.isprintable() else repr(name)[1:-1]),
+            f"{change.entries:,} of {change.total:,}",
+            f"{change.before:.3g} → {change.after:.3g}",
+            Text(told if told.isprintable() else repr(told)[1:-1]),
+        )
+    return shown

@@ -1,0 +1,191 @@
+"""Which entries of which parameters belong to a unit, and which inputs of a layer are copies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fanin.architecture import weighted_source
+from fanin.guard import eager, private, untouched
+from fanin.operations import Weighted
+from fanin.sketch import Directions, labels, project
+from fanin.slopes import dead_units
+from fanin.trace import Call, Watch, trace
+
+__all__ = ["Wire", "wiring"]
+
+# As two units of a layer are compared in the check: float32 products of equal rows differ by 1e-6.
+_SAME = 1e-5
+
+Rows = NDArray[np.int64]
+
+
+@dataclass
+class Wire:
+    """How one layer's units sit in its parameters.
+
+    Attributes:
+        parameter: the main weight.
+        units: [units, entries]: flat indices into the weight of each unit's incoming weights.
+        others: the same for its biases and recurrent matrices.
+        inputs: class of each input feature: the same number for features that are equal on the
+            whole batch; None where they are not told.
+        dead: which units are flat on the whole batch.
+        rms: of the output.
+    """
+
+    parameter: str
+    units: Rows | None = None
+    others: dict[str, Rows] = field(default_factory=dict)
+    inputs: NDArray[np.int64] | None = None
+    dead: NDArray[np.bool_] | None = None
+    rms: float = 0.0
+
+
+def wiring(model: nn.Module, batch: Any, seed: int, wanted: Collection[str]) -> dict[str, Wire]:
+    """Main weight → its wire, from one watched forward pass; the model stays as it is.
+
+    Args:
+        model: to be watched.
+        batch: it is run on.
+        seed: of everything random.
+        wanted: weights whose units are looked up (an index for each entry).
+    """
+    look = _Look(model, seed, wanted)
+    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        watch = Watch(model, model.named_parameters(), guard, look)
+        look.calls = watch.calls
+        trace(model, private(batch), None, watch)
+    return look.found
+
+
+class _Look:
+    """An observer that notes the wires."""
+
+    def __init__(self, model: nn.Module, seed: int, wanted: Collection[str]) -> None:
+        self.found: dict[str, Wire] = {}
+        self._wanted = wanted
+        self.calls: list[Call] = []
+        self._parameters = dict(model.named_parameters())
+        self._directions = Directions(seed)
+        self._at: dict[int, tuple[Wire, tuple[int, ...]]] = {}
+
+    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
+        """Note the units and the inputs of a layer."""
+        name = self._main(call)
+        if not weighted.unit_dims or not name:
+            return
+        wire = self.found.setdefault(name, Wire(name))
+        self._at[call.index] = (wire, weighted.unit_dims)
+        values = output.detach()
+        if values.numel():
+            wire.rms = max(wire.rms, float(values.double().square().mean().sqrt()))
+        if wire.units is None and name in self._wanted:
+            wire.units = self._rows(name, weighted.weights[0][1], weighted)
+        if wire.units is not None:
+            self._note_others(wire, call, weighted)
+        seen = self._inputs(weighted)
+        if seen is not None:
+            both = seen if wire.inputs is None else _joint(wire.inputs, seen)
+            wire.inputs = both
+
+    def _main(self, call: Call) -> str:
+        """The parameter that a call's weight is, or that has the weight's shape."""
+        operand = call.operands[0]
+        known = [n for n in operand.parameters if n in self._parameters]
+        alike = [n for n in known if tuple(self._parameters[n].shape) == operand.shape]
+        return (alike or known or [""])[0]
+
+    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
+        """Note the dead units of the layer that feeds a nonlinearity."""
+        source = weighted_source(self.calls, call)
+        if source is None or source.index not in self._at or len(source.shape) != inputs.dim():
+            return
+        wire, dims = self._at[source.index]
+        mask = dead_units(call.op, inputs.detach(), dims)
+        if mask is not None:
+            flat = mask.reshape(-1).cpu().numpy()
+            again = wire.dead is not None and wire.dead.shape == flat.shape
+            wire.dead = flat & wire.dead if again else flat
+
+    def produced(self, call: Call, output: Tensor) -> None:
+        """Nothing to note."""
+
+    def criterion(
+        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Nothing to note."""
+
+    # ---- where a unit's numbers are --------------------------------------------------------------
+
+    def _rows(self, name: str, operand: Tensor, weighted: Weighted) -> Rows | None:
+        """[units, entries]: places in the parameter of each unit's entries."""
+        places = _places(self._parameters[name], operand)
+        if places is None or weighted.rows is None:
+            return None
+        return np.asarray(weighted.rows(places).cpu().numpy())
+
+    def _note_others(self, wire: Wire, call: Call, weighted: Weighted) -> None:
+        assert wire.units is not None
+        count = len(wire.units)
+        for operand, (role, tensor) in zip(call.operands[1:], weighted.weights[1:], strict=False):
+            name = next(iter(operand.parameters), "")
+            if len(operand.parameters) != 1 or name in wire.others:
+                continue
+            places = _places(self._parameters[name], tensor)
+            if places is None or places.numel() % count:
+                continue
+            if role.startswith("recurrent") and places.dim() == 2 and weighted.rows is not None:
+                wire.others[name] = weighted.rows(places).cpu().numpy()
+            elif "bias" in role:
+                wire.others[name] = places.reshape(-1, count).T.cpu().numpy()
+
+    def _inputs(self, weighted: Weighted) -> NDArray[np.int64] | None:
+        """Classes of equal features of what the layer reads."""
+        if weighted.layout.count("i") != 1 or "b" in weighted.layout or not weighted.inputs:
+            return None
+        x, size = weighted.inputs[0].detach(), weighted.weights[0][1].shape
+        wanted = size[weighted.layout.index("i")]
+        at = -1
+        if weighted.op.startswith("conv"):
+            at = -(1 + weighted.layout.count("k"))
+        if x.dim() < 2 or not x.is_floating_point() or x.shape[at] != wanted or not x.numel():
+            return None
+        sketch = project(x, (at,), self._directions, 0).cpu().numpy()
+        return labels(sketch, _SAME)
+
+
+def _joint(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    if len(one) != len(other):
+        return np.arange(len(one))
+    return np.unique(one * (other.max(initial=0) + 1) + other, return_inverse=True)[1]
+
+
+def _places(parameter: Tensor, operand: Tensor) -> Tensor | None:
+    """For each entry of an operand its flat place in the parameter; None where it has none."""
+    if operand.shape == parameter.shape and operand.stride() == parameter.stride():
+        return torch.arange(parameter.numel()).reshape(parameter.shape)
+    if not parameter.is_contiguous() or parameter.numel() == 0:
+        return None
+    try:
+        same = operand.untyped_storage()._cdata == parameter.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # of tensors without storage
+        return None
+    if not same:
+        return None
+    reach = sum((n - 1) * s for n, s in zip(operand.shape, operand.stride(), strict=True))
+    first = operand.storage_offset() - parameter.storage_offset()
+    if first < 0 or first + reach >= parameter.numel():
+        return None
+    flat = torch.arange(parameter.numel())
+    return flat.as_strided(operand.shape, operand.stride(), first)
