@@ -3,6 +3,7 @@
     python benchmarks/trainability.py label      trains every network, writes the labels (minutes)
     python benchmarks/trainability.py compare    checks every network against its label (seconds)
     python benchmarks/trainability.py table      prints the labels
+    python benchmarks/trainability.py repair     repairs every faulty network and trains it (minutes)
 
 **How a network is labelled.**  All starts of one architecture are trained on the same data by SGD
 with momentum and by Adam, each at several learning rates, for :data:`STEPS` small batches, twice,
@@ -126,20 +127,30 @@ def _accuracy(output: Tensor, t: Task) -> Tensor:
 def label_architecture(recipes: list[Recipe]) -> list[dict[str, Any]]:
     """Train all starts of one architecture; one record for each."""
     t = task(recipes[0])
+    trained = train_all(recipes[0], [build(recipe)[0] for recipe in recipes])
+    records: list[dict[str, Any]] = [
+        {**asdict(r), "chance": t.chance, "orders": o} for r, o in zip(recipes, trained, strict=True)
+    ]
+    _judge(records, t.chance)
+    return records
+
+
+def train_all(recipe: Recipe, nets: list[nn.Module]) -> list[list[dict[str, Any]]]:
+    """Train networks of one architecture in every way; for each its best runs, order by order."""
+    t = task(recipe)
     ways = [(name, rate) for name, rates in RATES.items() for rate in rates]
-    copies = Copies([build(recipe)[0] for recipe in recipes for _ in ways])
-    rates = torch.tensor([rate for _, rate in ways] * len(recipes))[:, None]
-    adam = torch.tensor([name == "adam" for name, _ in ways] * len(recipes))[:, None]
-    records = [{**asdict(r), "chance": t.chance, "orders": []} for r in recipes]
+    copies = Copies([net for net in nets for _ in ways])
+    rates = torch.tensor([rate for _, rate in ways] * len(nets))[:, None]
+    adam = torch.tensor([name == "adam" for name, _ in ways] * len(nets))[:, None]
+    found: list[list[dict[str, Any]]] = [[] for _ in nets]
     fused = not isinstance(copies.skeleton, Recurrent)  # oneDNN's recurrent layers cannot vmap
     for order in ORDERS:
         with torch.backends.mkldnn.flags(enabled=fused), sdpa_kernel(SDPBackend.MATH):
             losses, rights = train(copies, t, rates, adam, order)
-        for i, record in enumerate(records):
+        for i, orders in enumerate(found):
             part = slice(i * len(ways), (i + 1) * len(ways))
-            record["orders"].append(_summary(ways, losses[part], rights[part]))
-    _judge(records, t.chance)
-    return records
+            orders.append(_summary(ways, losses[part], rights[part]))
+    return found
 
 
 def _summary(ways: list[tuple[str, float]], losses: Tensor, rights: Tensor) -> dict[str, Any]:
@@ -165,12 +176,9 @@ def _judge(records: list[dict[str, Any]], chance: float) -> None:
     highest = [max(run["accuracy"] or 0.0 for run in order) for order in runs]
     learned = all(chance - best >= LEARNED * chance for best in lowest)
 
-    def progress(run: dict[str, Any], best: float) -> float:
-        return round(max(-1.0, (chance - _loss(run)) / (chance - best)), 3)
-
     for record in records:
         both = list(zip(record["orders"], lowest, strict=True))
-        record["progress"] = [progress(run, best) for run, best in both]
+        record["progress"] = [_progress(run, best, chance) for run, best in both]
         record["right"] = [  # accuracy against that of the best start; 0 in a regression
             round((run["accuracy"] or 0.0) / best, 3) if best else 0.0
             for run, best in zip(record["orders"], highest, strict=True)
@@ -179,8 +187,12 @@ def _judge(records: list[dict[str, Any]], chance: float) -> None:
         record["trains_with"] = [
             name
             for name in RATES
-            if learned and all(progress(run[name], best) >= SOUND for run, best in both)
+            if learned and all(_progress(run[name], best, chance) >= SOUND for run, best in both)
         ]
+
+
+def _progress(run: dict[str, Any], best: float, chance: float) -> float:
+    return round(max(-1.0, (chance - _loss(run)) / (chance - best)), 3)
 
 
 def _loss(run: dict[str, Any]) -> float:
@@ -226,6 +238,72 @@ def dump(result: dict[str, Any]) -> str:
     head = json.dumps({**result, "networks": []}, indent=1).removesuffix("[]\n}")
     lines = ",\n".join("  " + json.dumps(network) for network in result["networks"])
     return f"{head}[\n{lines}\n ]\n}}\n"
+
+
+# ------------------------------------------------------------------------------------- repair
+
+
+def repair(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Repair every faulty network and train it as its architecture's starts were trained.
+
+    A network in which the check found warnings alone is repaired with ``warnings=True``.
+    """
+    key = lambda n: (n["family"], n["activation"], n["depth"])  # noqa: E731
+    rows = []
+    for architecture, group in groupby(sorted(networks, key=key), key=key):
+        records = list(group)
+        if faulty := [r for r in records if r["label"] == "faulty"]:
+            begin = time.perf_counter()
+            new = _repaired(records, faulty)
+            rows += new
+            counts = dict(Counter(row["label"] for row in new))
+            seconds = time.perf_counter() - begin
+            print(*architecture, counts, f"{seconds:.1f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def _repaired(records: list[dict[str, Any]], faulty: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one architecture: what the repair did, and the label that training gives now."""
+    import fanin
+
+    recipes = [
+        Recipe(*(r[k] for k in ("family", "activation", "depth", "start", "seed"))) for r in faulty
+    ]
+    nets, rows = [], []
+    for recipe in recipes:
+        net, batch, loss = build(recipe)
+        done = fanin.repair_(net, batch, loss)
+        if not done.changes:
+            done = fanin.repair_(net, batch, loss, warnings=True)
+        nets.append(net)
+        changed = sum(c.entries for c in done.changes) / done.before.parameters
+        found = [[f"{f.code} {f.severity}" for f in r.findings] for r in (done.before, done.after)]
+        rows.append({"name": str(recipe), "start": recipe.start, "changed": round(changed, 4)})
+        rows[-1] |= {"before": found[0], "after": found[1], "ok": done.ok}
+    trained = train_all(recipes[0], nets)
+    best = [min(_loss(r["orders"][i]) for r in records) for i in range(len(ORDERS))]
+    right = [max(r["orders"][i]["accuracy"] or 0.0 for r in records) for i in range(len(ORDERS))]
+    chance = records[0]["chance"]
+    for row, orders in zip(rows, trained, strict=True):
+        row["progress"] = [_progress(o, b, chance) for o, b in zip(orders, best, strict=True)]
+        row["right"] = [
+            round((o["accuracy"] or 0.0) / b, 3) if b else 0.0
+            for o, b in zip(orders, right, strict=True)
+        ]
+        row["label"] = _label(row)
+    return rows
+
+
+def show_repairs(rows: list[dict[str, Any]]) -> None:
+    """Print how many of the faulty networks train now, and those that do not."""
+    for row in rows:
+        if row["label"] != "sound":
+            print(f"  {row['label']:8s}{row['name']:44s}progress {row['progress']}", end="  ")
+            print(f"{row['before']} → {row['after']}")
+    sound = sum(row["label"] == "sound" for row in rows)
+    print(f"faulty networks                  {len(rows)}")
+    print(f"no error after the repair        {sum(row['ok'] for row in rows)}")
+    print(f"train like a healthy start now   {sound} ({sound / max(1, len(rows)):.1%})")
 
 
 # ------------------------------------------------------------------------------------ compare
@@ -315,9 +393,10 @@ def table(networks: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("verb", nargs="?", default="compare", choices=["label", "compare", "table"])
+    parser.add_argument("verb", nargs="?", default="compare", choices=["label", "compare", "table", "repair"])
     parser.add_argument("--seed", type=int, action="append", help="default 0; may be repeated")
     parser.add_argument("--json", action="store_true", help="print each result as JSON")
+    parser.add_argument("--only", default="", help="architectures with this in their name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
@@ -327,8 +406,15 @@ def main() -> None:
             labels(seed).write_text(dump(label(replace(r, seed=seed) for r in RECIPES)))
             continue
         networks = json.loads(labels(seed).read_text())["networks"]
+        wanted = arguments.only
+        networks = [n for n in networks if wanted in "{family}/{activation}/{depth}".format(**n)]
         if arguments.verb == "table":
             table(networks)
+            continue
+        if arguments.verb == "repair":
+            torch.set_flush_denormal(True)
+            rows = repair(networks)
+            print(json.dumps(rows, indent=1)) if arguments.json else show_repairs(rows)
             continue
         results[seed] = result = {"seed": seed, **compare(networks)}
         if arguments.json:

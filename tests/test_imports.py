@@ -42,6 +42,7 @@ ORDER = (
     "policies",
     "summary",
     "planning",
+    "calibration",
     "checkpoint",
     "sketch",
     "slopes",

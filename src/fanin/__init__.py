@@ -8,6 +8,7 @@ True
 
 from fanin.activations import gain
 from fanin.assignment import Assignment
+from fanin.calibration import Calibration, calibrate_
 from fanin.catalogue import SCHEMES as schemes  # noqa: N811 - the public name of the mapping
 from fanin.catalogue import Scheme
 from fanin.checking import check, recording
@@ -21,6 +22,7 @@ from fanin.report import Report
 
 __all__ = [
     "Assignment",
+    "Calibration",
     "Comparison",
     "FaninError",
     "Finding",
@@ -29,6 +31,7 @@ __all__ = [
     "Report",
     "Scheme",
     "__version__",
+    "calibrate_",
     "check",
     "compare",
     "fill_",

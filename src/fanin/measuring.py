@@ -6,39 +6,60 @@ and the pass goes on with an input that is already right: one pass for any depth
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fanin.guard import eager, private, untouched
-from fanin.operations import Weighted
+from fanin.guard import Guard, eager, private, untouched
+from fanin.operations import RECURRENT, Weighted
 from fanin.reading import Unobserved
+from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
 
-__all__ = ["Target", "measure_"]
+__all__ = ["Outcome", "Target", "measure_", "outcomes_"]
 
 
 # A signal this far from its size is lost or exploded on its way: no scale of one weight mends that.
 # Raw data of 16 bits (root mean square 4e4) is still within.
 FURTHEST = 1e5
+# Digits of a factor in a recipe, which is read by people.
+DIGITS = 4
+# What is left of an output without its means, or its bias, is a signal from this many times the
+# dtype's precision on: the rounding in it is then about 1 %.
+NOISE = 100.0
+
+#: The reason of what keeps its values since it has its size.
+WITHIN = "already within tolerance"
+
+_KEPT: tuple[float, ...] = ()
+_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 
 
 @dataclass(frozen=True)
 class Target:
     """What the output of a weight should be on the batch.
 
+    The output of a recurrent layer's input weights is their product with the input, before the
+    state is added.
+
     Attributes:
         size: wanted root mean square (or std, where `centred`) of the output.
         tolerance: factor within which the output is left as it is.
         centred: whether the std counts, not the root mean square.
         units: whether every unit is brought to it, with its mean at zero, by itself.
-        bias: parameter that takes the means away, with `units`.
+        bias: parameter that takes the means away, with `units` or `centre`.
+        centre: whether the bias takes the mean of each unit away, with one factor for the whole
+            weight; `tolerance` is for the factor alone.  Where a unit has no second value, or its
+            values differ by rounding alone, the means stay.
+        exact: whether what the bias adds is counted, and the factor of any size and not rounded.
     """
 
     size: float
@@ -46,6 +67,29 @@ class Target:
     centred: bool = False
     units: bool = False
     bias: str | None = None
+    centre: bool = False
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one target.
+
+    Attributes:
+        before: size of the output as it was met (root mean square, or std where `centred`).
+        after: the same at the end.
+        factors: that the weight was multiplied with: none, one, or one for each unit.
+        bias: new values of the bias; () where it was not moved.
+        moved: root mean square of what the bias was moved by.
+        because: why the weight keeps its values; "" where it does not.
+    """
+
+    before: float = math.nan
+    after: float = math.nan
+    factors: tuple[float, ...] = ()
+    bias: tuple[float, ...] = ()
+    moved: float = 0.0
+    because: str = ""
 
 
 def measure_(
@@ -66,33 +110,120 @@ def measure_(
         ForwardError: the model raised.
     """
     found: dict[str, tuple[float, ...]] = {}
+    for name, outcome in outcomes_(model, batch, targets).items():
+        if outcome.factors:
+            found[name] = outcome.factors
+        bias = targets[name].bias
+        if outcome.bias and bias is not None:
+            found[bias] = outcome.bias
+    return found
+
+
+def outcomes_(model: nn.Module, batch: Any, targets: Mapping[str, Target]) -> dict[str, Outcome]:
+    """As `measure_`; weight → what came of its target.  What was never called does not appear.
+
+    A weight of weight norm is scaled by its magnitudes: give the target under their name.
+    """
     # a forward may take gradients itself, so they stay enabled
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        watch = Watch(
-            model,
-            model.named_parameters(),
-            guard,
-            Unobserved(),
-            adjust=_Adjust(model, targets, found),
-        )
-        trace(model, private(batch), None, watch)
-    return found
+        adjust = _Adjust(model, targets, guard)
+        trace(model, private(batch), None, _Measuring(model, guard, adjust))
+    return adjust.found
+
+
+class _Measuring(Watch):
+    """A watch that also adjusts what the calls of other watches hide: recurrent and normed weights.
+
+    The result of a recurrent call is bounded whatever its weights are, so the product of the
+    input with its weights is what is measured, before the call.
+    """
+
+    def __init__(self, model: nn.Module, guard: Guard, adjust: _Adjust) -> None:
+        self._magnitudes = {frozenset(pair): pair[0] for pair in _normed(model)}
+        self._products = adjust.product
+        super().__init__(model, model.named_parameters(), guard, Unobserved(), adjust=adjust)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _CELLS and len(args) > 2:
+            self._gates(args[0], args[2:3])
+        elif name in RECURRENT and len(args) > 8:
+            func = self._layerwise(func)  # called for one layer at a time
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _note(self, tensor: Tensor, record: Any) -> None:
+        """What is computed from a magnitude and a direction counts as the magnitude."""
+        name = self._magnitudes.get(frozenset(record.parameters))
+        if name is not None and record.call is None:
+            record = replace(record, parameters=(name,), offset=0.0)
+        super()._note(tensor, record)
+
+    def _layerwise(self, func: Any) -> Any:
+        @functools.wraps(func)
+        def run(*args: Any) -> Any:
+            packed = not isinstance(args[2], list)  # x, [sizes,] states, weights, …, both, [first]
+            weights, both = (args[3], args[-1]) if packed else (args[2], args[-2])
+            self._gates(args[0], weights[:: len(weights) // 2 if both else len(weights)])
+            return func(*args)
+
+        return run
+
+    def _gates(self, x: Tensor, weights: Sequence[Tensor]) -> None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for weight in weights:
+                record = self._known(weight)
+                if record is not None and len(record.parameters) == 1 and record.offset == 0.0:
+                    run = functools.partial(F.linear, x, weight)
+                    self._products(record.parameters[0], weight, run(), run)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One call of a weight: the weight as it is used, the output, and how to run it again."""
+
+    weight: Tensor
+    output: Tensor
+    rerun: Callable[[], Tensor]
+    weighted: Weighted | None = None
+
+    def again(self) -> Tensor:
+        torch.clear_autocast_cache()  # it may hold a copy of the weight as it was
+        return self.rerun()
+
+    @property
+    def unit_dim(self) -> int | None:
+        """The dimension of the output that counts its units, where it is one."""
+        dims = self.weighted.unit_dims if self.weighted is not None else ()
+        return dims[0] if len(dims) == 1 and -self.output.dim() <= dims[0] else None
+
+    def added(self) -> Tensor | None:
+        """What the bias of the call adds to the output, in a shape that broadcasts."""
+        weights = self.weighted.weights if self.weighted is not None else ()
+        bias = next((t.detach().double() for role, t in weights if role == "bias"), None)
+        if bias is None or bias.dim() != 1:
+            return bias
+        return _along(bias, self.unit_dim or -1)
 
 
 class _Adjust:
     """Called between a weighted call and its result; the first call of each weight decides."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        targets: Mapping[str, Target],
-        found: dict[str, tuple[float, ...]],
-    ) -> None:
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target], guard: Guard) -> None:
+        self.found: dict[str, Outcome] = {}
         self._parameters = dict(model.named_parameters())
-        self._targets, self._found = dict(targets), found
+        self._magnitudes = {pair[0] for pair in _normed(model)}
+        self._targets, self._guard = dict(targets), guard
+        self._scaled: dict[int, str] = {}  # address of the memory → parameter
+        self._moved: set[str] = set()
 
     def __call__(
         self,
@@ -101,64 +232,202 @@ class _Adjust:
         output: Tensor,
         again: Callable[[], Tensor],
     ) -> Tensor:
+        if weighted.op in _CELLS:  # its product was measured before
+            return output
         name = names[0] if len(names) == 1 else ""
         target = self._targets.pop(name, None)
-        operand = weighted.weights[0][1]
-        if target is None or output.numel() == 0 or not output.is_floating_point():
+        if target is None or not output.is_floating_point():
             return output
-        parameter = self._parameters[name]
-        if operand.numel() != parameter.numel():  # one of several parts: its share is not all
-            return output
-        if target.units:
-            if operand.shape != parameter.shape or operand.stride() != parameter.stride():
-                return output  # a transpose: its outputs lie along another dimension
-            return self._units(name, parameter, target, weighted, output, again)
-        factor = _factor(output, target)
-        if factor is None:
-            return output
-        parameter.data.mul_(factor)
-        self._found[name] = (factor,)
-        return again()
+        return self._adjusted(name, target, _Use(weighted.weights[0][1], output, again, weighted))
 
-    def _units(
-        self,
-        name: str,
-        parameter: Tensor,
-        target: Target,
-        weighted: Weighted,
-        output: Tensor,
-        again: Callable[[], Tensor],
-    ) -> Tensor:
-        if len(weighted.unit_dims) != 1 or "o" not in weighted.layout or output.dim() < 2:
-            return output
-        at = weighted.layout.index("o")
-        values = output.detach().double().movedim(weighted.unit_dims[0], 0).flatten(1)
-        if len(values) != parameter.shape[at] or values.shape[1] < 2:
-            return output
+    def product(
+        self, name: str, weight: Tensor, output: Tensor, again: Callable[[], Tensor]
+    ) -> None:
+        """The same for the input's share in a recurrent call."""
+        target = self._targets.pop(name, None)
+        if target is not None and not target.units:
+            self._adjusted(name, replace(target, centre=False), _Use(weight, output, again))
+
+    def _adjusted(self, name: str, target: Target, use: _Use) -> Tensor:
+        told = self._unfit(name, use)
+        if told:
+            self.found[name] = Outcome(because=told)
+            return use.output
+        return self._units(name, target, use) if target.units else self._whole(name, target, use)
+
+    def _unfit(self, name: str, use: _Use) -> str:
+        """Why a weight cannot be scaled by this call; "" where it can."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(use.output):
+            return "it runs inside of a transform such as vmap, where outputs have no values"
+        if use.output.numel() == 0:
+            return "its output is empty"
+        if name in self._guard.written:
+            return "the forward writes into it"
+        other = self._scaled.get(self._parameters[name].data_ptr())
+        if other is not None:
+            return f"its memory is that of {other}, which is scaled"
+        whole = use.weight.numel() == self._parameters[name].numel()
+        if not whole and name not in self._magnitudes:
+            return "each of several calls uses a part of it"
+        return ""
+
+    # ---- one factor ------------------------------------------------------------------------------
+
+    def _whole(self, name: str, target: Target, use: _Use) -> Tensor:
+        values, added = use.output.detach().double(), use.added()
+        before = _size(values, target.centred)
+        product = values if added is None else values - added
+        bias = self._bias(target, use)
+        means = None if bias is None else _means(product, use)
+        if means is not None:
+            factor, told = _ratio(_size(product - means), target)
+        elif target.exact and added is not None:
+            factor, told = _solved(product, added, target, torch.finfo(use.output.dtype).eps)
+        else:
+            factor, told = _ratio(before, target)
+        if means is not None and told == WITHIN:
+            factor, told = 1.0, ""
+        if told or not self._scale(name, use.weight, factor):
+            told = told or f"times {factor:.3g} it would leave the range of its dtype"
+            self.found[name] = Outcome(before, before, because=told)
+            return use.output
+        moved, new = 0.0, _KEPT
+        if bias is not None and means is not None:
+            moved, new = self._centre(target, bias, -factor * means.flatten())
+        output = use.again()
+        after = _size(output.detach().double(), target.centred)
+        factors = () if new and factor == 1.0 else (factor,)
+        self.found[name] = Outcome(before, after, factors, new, moved)
+        return output
+
+    def _bias(self, target: Target, use: _Use) -> Tensor | None:
+        """The bias that is to take the means away, where it can."""
+        if not target.centre or target.bias is None or target.bias in self._moved:
+            return None
+        bias = self._parameters.get(target.bias)
+        at = use.unit_dim
+        if bias is None or at is None or bias.numel() != use.output.shape[at]:
+            return None
+        return bias
+
+    def _centre(self, target: Target, bias: Tensor, new: Tensor) -> tuple[float, tuple[float, ...]]:
+        moved = float((new - bias.detach().double().flatten()).square().mean().sqrt())
+        bias.data.copy_(new.view(bias.shape))
+        self._moved.add(str(target.bias))
+        return moved, tuple(new.tolist())
+
+    def _scale(self, name: str, weight: Tensor, factor: float) -> bool:
+        """Multiply a weight, and the copy of it that a call uses; False where it has no room."""
+        parameter = self._parameters[name]
+        scaled = parameter.data * factor
+        if not (bool(torch.isfinite(scaled).all()) and bool(scaled.any())):
+            return False
+        parameter.data.copy_(scaled)
+        if weight.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
+            weight.data.mul_(factor)  # of another dtype, or computed from a magnitude
+        self._scaled[parameter.data_ptr()] = name
+        return True
+
+    # ---- a factor for each unit ------------------------------------------------------------------
+
+    def _units(self, name: str, target: Target, use: _Use) -> Tensor:
+        parameter, weighted = self._parameters[name], use.weighted
+        at = weighted.layout.find("o") if weighted is not None else -1
+        values = _by_unit(use)
+        same = use.weight.shape == parameter.shape and use.weight.stride() == parameter.stride()
+        if not same or at < 0 or values is None or len(values) != parameter.shape[at]:
+            told = "its outputs do not lie along one dimension of it"
+            self.found[name] = Outcome(because=told)
+            return use.output
+        if values.shape[1] < 2:
+            self.found[name] = Outcome(because="the batch has one value for each unit")
+            return use.output
         std = values.std(1, unbiased=False)
-        seen = std > 0
-        factor = torch.where(seen, target.size / std.clamp_min(1e-300), torch.ones_like(std))
+        factor = torch.where(std > 0, target.size / std.clamp_min(1e-300), torch.ones_like(std))
         shape = [1] * parameter.dim()
         shape[at] = -1
         parameter.data.mul_(factor.to(parameter.dtype).view(shape))
-        self._found[name] = tuple(float(f) for f in factor)
+        self._scaled[parameter.data_ptr()] = name
+        moved, new = 0.0, _KEPT
         bias = self._parameters.get(target.bias or "")
-        if target.bias is not None and bias is not None and bias.shape == factor.shape:
+        if bias is not None and bias.shape == factor.shape:
             means = (values.mean(1) - bias.detach().double()) * factor
-            bias.data.copy_(-means)
-            self._found[target.bias] = tuple(float(-m) for m in means)
-        return again()
+            moved, new = self._centre(target, bias, -means)
+        output = use.again()
+        before, after = (_size(v.detach().double(), True) for v in (use.output, output))
+        self.found[name] = Outcome(before, after, tuple(factor.tolist()), new, moved)
+        return output
 
 
-def _factor(output: Tensor, target: Target) -> float | None:
-    """What brings the output to its target; None where nothing is to be done, or can be."""
-    values = output.detach().double()
-    size = float(values.std(unbiased=False) if target.centred else values.square().mean().sqrt())
-    if not math.isfinite(size) or size == 0.0:
+def _normed(model: nn.Module) -> list[tuple[str, str]]:
+    """(magnitude, direction) of each weight that weight norm computes."""
+    made: dict[str, dict[str, str]] = {}
+    for name, part in parts(model).items():
+        made.setdefault(part.weight, {})[part.kind] = name
+    return [(m["magnitude"], m["direction"]) for m in made.values() if "magnitude" in m]
+
+
+def _along(values: Tensor, dim: int) -> Tensor:
+    """A vector along a dimension counted from the end, in a shape that broadcasts."""
+    return values.view(-1, *(1,) * (-dim - 1))
+
+
+def _by_unit(use: _Use) -> Tensor | None:
+    """[units, everything else]"""
+    if use.unit_dim is None:
         return None
+    values = use.output.detach().double().movedim(use.unit_dim, 0)
+    return values.reshape(len(values), -1)
+
+
+def _size(values: Tensor, centred: bool = False) -> float:
+    return float(values.std(unbiased=False) if centred else values.square().mean().sqrt())
+
+
+def _means(product: Tensor, use: _Use) -> Tensor | None:
+    """Mean of each unit, in a shape that broadcasts; None where they are all there is."""
+    at = use.unit_dim
+    if at is None or product.numel() == product.shape[at]:
+        return None
+    means = product.mean([d for d in range(product.dim()) if d != at % product.dim()])
+    means = _along(means, at)
+    noise = NOISE * torch.finfo(use.output.dtype).eps * _size(product)
+    return means if _size(product - means) > noise else None
+
+
+def _ratio(size: float, target: Target) -> tuple[float, str]:
+    """The factor that brings an output from a size to its target, or why there is none."""
+    if not math.isfinite(size):
+        return 1.0, "its output is not finite"
+    if size == 0.0:
+        return 1.0, "its output is zero"
     factor = target.size / size
-    if not 1 / FURTHEST <= factor <= FURTHEST:
-        return None
+    if not target.exact and not 1 / FURTHEST <= factor <= FURTHEST:
+        return 1.0, "its output is too far from its size for one factor"
     if 1 / target.tolerance <= factor <= target.tolerance and target.tolerance > 1:
-        return None
-    return float(f"{factor:.4g}")  # a recipe is read by people
+        return 1.0, WITHIN
+    return factor if target.exact else float(f"{factor:.{DIGITS}g}"), ""
+
+
+def _solved(product: Tensor, added: Tensor, target: Target, eps: float) -> tuple[float, str]:
+    """The factor f with the size of f·product + added as wanted, or why there is none.
+
+    Of two it is the larger: more of the input gets through.
+    """
+    if target.centred:
+        added = added.expand_as(product)
+        product, added = product - product.mean(), added - added.mean()
+    size = _size(product)
+    if not math.isfinite(size) or not bool(added.any()):
+        return _ratio(size, target)
+    if size <= NOISE * eps * _size(added):
+        return 1.0, "its output is its bias alone: what it reads is zero"
+    # f² + 2·half·f + rest = 0
+    half = float((product * added).mean()) / size**2
+    rest = (float(added.square().expand_as(product).mean()) - target.size**2) / size**2
+    inner = half**2 - rest
+    root = math.sqrt(max(inner, 0.0))
+    factor = root - half if half <= 0 else -rest / (half + root)
+    if inner < 0 or factor <= 0:
+        return 1.0, "its bias alone is larger than the size that is wanted"
+    return _ratio(target.size / factor, target)

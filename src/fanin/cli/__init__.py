@@ -1,4 +1,4 @@
-"""The command line: ``fanin check``, ``plan``, ``init``, ``compare``, ``explain`` and ``demo``.
+"""The command line: ``fanin check``, ``plan``, ``init``, ``repair``, ``compare``, ``explain``, …
 
 Exit status: 0 the start is sound, 1 there are error findings, 2 the command line is wrong or the
 check could not run (one line on stderr, the traceback with ``--debug``), 130 interrupted.
@@ -23,10 +23,18 @@ from fanin.checking import check as check_model
 from fanin.checking import recording
 from fanin.cli.compare import compare
 from fanin.cli.init import init, plan
-from fanin.cli.options import device_option, input_option, seed_option
+from fanin.cli.options import (
+    device_option,
+    dtype_option,
+    ignore_option,
+    input_option,
+    seed_option,
+    select_option,
+)
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
 from fanin.cli.program import Program, debug_option
 from fanin.cli.progress import Progress
+from fanin.cli.repair import repair
 from fanin.demo import demo as run_demo
 from fanin.errors import ArgumentError
 from fanin.findings import RULES, document
@@ -35,25 +43,6 @@ from fanin.report import Report, text
 from fanin.targets import load
 
 __all__ = ["cli", "main"]
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-def _codes(
-    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[str, ...] | None:
-    """Read codes, prefixes of codes or names of rules, separated by commas."""
-    by_name = {rule.name.upper(): rule.code for rule in RULES.values()}
-    words = [word.strip().upper() for value in values for word in value.split(",")]
-    codes = tuple(by_name.get(word, word) for word in words if word)
-    for code in codes:
-        if not any(known.startswith(code) for known in RULES):
-            near = difflib.get_close_matches(code, [*RULES, *by_name], n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(by_name.get(n, n) for n in near)}?" if near else ""
-            raise click.BadParameter(f"there is no rule {code}{hint}")
-    if values and not codes:
-        raise click.BadParameter("it names no rule")
-    return codes or None
 
 
 @click.group("fanin", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,21 +57,9 @@ def cli() -> None:
 @input_option
 @seed_option
 @device_option
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    help="What the training will run in: values beyond its range are found.",
-)
-@click.option(
-    "--select",
-    multiple=True,
-    metavar="CODES",
-    callback=_codes,
-    help="Only these rules: codes or their beginnings, e.g. S,P201; repeatable.",
-)
-@click.option(
-    "--ignore", multiple=True, metavar="CODES", callback=_codes, help="Not these rules; repeatable."
-)
+@dtype_option
+@select_option
+@ignore_option
 @click.option("--json", "json_to", metavar="FILE", help="Write the report as JSON; - is stdout.")
 @click.option("--html", "html_to", metavar="FILE", help="Write the report as one HTML page.")
 @click.option("--full", is_flag=True, help="Show every layer.")
@@ -186,7 +163,7 @@ def _explained(name: str) -> str:
     return f"{text}\n{decisions()}" if name.lower() == "auto" else text
 
 
-for command in (plan, init, compare):
+for command in (plan, init, repair, compare):
     cli.add_command(command)
 
 

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
+
 import click
 
-__all__ = ["device_option", "input_option", "seed_option"]
+from fanin.findings import RULES
+
+__all__ = [
+    "device_option",
+    "dtype_option",
+    "ignore_option",
+    "input_option",
+    "seed_option",
+    "select_option",
+]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _codes(
+    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Read codes, prefixes of codes or names of rules, separated by commas."""
+    by_name = {rule.name.upper(): rule.code for rule in RULES.values()}
+    words = [word.strip().upper() for value in values for word in value.split(",")]
+    codes = tuple(by_name.get(word, word) for word in words if word)
+    for code in codes:
+        if not any(known.startswith(code) for known in RULES):
+            near = difflib.get_close_matches(code, [*RULES, *by_name], n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(by_name.get(n, n) for n in near)}?" if near else ""
+            raise click.BadParameter(f"there is no rule {code}{hint}")
+    if values and not codes:
+        raise click.BadParameter("it names no rule")
+    return codes or None
+
 
 input_option = click.option(
     "--input",
@@ -24,4 +55,19 @@ seed_option = click.option(
 )
 device_option = click.option(
     "--device", metavar="DEVICE", help="Where to run, e.g. cuda; default: as built."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="What the training will run in: values beyond its range are found.",
+)
+select_option = click.option(
+    "--select",
+    multiple=True,
+    metavar="CODES",
+    callback=_codes,
+    help="Only these rules: codes or their beginnings, e.g. S,P201; repeatable.",
+)
+ignore_option = click.option(
+    "--ignore", multiple=True, metavar="CODES", callback=_codes, help="Not these rules; repeatable."
 )

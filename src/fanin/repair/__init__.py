@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ __all__ = ["Change", "Repair", "repair_"]
 # Rounds of treatment and check; a chain of faults that hide one another is never this long, and a
 # fault that no remedy clears is given up earlier.
 ROUNDS = 16
+# Treated wherever an error is, though a network that squashes such values may train as it is.
+CAUSES = ("N402",)
 # Remedies of growing strength that a rule has at most.
 STRENGTHS = 4
 
@@ -212,7 +214,7 @@ class _Surgery:
         self, case: Case, chosen: Mapping[str, Assignment]
     ) -> dict[str, Assignment] | None:
         """With what the first tier that is left has to offer; None where nobody has anything."""
-        findings = self.wanted(case.report)
+        findings = self._causes(case.report)
         for severity in ("error", "warning"):
             for tier in TIERS:
                 listed = [f for f in findings if f.code in tier and f.severity == severity]
@@ -222,6 +224,12 @@ class _Surgery:
                 if fresh != chosen:
                     return fresh
         return None
+
+    def _causes(self, report: Report) -> list[Finding]:
+        """What is to be cleared; memory that nobody wrote is what other errors come from."""
+        wanted = self.wanted(report)
+        behind = [f for f in report.findings if f.code in CAUSES and f not in wanted]
+        return [*(replace(f, severity="error") for f in behind), *wanted] if wanted else []
 
     def _treat(
         self, case: Case, finding: Finding, remedy: Remedy, fresh: dict[str, Assignment]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator
 
-
 from fanin.apply import copied
 from fanin.assignment import Assignment
 from fanin.findings import Finding

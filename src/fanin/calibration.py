@@ -1,0 +1,360 @@
+"""`fanin.calibrate_`: every layer's output brought to its size on a batch, in one watched pass."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.apply import kept
+from fanin.architecture import parameters_of
+from fanin.catalogue.scheme import is_number
+from fanin.errors import ArgumentError, ModelError
+from fanin.measuring import Outcome, Target, outcomes_
+from fanin.policies.auto import target_size
+from fanin.reading import bare, reading
+from fanin.roles import Role, roles
+
+__all__ = ["Calibrated", "Calibration", "calibrate_"]
+
+_NEAR = 0.6  # how alike a name has to be to be offered
+_NAMED = 3  # parameters listed by name for one reason
+
+# Why a parameter of each kind has no output whose size it decides.
+_REASONS = {
+    "unused": "never reached",
+    "table": "a table: what reads it takes its size up, and tables that are added keep their share",
+    "recurrent": "used on a state: its size decides how long the state lasts, not one output",
+    "projection": "used on a state: its size decides how long the state lasts, not one output",
+    "computed": "computed with other parameters into what is used",
+    "unknown": "no layer whose output is known to grow with it",
+}
+_TIED = "a table that is the output layer too: no one size serves both"
+_NO_WEIGHT = "no weight of a layer"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """One weight that was calibrated.
+
+    Attributes:
+        parameter: canonical path.
+        before: root mean square of its output as the pass met it: every layer before it was
+            calibrated already.
+        after: the same after its weight was scaled.
+        factor: that all of its values were multiplied with.
+        bias_moved: root mean square of what the bias was moved by; 0 where it was not.
+        wanted: size that its output was to have.
+    """
+
+    parameter: str
+    before: float
+    after: float
+    factor: float
+    bias_moved: float
+    wanted: float
+
+
+@dataclass(frozen=True, repr=False)
+class Calibration:
+    """What a calibration did: printable, iterable over its `Calibrated` rows in the model's order.
+
+    Attributes:
+        rows: the weights that were scaled (or whose bias was moved).
+        untouched: parameter → why it keeps its values; other paths of a tied weight stand here too.
+        passes: forward passes of the model that it took.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU())
+    >>> done = calibrate_(model, torch.randn(16, 4))
+    >>> [row.parameter for row in done], done.passes
+    (['0.weight'], 2)
+    """
+
+    rows: tuple[Calibrated, ...]
+    untouched: Mapping[str, str] = field(default_factory=dict)
+    passes: int = 2
+
+    def __iter__(self) -> Iterator[Calibrated]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, parameter: object) -> bool:
+        return any(row.parameter == parameter for row in self.rows)
+
+    def __getitem__(self, parameter: str) -> Calibrated:
+        for row in self.rows:
+            if row.parameter == parameter:
+                return row
+        told = self.untouched.get(parameter)
+        raise KeyError(f"{parameter}: {'left as it is: ' + told if told else 'no such parameter'}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The calibration as plain data, for JSON."""
+        return {
+            "schema_version": 1,
+            "passes": self.passes,
+            "rows": [asdict(row) for row in self.rows],
+            "untouched": dict(self.untouched),
+        }
+
+    def __str__(self) -> str:
+        head = ("parameter", "before", "after", "wanted", "factor", "bias moved")
+        lines = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        told = [
+            f"calibrated: {_counted(len(self.rows), 'weight')} in "
+            f"{_counted(self.passes, 'forward pass', 'forward passes')}"
+        ]
+        for name, *numbers in lines if self.rows else ():
+            cells = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+            told.append("  ".join(("  " + name.ljust(widths[0]), *cells)))
+        return "\n".join([*told, *_grouped(self.untouched)])
+
+    def __repr__(self) -> str:
+        return f"<fanin.Calibration: {_counted(len(self.rows), 'weight')}>"
+
+
+def calibrate_(
+    model: nn.Module,
+    batch: Any,
+    *,
+    std: float = 1.0,
+    centre: bool = False,
+    only: Iterable[str] | None = None,
+    tolerance: float = 1.0,
+    frozen: bool = False,
+) -> Calibration:
+    """Scale every layer's weight in place, so that its output on a batch has its size.
+
+    Each weight is multiplied with one factor, found in the order of execution while the model
+    runs: a layer is measured on inputs that are calibrated already.  The size is the root mean
+    square of the whole output, so a batch of one is enough.  It is `std`, times what the layer's
+    place asks for: 1/√L for the last layer of one of L residual branches, less in deep stretches of
+    tanh or sine without norms.  The output layer is brought to `std` like any other.
+
+    What is read is the model in the mode it is in; its mode, buffers, gradients and random states
+    stay.  A weight that is used several times is scaled at its first call.  A weight that is all
+    zero stays so.  In recurrent layers the product of the input with its weights is what counts.
+    All or nothing: whatever is raised, an interrupt included, the model is as it was.
+
+    Args:
+        model: to be changed.
+        batch: a tensor (one positional argument), a tuple (positional) or a dict (keyword).
+        std: wanted size of a plain layer's output.
+        centre: whether the bias of each layer that has one takes the mean of every unit away (where
+            there are two values of a unit or more), before the size counts.
+        only: paths of parameters or modules to calibrate; all by default.
+        tolerance: factor within which an output is left as it is; 1 for none.
+        frozen: whether parameters that require no gradient are calibrated too.
+
+    Returns:
+        what was done to each weight, and why the others keep their values.
+
+    Raises:
+        ArgumentError: an argument is not possible.
+        ModelError: the model cannot be watched, or has no values (on meta, lazy).
+        BatchError: the batch is not finite or on another device.
+        ForwardError: the forward raised.
+
+    Source: the idea is LSUV's (Mishkin, Matas 2016, arXiv:1511.06422), which runs the model anew
+    for each layer.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> batch = torch.randn(16, 4)
+    >>> done = calibrate_(model, batch, std=0.5)
+    >>> round(done["2.weight"].after, 4), round(float(model(batch).square().mean().sqrt()), 4)
+    (0.5, 0.5)
+    """
+    _check_arguments(std, centre, tolerance, frozen)
+    model = bare(model) if isinstance(model, nn.Module) else model
+    _check_model(model)
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
+    chosen = _chosen(model, only)
+    found = roles(reading(model, batch), model)
+    values = dict(model.named_parameters())
+    biases = {r.call: r.parameter for r in found if r.kind == "bias" and (r.trainable or frozen)}
+    untouched = {r.parameter: _reason(r, values[r.parameter], chosen, frozen) for r in found}
+    targets = {
+        role.parameter: Target(
+            float(std) * _place(role, found),
+            float(tolerance),
+            bias=biases.get(role.call),
+            centre=centre,
+            exact=True,
+        )
+        for role in found
+        if not untouched[role.parameter]
+    }
+    outcomes = _run(model, batch, targets, values)
+    rows = tuple(
+        Calibrated(
+            name, done.before, done.after, math.prod(done.factors), done.moved, targets[name].size
+        )
+        for name, done in ((r.parameter, outcomes.get(r.parameter)) for r in found)
+        if done is not None and not done.because
+    )
+    return Calibration(rows, _left(model, targets, outcomes, untouched), 1 + bool(targets))
+
+
+def _run(
+    model: nn.Module, batch: Any, targets: Mapping[str, Target], values: Mapping[str, Tensor]
+) -> dict[str, Outcome]:
+    """The watched pass; on an exception the model is put back."""
+    if not targets:
+        return {}
+    biases = {t.bias for t in targets.values() if t.centre and t.bias is not None}
+    with torch.inference_mode(False), kept(model) as keep:
+        for name in (*targets, *biases):
+            keep(values[name])
+        return outcomes_(model, batch, targets)
+
+
+def _left(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    outcomes: Mapping[str, Outcome],
+    untouched: Mapping[str, str],
+) -> dict[str, str]:
+    """What keeps its values, in the model's order, and why."""
+    moved = {targets[name].bias for name, done in outcomes.items() if done.bias}
+    found: dict[str, str] = {}
+    for parameter in parameters_of(model):
+        name = parameter.name
+        done = outcomes.get(name, Outcome(because="no call of it could be run again"))
+        told = untouched[name] or done.because
+        if told and name not in moved:
+            found[name] = told
+        scaled = "" if told else ", scaled at its first call"
+        found.update((alias, f"it is {name}{scaled}") for alias in parameter.aliases[1:])
+    return found
+
+
+# ---- what is wanted ------------------------------------------------------------------------------
+
+
+def _place(role: Role, found: Sequence[Role]) -> float:
+    """What the place of a weight in the model asks for, where a plain layer has 1."""
+    if role.kind == "magnitude" and role.part is not None:
+        pair = (r for r in found if r.part is not None and r.part.weight == role.part.weight)
+        role = next((r for r in pair if r.kind == "weight"), role)
+    return target_size(role)
+
+
+def _reason(role: Role, parameter: Tensor, chosen: Collection[str], frozen: bool) -> str:
+    """Why a parameter keeps its values; "" for a weight that is to be measured."""
+    if role.parameter not in chosen:
+        return "not asked for"
+    if role.kind in _REASONS:
+        both = role.kind == "table" and "weight" in role.uses
+        return _TIED if both else _REASONS[role.kind]
+    if role.part is not None and role.part.kind == "direction":
+        return f"{role.part.how} divides by its size: its magnitudes are scaled"
+    if role.part is not None and role.part.kind == "normalized":
+        return f"{role.part.how} divides by its size"
+    if role.part is not None and role.part.kind == "other":
+        return f"the weight is computed from it by {role.part.how}"
+    if role.kind not in ("weight", "magnitude"):
+        return _NO_WEIGHT
+    if role.repeated and role.activation is None and role.branch is None:
+        return _REASONS["recurrent"]  # of a network unrolled by hand
+    if not role.trainable and not frozen:
+        return "frozen"
+    if not parameter.is_floating_point():
+        return f"its dtype is {str(parameter.dtype).removeprefix('torch.')}"
+    return "" if bool(parameter.detach().any()) else "it is zero, and stays so"
+
+
+def _chosen(model: nn.Module, only: Iterable[str] | None) -> set[str]:
+    """Canonical paths of the parameters that `only` names."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    if only is None:
+        return set(names.values())
+    wanted: Any = (only,) if isinstance(only, str) else only
+    if not isinstance(wanted, Iterable):
+        raise ArgumentError(f"only: {only!r}; paths of parameters or modules are needed")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: set[str] = set()
+    for path in wanted:
+        if path in parameters:
+            inside = [parameters[path]]
+        elif path in modules:
+            inside = list(modules[path].parameters())
+        else:
+            near = difflib.get_close_matches(str(path), [*parameters, *modules], 1, _NEAR)
+            offered = f"; did you mean {near[0]!r}?" if near else ""
+            raise ArgumentError(
+                f"only: {path!r} is the path of no parameter or module of the model{offered}"
+            )
+        if not inside:
+            raise ArgumentError(f"only: the module {path!r} has no parameters")
+        found.update(names[id(p)] for p in inside)
+    if not found:
+        raise ArgumentError("only: it is empty; leave it out to calibrate every layer")
+    return found
+
+
+def _check_arguments(std: Any, centre: Any, tolerance: Any, frozen: Any) -> None:
+    if not is_number(std) or std <= 0:
+        raise ArgumentError(f"std: {std!r}; a positive number is needed")
+    if not is_number(tolerance) or tolerance < 1:
+        raise ArgumentError(f"tolerance: {tolerance!r}; a factor of at least 1 is needed")
+    for name, value in (("centre", centre), ("frozen", frozen)):
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{name}: {value!r}; True or False is needed")
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    named = list(model.named_parameters())
+    if not named:
+        raise ModelError("model: it has no parameters, so there is nothing to calibrate")
+    for name, parameter in named:
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            told = "is lazy and not materialized; run the model once first"
+        elif parameter.is_meta:
+            told = "is on the meta device and has no values; give it memory first (fanin.init_)"
+        elif parameter.layout != torch.strided:
+            told = f"is sparse ({parameter.layout}); dense parameters are needed"
+        elif parameter.is_inference():
+            told = "was made in inference mode; build the model outside of torch.inference_mode()"
+        else:
+            continue
+        raise ModelError(f"model: the parameter {name!r} {told}")
+
+
+# ---- as text -------------------------------------------------------------------------------------
+
+
+def _cells(row: Calibrated) -> tuple[str, ...]:
+    numbers = (row.before, row.after, row.wanted, row.factor, row.bias_moved)
+    return _visible(row.parameter), *(f"{number:.4g}" for number in numbers)
+
+
+def _grouped(untouched: Mapping[str, str]) -> Iterator[str]:
+    """One line for each reason."""
+    grouped: dict[str, list[str]] = {}
+    for name, told in untouched.items():
+        grouped.setdefault(told, []).append(name)
+    if grouped:
+        yield "left as they are"
+    for told, names in grouped.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield _visible(f"  {', '.join(names[:_NAMED])}{more}: {told}")
+
+
+def _visible(text: str) -> str:
+    """A name on one line, with nothing in it that a terminal would obey."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"

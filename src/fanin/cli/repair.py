@@ -1,0 +1,116 @@
+"""``fanin repair``: change as little as clears what a check finds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+
+import click
+
+from fanin.checking import recording
+from fanin.checkpoint import save
+from fanin.cli.options import (
+    device_option,
+    dtype_option,
+    ignore_option,
+    input_option,
+    seed_option,
+    select_option,
+)
+from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json, write_text
+from fanin.cli.program import debug_option
+from fanin.cli.progress import Progress
+from fanin.repair import Repair, repair_
+from fanin.targets import load
+
+__all__ = ["repair"]
+
+
+@click.command("repair", short_help="Mend the model of TARGET, and prove it.")
+@click.argument("target")
+@input_option
+@seed_option
+@device_option
+@dtype_option
+@select_option
+@ignore_option
+@click.option("--warnings", is_flag=True, help="Mend warnings too, not errors alone.")
+@click.option("--preserve", is_flag=True, help="Keep the model's output: part copies, no more.")
+@click.option("--all-or-nothing", is_flag=True, help="Write nothing where an error remains.")
+@click.option("--dry-run", is_flag=True, help="Say what would be changed; write no file.")
+@click.option("-o", "--output", metavar="FILE", help="The safetensors file of the mended model.")
+@click.option("--recipe", metavar="FILE", help="The changes alone, as a recipe; - is stdout.")
+@click.option("--json", "json_to", metavar="FILE", help="Write the repair as JSON; - is stdout.")
+@click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
+@debug_option
+def repair(
+    target: str,
+    inputs: tuple[str, ...],
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+    select: tuple[str, ...] | None,
+    ignore: tuple[str, ...] | None,
+    warnings: bool,
+    preserve: bool,
+    all_or_nothing: bool,
+    dry_run: bool,
+    output: str | None,
+    recipe: str | None,
+    json_to: str | None,
+    quiet: bool,
+) -> int:
+    """Build the model of TARGET, check it, change as little as clears the errors, check again.
+
+    TARGET is what fanin check takes.  Every entry that is not listed stays bit for bit.
+
+    \b
+    fanin repair train.py:build --dry-run
+    fanin repair train.py:build -o mended.safetensors
+    fanin repair train.py:build --recipe mend.toml
+
+    Exit status: 0 no error left, 1 errors left, 2 could not run.
+    """
+    if dry_run and (output is not None or recipe is not None):
+        raise click.UsageError("--dry-run writes no file: leave out --output and --recipe")
+    if output == STDOUT:
+        raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
+    for option, place in (("--output", output), ("--recipe", recipe), ("--json", json_to)):
+        require_writable(option, place)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
+        progress(f"building {target}")
+        with recording() as record:
+            loaded = load(target, inputs=inputs, seed=seed, device=device)
+        done = repair_(
+            loaded.model,
+            loaded.batch,
+            loaded.loss,
+            seed=seed,
+            warnings=warnings,
+            preserve=preserve,
+            all_or_nothing=all_or_nothing,
+            dtype=dtype,
+            select=select,
+            ignore=ignore,
+            progress=progress,
+            record=record,
+        )
+        if output is not None and not done.undone:
+            progress(f"writing {output}")
+            with replacing("--output", output) as path:
+                save(loaded.model, path, done.plan, seed)
+    _deliver(done, recipe, json_to, quiet=quiet or STDOUT in (recipe, json_to))
+    return 0 if done.ok else 1
+
+
+def _deliver(done: Repair, recipe: str | None, json_to: str | None, *, quiet: bool) -> None:
+    """Write the files that were asked for and show the text."""
+    if recipe is not None and not done.undone:
+        write_text("--recipe", done.plan.to_toml(), recipe)
+    if json_to is not None:
+        write_json(json.dumps(done.to_dict(), indent=2), json_to)
+    if not quiet:
+        show(done)
