@@ -153,7 +153,9 @@ class Trial:
     def originals(self) -> dict[str, Tensor]:
         """The values that the parameters had, of all that were written so far."""
         by_id = {id(tensor): copy for tensor, copy in self._keeper.copies}
-        return {name: by_id[id(self._tensors[name])] for name in self._tensors if name in self._seen}
+        return {
+            name: by_id[id(self._tensors[name])] for name in self._tensors if name in self._seen
+        }
 
 
 @contextmanager

@@ -173,8 +173,8 @@ def calibrate_(
     (0.5, 0.5)
     """
     _check_arguments(std, centre, tolerance, frozen)
-    model = bare(model) if isinstance(model, nn.Module) else model
     _check_model(model)
+    model = bare(model)
     batch = dict(batch) if isinstance(batch, Mapping) else batch
     chosen = _chosen(model, only)
     found = roles(reading(model, batch), model)

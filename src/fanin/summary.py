@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fanin.assignment import Assignment, Recipe
 
-__all__ = ["table"]
+__all__ = ["pattern", "starred", "table", "visible"]
 
 _LISTED = 3  # numbers that are listed one by one in a name
 
@@ -27,7 +27,7 @@ def table(recipe: Recipe) -> ConsoleRenderable:
     shown.add_column("std", justify="right", no_wrap=True)
     shown.add_column("because", overflow="fold", ratio=5)
     for name, scheme, std, because in _rows(recipe):
-        shown.add_row(Text(_visible(name)), scheme, std, Text(_visible(because)))
+        shown.add_row(Text(visible(name)), scheme, std, Text(visible(because)))
     numbers = sum(math.prod(a.shape) for a in recipe.assignments)
     one = len(recipe.assignments) == 1
     head = Text(
@@ -43,11 +43,11 @@ def table(recipe: Recipe) -> ConsoleRenderable:
             grouped.setdefault(told, []).append(name)
         for told, names in grouped.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(Text(_visible(f"  {', '.join(names[:3])}{more}: {told}")))
+            parts.append(Text(visible(f"  {', '.join(names[:3])}{more}: {told}")))
     return Group(*parts)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """A name on one line, with nothing in it that a terminal would obey."""
     return text if text.isprintable() else repr(text)[1:-1]
 
@@ -57,25 +57,34 @@ def _rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     folded: dict[tuple[str, str, str], list[Assignment]] = {}
     for assignment in recipe.assignments:
         told = re.sub(r"\d+(\.\d+)?", "*", assignment.because)
-        key = (re.sub(r"\b\d+\b", "*", assignment.parameter), assignment.scheme, told)
+        key = (starred(assignment.parameter), assignment.scheme, told)
         folded.setdefault(key, []).append(assignment)
-    for (name, scheme, _), members in folded.items():
+    for (_, scheme, _), members in folded.items():
         low, high = min(a.std for a in members), max(a.std for a in members)
         std = f"{low:.3g}" if high - low <= 1e-3 * high else f"{low:.3g}–{high:.3g}"
         reasons = [told for told, _ in groupby(a.because for a in members)]
         because = (
             reasons[0] if len(set(reasons)) == 1 else f"{reasons[0]} (first of {len(members)})"
         )
-        path = _pattern([a.parameter for a in members], name)
+        path = pattern([a.parameter for a in members])
         yield path, scheme, std, because
 
 
-def _pattern(names: list[str], starred: str) -> str:
+def starred(name: str) -> str:
+    """A path without the numbers in it.
+
+    >>> starred("h.11.weight")
+    'h.*.weight'
+    """
+    return re.sub(r"\b\d+\b", "*", name)
+
+
+def pattern(names: list[str]) -> str:
     """One name for all: the numbers in which they differ in braces, where it is one number.
 
-    >>> _pattern(["h.0.w", "h.1.w", "h.3.w"], "h.*.w")
+    >>> pattern(["h.0.w", "h.1.w", "h.3.w"])
     'h.{0,1,3}.w (3×)'
-    >>> _pattern(["h.0.w", "h.1.w", "h.2.w", "h.3.w"], "h.*.w")
+    >>> pattern(["h.0.w", "h.1.w", "h.2.w", "h.3.w"])
     'h.{0..3}.w (4×)'
     """
     if len(names) == 1:
@@ -84,7 +93,7 @@ def _pattern(names: list[str], starred: str) -> str:
     places = [i for i in range(len(split[0])) if len({parts[i] for parts in split}) > 1]
     numbers = [parts[places[0]] for parts in split] if len(places) == 1 else []
     if not numbers or not all(number.isdigit() for number in numbers):
-        return f"{starred} ({len(names)}×)"
+        return f"{starred(names[0])} ({len(names)}×)"
     found = sorted(map(int, numbers))
     run = found == list(range(found[0], found[-1] + 1)) and len(found) > _LISTED
     inner = f"{found[0]}..{found[-1]}" if run else ",".join(map(str, found))

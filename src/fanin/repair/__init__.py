@@ -97,8 +97,6 @@ def repair_(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**63 - 1 is needed")
     model = bare(model)
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
     tell = progress or (lambda _: None)

@@ -152,7 +152,7 @@ def _same(case: Case, name: str, twin: str) -> bool:
     """Whether two parameters are equal and hold numbers that were drawn."""
     one, other = (case.model.get_parameter(n).detach() for n in (name, twin))
     matrix = one.dim() > 1 and name != twin
-    drawn = matrix and len(one.flatten()[:64].unique()) > 2
+    drawn = matrix and len(set(one.flatten()[:64].tolist())) > 2
     return drawn and one.shape == other.shape and bool((one == other).all())
 
 

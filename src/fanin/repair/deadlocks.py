@@ -20,7 +20,7 @@ _SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
 _FACTORS = ("weight", "recurrent", "projection", "table", "token", "unknown", *_SCALES)
 
 
-def gradient_deadlock(case: Case, finding: Finding, level: int) -> list[Assignment]:
+def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignment]:
     """One of the factors that hold each other at zero is given a value, the other stays.
 
     Zeros that have a purpose (a residual branch's last layer, LoRA's B, an output layer) are the
@@ -127,8 +127,7 @@ def _revived(case: Case, layer: str, level: int) -> Iterator[Assignment]:
         role = case.roles[name]
         if role.kind not in ("bias", "norm_shift") or name in case.zeros:
             continue
-        places = wire.others.get(name, dead[:, None] * 0 + np.arange(len(wire.dead))[dead, None])
-        rows = places[dead] if name in wire.others else places
+        rows = wire.others[name][dead] if name in wire.others else dead
         if role.shape == (len(wire.dead),) or name in wire.others:
             moved = True
             yield case.constant(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -14,6 +16,7 @@ from rich.text import Text
 from fanin.planning import Plan
 from fanin.repair.changes import Change
 from fanin.report import Report
+from fanin.summary import pattern, starred, visible
 
 __all__ = ["Repair"]
 
@@ -61,10 +64,7 @@ class Repair:
         if self.changes:
             parts.append(_table(self.changes))
         left = [f for f in self.after.findings if f.severity != "info"]
-        for finding in left:
-            parts.append(
-                Text(f"{finding.severity} {finding.code} {finding.layer}: {finding.message}")
-            )
+        parts += [Text(f"{f.severity} {f.code} {f.layer}: {visible(f.message)}") for f in left]
         return Group(*parts)
 
     def __str__(self) -> str:
@@ -101,18 +101,27 @@ def _verdict(repair: Repair) -> list[str]:
 
 
 def _table(changes: tuple[Change, ...]) -> Table:
+    """One row for each kind of change: what differs in the numbers alone is folded."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("parameter", overflow="fold", ratio=3)
     shown.add_column("entries", justify="right", no_wrap=True)
     shown.add_column("rms", no_wrap=True)
     shown.add_column("because", overflow="fold", ratio=5)
+    folded: dict[tuple[str, str], list[Change]] = {}
     for change in changes:
-        name = change.parameter
-        told = change.because
+        told = re.sub(r"[\d.]+", "*", change.because)
+        folded.setdefault((starred(change.parameter), told), []).append(change)
+    for members in folded.values():
         shown.add_row(
-            Text(name if name.isprintable() else repr(name)[1:-1]),
-            f"{change.entries:,} of {change.total:,}",
-            f"{change.before:.3g} → {change.after:.3g}",
-            Text(told if told.isprintable() else repr(told)[1:-1]),
+            Text(visible(pattern([c.parameter for c in members]))),
+            f"{sum(c.entries for c in members):,} of {sum(c.total for c in members):,}",
+            f"{_span(c.before for c in members)} → {_span(c.after for c in members)}",
+            Text(visible(members[0].because)),
         )
     return shown
+
+
+def _span(values: Iterable[float]) -> str:
+    found = sorted(values)
+    low, high = f"{found[0]:.3g}", f"{found[-1]:.3g}"
+    return low if low == high else f"{low}–{high}"

@@ -82,10 +82,8 @@ def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignme
     return made
 
 
-def packed(case: Case, finding: Finding, level: int) -> list[Assignment]:
+def packed(case: Case, finding: Finding, _level: int) -> list[Assignment]:
     """Queries, keys and values scaled as the three matrices that they are."""
-    if level:
-        return []
     made = []
     for name in case.parameters_at(finding.layers, ("weight",)):
         rms, shape = case.audits[name].rms, case.roles[name].shape

@@ -84,7 +84,7 @@ def idle_truncation(case: Case, finding: Finding, level: int) -> list[Assignment
     return made
 
 
-def idle_initializer(case: Case, finding: Finding, level: int) -> list[Assignment]:
+def idle_initializer(case: Case, _finding: Finding, level: int) -> list[Assignment]:
     """The parameters behind the computed weight, as in a new model."""
     if level:
         return []

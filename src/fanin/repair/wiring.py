@@ -111,6 +111,8 @@ class _Look:
         source = weighted_source(self.calls, call)
         if source is None or source.index not in self._at or len(source.shape) != inputs.dim():
             return
+        if output.shape != inputs.shape:  # a gate halves its units
+            return
         wire, dims = self._at[source.index]
         mask = dead_units(call.op, inputs.detach(), dims)
         if mask is not None:
