@@ -43,7 +43,8 @@ class Calibrated:
     """One weight that was calibrated.
 
     Attributes:
-        parameter: canonical path.
+        parameter: canonical path, with the rows where each of several calls uses a part of it:
+            "attention.in_proj_weight[0:16]".
         before: root mean square of its output as the pass met it: every layer before it was
             calibrated already.
         after: the same after its weight was scaled.
@@ -193,14 +194,22 @@ def calibrate_(
         if not untouched[role.parameter]
     }
     outcomes = _run(model, batch, targets, values)
-    rows = tuple(
+    order = {role.parameter: i for i, role in enumerate(found)}
+    rows = [
         Calibrated(
-            name, done.before, done.after, math.prod(done.factors), done.moved, targets[name].size
+            name,
+            done.before,
+            done.after,
+            math.prod(done.factors),
+            done.moved,
+            targets[name.removesuffix(done.part)].size,
         )
-        for name, done in ((r.parameter, outcomes.get(r.parameter)) for r in found)
-        if done is not None and not done.because
-    )
-    return Calibration(rows, _left(model, targets, outcomes, untouched), 1 + bool(targets))
+        for name, done in outcomes.items()
+        if not done.because
+    ]
+    rows.sort(key=lambda row: order[row.parameter.removesuffix(outcomes[row.parameter].part)])
+    left = _left(model, targets, outcomes, untouched)
+    return Calibration(tuple(rows), left, 1 + bool(targets))
 
 
 def _run(
@@ -224,16 +233,18 @@ def _left(
 ) -> dict[str, str]:
     """What keeps its values, in the model's order, and why."""
     moved = {targets[name].bias for name, done in outcomes.items() if done.bias}
-    found: dict[str, str] = {}
+    met = {name: told for name, told in untouched.items() if told and name not in moved}
+    for name in targets:
+        met[name] = "no call of it could be run again"
+    for name, done in outcomes.items():
+        met.pop(name.removesuffix(done.part), None)
+    met.update((name, done.because) for name, done in outcomes.items() if done.because)
+    scaled = {n.removesuffix(done.part) for n, done in outcomes.items() if done.factors}
     for parameter in parameters_of(model):
         name = parameter.name
-        done = outcomes.get(name, Outcome(because="no call of it could be run again"))
-        told = untouched[name] or done.because
-        if told and name not in moved:
-            found[name] = told
-        scaled = "" if told else ", scaled at its first call"
-        found.update((alias, f"it is {name}{scaled}") for alias in parameter.aliases[1:])
-    return found
+        told = f"it is {name}" + (", scaled at its first call" if name in scaled else "")
+        met.update((alias, told) for alias in parameter.aliases[1:])
+    return met
 
 
 # ---- what is wanted ------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ FURTHEST = 1e5
 # Digits of a factor in a recipe, which is read by people.
 DIGITS = 4
 # What is left of an output without its means, or its bias, is a signal from this many times the
-# dtype's precision on: the rounding in it is then about 1 %.
-NOISE = 100.0
+# dtype's precision on.  The rounding in it, about 0.3 of that precision, then adds 0.1 % at most:
+# √(1 + (0.3/8)²).
+NOISE = 8.0
 
 #: The reason of what keeps its values since it has its size.
 WITHIN = "already within tolerance"
@@ -82,6 +83,7 @@ class Outcome:
         bias: new values of the bias; () where it was not moved.
         moved: root mean square of what the bias was moved by.
         because: why the weight keeps its values; "" where it does not.
+        part: "[a:b]", the rows of the parameter that it is for; "" for all of them.
     """
 
     before: float = math.nan
@@ -90,6 +92,7 @@ class Outcome:
     bias: tuple[float, ...] = ()
     moved: float = 0.0
     because: str = ""
+    part: str = ""
 
 
 def measure_(
@@ -113,7 +116,7 @@ def measure_(
     for name, outcome in outcomes_(model, batch, targets).items():
         if outcome.factors:
             found[name] = outcome.factors
-        bias = targets[name].bias
+        bias = targets[name.removesuffix(outcome.part)].bias
         if outcome.bias and bias is not None:
             found[bias] = outcome.bias
     return found
@@ -122,7 +125,9 @@ def measure_(
 def outcomes_(model: nn.Module, batch: Any, targets: Mapping[str, Target]) -> dict[str, Outcome]:
     """As `measure_`; weight → what came of its target.  What was never called does not appear.
 
-    A weight of weight norm is scaled by its magnitudes: give the target under their name.
+    A weight of weight norm is scaled by its magnitudes: give the target under their name.  Where
+    each of several calls uses some rows of a parameter and the target is exact, each part has a
+    factor and an outcome of its own, under the parameter's name and the rows: "path[0:16]".
     """
     # a forward may take gradients itself, so they stay enabled
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
@@ -194,6 +199,7 @@ class _Use:
     output: Tensor
     rerun: Callable[[], Tensor]
     weighted: Weighted | None = None
+    part: str = ""
 
     def again(self) -> Tensor:
         torch.clear_autocast_cache()  # it may hold a copy of the weight as it was
@@ -224,6 +230,7 @@ class _Adjust:
         self._targets, self._guard = dict(targets), guard
         self._scaled: dict[int, str] = {}  # address of the memory → parameter
         self._moved: set[str] = set()
+        self._parts: dict[str, list[range]] = {}  # parameter → its rows that calls have used
 
     def __call__(
         self,
@@ -235,10 +242,19 @@ class _Adjust:
         if weighted.op in _CELLS:  # its product was measured before
             return output
         name = names[0] if len(names) == 1 else ""
-        target = self._targets.pop(name, None)
+        target = self._targets.get(name)
         if target is None or not output.is_floating_point():
             return output
-        return self._adjusted(name, target, _Use(weighted.weights[0][1], output, again, weighted))
+        use = _Use(weighted.weights[0][1], output, again, weighted)
+        rows = self._rows(name, use) if target.exact else None
+        if rows is None:
+            del self._targets[name]  # later calls take the weight as it is then
+        elif any(r in done for done in self._parts.get(name, []) for r in (rows[0], rows[-1])):
+            return output
+        else:
+            self._parts.setdefault(name, []).append(rows)
+            use = replace(use, part=f"[{rows.start}:{rows.stop}]")
+        return self._adjusted(name, target, use)
 
     def product(
         self, name: str, weight: Tensor, output: Tensor, again: Callable[[], Tensor]
@@ -251,9 +267,24 @@ class _Adjust:
     def _adjusted(self, name: str, target: Target, use: _Use) -> Tensor:
         told = self._unfit(name, use)
         if told:
-            self.found[name] = Outcome(because=told)
-            return use.output
+            return self._left(name, use, told)
         return self._units(name, target, use) if target.units else self._whole(name, target, use)
+
+    def _left(self, name: str, use: _Use, told: str) -> Tensor:
+        self.found[name + use.part] = Outcome(because=told, part=use.part)
+        return use.output
+
+    def _rows(self, name: str, use: _Use) -> range | None:
+        """The rows of its parameter that a call uses, where they are not all; else None."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(use.weight):
+            return None
+        whole, part = self._parameters[name], use.weight
+        inside = _memory(part) == _memory(whole) and part.dim() > 0 and part.numel() > 0
+        rows = inside and part.shape[1:] == whole.shape[1:] and part.stride() == whole.stride()
+        if not rows or len(part) == len(whole):
+            return None
+        first = (part.storage_offset() - whole.storage_offset()) // whole.stride(0)
+        return range(first, first + len(part))
 
     def _unfit(self, name: str, use: _Use) -> str:
         """Why a weight cannot be scaled by this call; "" where it can."""
@@ -263,12 +294,14 @@ class _Adjust:
             return "its output is empty"
         if name in self._guard.written:
             return "the forward writes into it"
-        other = self._scaled.get(self._parameters[name].data_ptr())
-        if other is not None:
+        other = self._scaled.get(self._parameters[name].data_ptr(), name)
+        if other != name:
             return f"its memory is that of {other}, which is scaled"
         whole = use.weight.numel() == self._parameters[name].numel()
-        if not whole and name not in self._magnitudes:
-            return "each of several calls uses a part of it"
+        if (not whole and not use.part and name not in self._magnitudes) or (
+            name in self._parts and not use.part
+        ):
+            return "several calls use different parts of it"
         return ""
 
     # ---- one factor ------------------------------------------------------------------------------
@@ -287,17 +320,17 @@ class _Adjust:
             factor, told = _ratio(before, target)
         if means is not None and told == WITHIN:
             factor, told = 1.0, ""
-        if told or not self._scale(name, use.weight, factor):
-            told = told or f"times {factor:.3g} it would leave the range of its dtype"
-            self.found[name] = Outcome(before, before, because=told)
-            return use.output
+        if told or not self._scale(name, use, factor):
+            return self._left(
+                name, use, told or f"times {factor:.3g} it would leave the range of its dtype"
+            )
         moved, new = 0.0, _KEPT
         if bias is not None and means is not None:
             moved, new = self._centre(target, bias, -factor * means.flatten())
         output = use.again()
         after = _size(output.detach().double(), target.centred)
         factors = () if new and factor == 1.0 else (factor,)
-        self.found[name] = Outcome(before, after, factors, new, moved)
+        self.found[name + use.part] = Outcome(before, after, factors, new, moved, part=use.part)
         return output
 
     def _bias(self, target: Target, use: _Use) -> Tensor | None:
@@ -316,15 +349,16 @@ class _Adjust:
         self._moved.add(str(target.bias))
         return moved, tuple(new.tolist())
 
-    def _scale(self, name: str, weight: Tensor, factor: float) -> bool:
+    def _scale(self, name: str, use: _Use, factor: float) -> bool:
         """Multiply a weight, and the copy of it that a call uses; False where it has no room."""
         parameter = self._parameters[name]
-        scaled = parameter.data * factor
+        values = use.weight.data if use.part else parameter.data
+        scaled = values * factor
         if not (bool(torch.isfinite(scaled).all()) and bool(scaled.any())):
             return False
-        parameter.data.copy_(scaled)
-        if weight.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
-            weight.data.mul_(factor)  # of another dtype, or computed from a magnitude
+        values.copy_(scaled)
+        if _memory(use.weight) != _memory(parameter):
+            use.weight.data.mul_(factor)  # of another dtype, or computed from a magnitude
         self._scaled[parameter.data_ptr()] = name
         return True
 
@@ -336,12 +370,9 @@ class _Adjust:
         values = _by_unit(use)
         same = use.weight.shape == parameter.shape and use.weight.stride() == parameter.stride()
         if not same or at < 0 or values is None or len(values) != parameter.shape[at]:
-            told = "its outputs do not lie along one dimension of it"
-            self.found[name] = Outcome(because=told)
-            return use.output
+            return self._left(name, use, "its outputs do not lie along one dimension of it")
         if values.shape[1] < 2:
-            self.found[name] = Outcome(because="the batch has one value for each unit")
-            return use.output
+            return self._left(name, use, "the batch has one value for each unit")
         std = values.std(1, unbiased=False)
         factor = torch.where(std > 0, target.size / std.clamp_min(1e-300), torch.ones_like(std))
         shape = [1] * parameter.dim()
@@ -365,6 +396,10 @@ def _normed(model: nn.Module) -> list[tuple[str, str]]:
     for name, part in parts(model).items():
         made.setdefault(part.weight, {})[part.kind] = name
     return [(m["magnitude"], m["direction"]) for m in made.values() if "magnitude" in m]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _along(values: Tensor, dim: int) -> Tensor:
@@ -421,7 +456,7 @@ def _solved(product: Tensor, added: Tensor, target: Target, eps: float) -> tuple
     if not math.isfinite(size) or not bool(added.any()):
         return _ratio(size, target)
     if size <= NOISE * eps * _size(added):
-        return 1.0, "its output is its bias alone: what it reads is zero"
+        return 1.0, "its output is its bias alone"
     # f² + 2·half·f + rest = 0
     half = float((product * added).mean()) / size**2
     rest = (float(added.square().expand_as(product).mean()) - target.size**2) / size**2

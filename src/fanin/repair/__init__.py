@@ -26,6 +26,7 @@ from fanin.reading import bare
 from fanin.repair.case import Case
 from fanin.repair.changes import Change, changes
 from fanin.repair.merging import merged
+from fanin.repair.outputs import forward, same_outputs
 from fanin.repair.remedies import TIERS, Remedy
 from fanin.repair.result import Repair
 from fanin.repair.wiring import Wire, wiring
@@ -73,8 +74,8 @@ def repair_(
         seed: of every draw, and of the checks.
         warnings: whether findings that are warnings are mended too.
         preserve: whether the output has to stay what it is (a widened, upcycled or duplicated
-            model): copies are parted by splitting what they send on unevenly, and nothing else is
-            changed.
+            model).  Copies, warnings or not, are parted by splitting what they send on unevenly;
+            of all other remedies those are left that leave the output on the batch alone.
         all_or_nothing: whether the model is put back where a fault remains.
         dtype: that training will compute in, for the range that values must stay in.
         select: prefixes of the finding codes to mend; all by default.
@@ -138,6 +139,10 @@ class _Look:
             **self.options,
         )
 
+    def outputs(self) -> list[Tensor]:
+        """What the model gives on the batch, at the same random draws each time."""
+        return forward(self.model, self.batch, self.options["seed"])
+
 
 @dataclass
 class _Surgery:
@@ -158,7 +163,8 @@ class _Surgery:
     def wanted(self, report: Report) -> list[Finding]:
         """The findings that are to be cleared."""
         severities = ("error", "warning") if self.warnings else ("error",)
-        return [f for f in report.findings if f.severity in severities]
+        copies = ("S101",) if self.preserve else ()  # whoever widened a model asks for these
+        return [f for f in report.findings if f.severity in severities or f.code in copies]
 
     def plan(self, chosen: Mapping[str, Assignment]) -> Plan:
         """The plan that does the same to another copy of the model."""
@@ -174,6 +180,7 @@ class _Surgery:
         first: dict[str, Wire] = {}
         if any(f.code == "S101" for f in self.wanted(report)):
             first = wiring(self.look.model, self.look.batch, self.look.options["seed"], ())
+        outputs = self.look.outputs() if self.preserve else None
         chosen: dict[str, Assignment] = {}
         best = (self._left(report), chosen, report)
         for number in range(ROUNDS):
@@ -182,8 +189,11 @@ class _Surgery:
             if fresh is None:
                 break
             self.look.progress(f"round {number + 1}: changing {len(fresh)} parameters")
+            bench.use(fresh.values(), case.seed)
+            if outputs is not None and not same_outputs(outputs, self.look.outputs()):
+                bench.use(chosen.values(), case.seed)
+                continue
             chosen = fresh
-            bench.use(chosen.values(), case.seed)
             report, evidence = self.look(chosen)
             left = self._left(report)
             if left < best[0]:
@@ -219,6 +229,8 @@ class _Surgery:
                 fresh = dict(chosen)
                 for finding in listed:
                     self._treat(case, finding, tier[finding.code], fresh)
+                    if self.preserve and fresh != chosen:
+                        break  # each is held against the output by itself
                 if fresh != chosen:
                     return fresh
         return None

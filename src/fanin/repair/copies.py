@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fanin.assignment import Assignment
 from fanin.clones import repeats
@@ -19,6 +21,8 @@ __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 # Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
 # may be large: the larger, the sooner the copies go apart.
 NOISE = 0.5
+# Relative difference up to which two columns were copied from one; float16 checkpoints are coarser.
+_SAME = 1e-3
 
 
 def locked_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -95,11 +99,11 @@ def _outgoing(case: Case) -> Iterator[Assignment]:
 
 def _parted(case: Case, found: Sequence[UnitClass], level: int) -> list[Assignment]:
     """Copies go apart and the output stays: what they send on is split unevenly among them."""
-    if level == 0:
-        return [a for name in case.first for a in _split(case, name)]
-    if level > 1:
+    if level < 2:
+        return [a for name in case.first for a in _split(case, name, all_of_them=level == 1)]
+    if level > 2:
         return []
-    # Routers: whatever they choose among copies, the output is the same.  Verified by the caller.
+    # Routers: whichever of some copies they choose, the output is the same.  The caller verifies.
     made = []
     for layer, group in _by_layer(found):
         wire = _wire_of(case, layer)
@@ -110,19 +114,25 @@ def _parted(case: Case, found: Sequence[UnitClass], level: int) -> list[Assignme
     return made
 
 
-def _split(case: Case, name: str) -> Iterator[Assignment]:
+def _split(case: Case, name: str, all_of_them: bool) -> Iterator[Assignment]:
     role, wire = case.roles.get(name), case.first[name]
     if role is None or not role.trainable or wire.inputs is None or role.layout.count("i") != 1:
         return
-    groups = classes(wire.inputs)
+    columns = case.model.get_parameter(name).detach().movedim(role.layout.index("i"), 0)
+    groups = [g for g in classes(wire.inputs) if all_of_them or _equal(columns[list(g)])]
     if groups:
-        base = case.own(name, "")
+        std = case.own(name, "").std
         count = sum(map(len, groups))
         because = (
             f"{count} of its inputs are copies of one another: noise that sums to zero over each "
             "class parts them and leaves the output as it is"
         )
-        yield case.split(name, groups, "i", NOISE * base.std, because)
+        yield case.split(name, groups, "i", NOISE * std, because)
+
+
+def _equal(columns: Tensor) -> bool:
+    """Whether copies are read alike; where they are not, they go apart by themselves."""
+    return bool(torch.allclose(columns, columns[:1].expand_as(columns), rtol=_SAME, atol=0.0))
 
 
 def cloned_layers(case: Case, finding: Finding, level: int) -> list[Assignment]:

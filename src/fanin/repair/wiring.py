@@ -164,7 +164,10 @@ class _Look:
         if x.dim() < 2 or not x.is_floating_point() or x.shape[at] != wanted or not x.numel():
             return None
         sketch = project(x, (at,), self._directions, 0).cpu().numpy()
-        return labels(sketch, _SAME)
+        found = labels(sketch, _SAME)
+        silent = np.flatnonzero(~sketch.any(axis=1))  # nothing on this batch; on others who knows
+        found[silent] = len(found) + silent
+        return np.unique(found, return_inverse=True)[1]
 
 
 def _joint(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,0 +1,38 @@
+"""What a model gives on a batch, and whether it is the same still."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fanin.guard import private, untouched
+from fanin.nested import arguments, tensors_in
+
+__all__ = ["forward", "same_outputs"]
+
+# Relative to the largest output: float32 sums in another order differ by less.
+PRESERVED = 1e-5
+
+
+def forward(model: nn.Module, batch: Any, seed: int) -> list[Tensor]:
+    """The floating tensors of a model's output; the model and all random states stay."""
+    with torch.inference_mode(False), torch.no_grad(), untouched(model):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        args, kwargs = arguments(private(batch))
+        output = model(*args, **kwargs)
+    return [t.detach().clone() for t in tensors_in(output) if t.is_floating_point()]
+
+
+def same_outputs(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether all outputs agree, to the precision of a sum in another order."""
+    return len(before) == len(after) and all(
+        a.shape == b.shape and bool(((a - b).abs() <= PRESERVED * a.abs().max()).all())
+        for a, b in zip(before, after, strict=True)
+    )
