@@ -16,7 +16,7 @@ from fanin.architecture import parameters_of
 from fanin.catalogue.scheme import is_number
 from fanin.errors import ArgumentError, ModelError
 from fanin.measuring import Outcome, Target, outcomes_
-from fanin.policies.auto import target_size
+from fanin.policies.auto import SIREN, target_size
 from fanin.reading import bare, reading
 from fanin.roles import Role, roles
 
@@ -137,8 +137,9 @@ def calibrate_(
     Each weight is multiplied with one factor, found in the order of execution while the model
     runs: a layer is measured on inputs that are calibrated already.  The size is the root mean
     square of the whole output, so a batch of one is enough.  It is `std`, times what the layer's
-    place asks for: 1/√L for the last layer of one of L residual branches, less in deep stretches of
-    tanh or sine without norms.  The output layer is brought to `std` like any other.
+    place asks for: 1/√L for the last layer of one of L residual branches, 1/ω before a sine of ω
+    times its output, less in deep stretches of tanh or sine without norms.  The output layer is
+    brought to `std` like any other.
 
     What is read is the model in the mode it is in; its mode, buffers, gradients and random states
     stay.  A weight that is used several times is scaled at its first call.  A weight that is all
@@ -170,7 +171,8 @@ def calibrate_(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> batch = torch.randn(16, 4)
     >>> done = calibrate_(model, batch, std=0.5)
-    >>> round(done["2.weight"].after, 4), round(float(model(batch).square().mean().sqrt()), 4)
+    >>> size = float(model(batch).detach().square().mean().sqrt())
+    >>> round(done["2.weight"].after, 4), round(size, 4)
     (0.5, 0.5)
     """
     _check_arguments(std, centre, tolerance, frozen)
@@ -180,8 +182,12 @@ def calibrate_(
     chosen = _chosen(model, only)
     found = roles(reading(model, batch), model)
     values = dict(model.named_parameters())
-    biases = {r.call: r.parameter for r in found if r.kind == "bias" and (r.trainable or frozen)}
     untouched = {r.parameter: _reason(r, values[r.parameter], chosen, frozen) for r in found}
+    biases = {
+        r.call: r.parameter
+        for r in found
+        if centre and r.kind == "bias" and r.parameter in chosen and (r.trainable or frozen)
+    }
     targets = {
         role.parameter: Target(
             float(std) * _place(role, found),
@@ -193,36 +199,26 @@ def calibrate_(
         for role in found
         if not untouched[role.parameter]
     }
-    outcomes = _run(model, batch, targets, values)
-    order = {role.parameter: i for i, role in enumerate(found)}
-    rows = [
-        Calibrated(
-            name,
-            done.before,
-            done.after,
-            math.prod(done.factors),
-            done.moved,
-            targets[name.removesuffix(done.part)].size,
-        )
-        for name, done in outcomes.items()
-        if not done.because
-    ]
-    rows.sort(key=lambda row: order[row.parameter.removesuffix(outcomes[row.parameter].part)])
-    left = _left(model, targets, outcomes, untouched)
-    return Calibration(tuple(rows), left, 1 + bool(targets))
-
-
-def _run(
-    model: nn.Module, batch: Any, targets: Mapping[str, Target], values: Mapping[str, Tensor]
-) -> dict[str, Outcome]:
-    """The watched pass; on an exception the model is put back."""
     if not targets:
-        return {}
-    biases = {t.bias for t in targets.values() if t.centre and t.bias is not None}
+        return Calibration((), _left(model, targets, {}, untouched), passes=1)
     with torch.inference_mode(False), kept(model) as keep:
-        for name in (*targets, *biases):
+        for name in (*targets, *{t.bias for t in targets.values() if t.bias is not None}):
             keep(values[name])
-        return outcomes_(model, batch, targets)
+        outcomes = outcomes_(model, batch, targets)
+        left = _left(model, targets, outcomes, untouched)
+        return Calibration(_rows(targets, outcomes), left, passes=2)
+
+
+def _rows(targets: Mapping[str, Target], outcomes: Mapping[str, Outcome]) -> tuple[Calibrated, ...]:
+    """What was scaled, in the model's order; parts of one parameter in the order of their calls."""
+    found: dict[str, list[Calibrated]] = {name: [] for name in targets}
+    for name, done in outcomes.items():
+        if done.because:
+            continue
+        whole, factor = name.removesuffix(done.part), math.prod(done.factors)
+        row = Calibrated(name, done.before, done.after, factor, done.moved, targets[whole].size)
+        found[whole].append(row)
+    return tuple(row for rows in found.values() for row in rows)
 
 
 def _left(
@@ -232,19 +228,19 @@ def _left(
     untouched: Mapping[str, str],
 ) -> dict[str, str]:
     """What keeps its values, in the model's order, and why."""
-    moved = {targets[name].bias for name, done in outcomes.items() if done.bias}
-    met = {name: told for name, told in untouched.items() if told and name not in moved}
-    for name in targets:
-        met[name] = "no call of it could be run again"
+    moved = {targets[name.removesuffix(o.part)].bias for name, o in outcomes.items() if o.bias}
+    met: dict[str, dict[str, str]] = {name: {} for name in untouched}
     for name, done in outcomes.items():
-        met.pop(name.removesuffix(done.part), None)
-    met.update((name, done.because) for name, done in outcomes.items() if done.because)
-    scaled = {n.removesuffix(done.part) for n, done in outcomes.items() if done.factors}
+        met[name.removesuffix(done.part)][name] = done.because
+    found: dict[str, str] = {}
     for parameter in parameters_of(model):
         name = parameter.name
-        told = f"it is {name}" + (", scaled at its first call" if name in scaled else "")
-        met.update((alias, told) for alias in parameter.aliases[1:])
-    return met
+        told = untouched[name] or "no call of it could be run again"
+        reasons = met[name] or {name: told}
+        found.update((n, why) for n, why in reasons.items() if why and n not in moved)
+        scaled = ", scaled at its first call" if "" in met[name].values() else ""
+        found.update((alias, f"it is {name}{scaled}") for alias in parameter.aliases[1:])
+    return found
 
 
 # ---- what is wanted ------------------------------------------------------------------------------
@@ -255,7 +251,12 @@ def _place(role: Role, found: Sequence[Role]) -> float:
     if role.kind == "magnitude" and role.part is not None:
         pair = (r for r in found if r.part is not None and r.part.weight == role.part.weight)
         role = next((r for r in pair if r.kind == "weight"), role)
-    return target_size(role)
+    return target_size(role) / (role.factor if _is_siren(role) else 1.0)
+
+
+def _is_siren(role: Role) -> bool:
+    """Whether a sine of ω times the output follows: ω·output is to have the size then."""
+    return role.activation == "sin" and role.factor >= SIREN
 
 
 def _reason(role: Role, parameter: Tensor, chosen: Collection[str], frozen: bool) -> str:
@@ -275,6 +276,8 @@ def _reason(role: Role, parameter: Tensor, chosen: Collection[str], frozen: bool
         return _NO_WEIGHT
     if role.repeated and role.activation is None and role.branch is None:
         return _REASONS["recurrent"]  # of a network unrolled by hand
+    if _is_siren(role) and role.input.kind == "data":
+        return "it holds the frequencies of a sine, which are the author's choice"
     if not role.trainable and not frozen:
         return "frozen"
     if not parameter.is_floating_point():

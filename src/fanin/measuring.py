@@ -249,7 +249,7 @@ class _Adjust:
         rows = self._rows(name, use) if target.exact else None
         if rows is None:
             del self._targets[name]  # later calls take the weight as it is then
-        elif any(r in done for done in self._parts.get(name, []) for r in (rows[0], rows[-1])):
+        elif any(_overlap(rows, used) for used in self._parts.get(name, ())):
             return output
         else:
             self._parts.setdefault(name, []).append(rows)
@@ -297,10 +297,8 @@ class _Adjust:
         other = self._scaled.get(self._parameters[name].data_ptr(), name)
         if other != name:
             return f"its memory is that of {other}, which is scaled"
-        whole = use.weight.numel() == self._parameters[name].numel()
-        if (not whole and not use.part and name not in self._magnitudes) or (
-            name in self._parts and not use.part
-        ):
+        whole = use.weight.numel() == self._parameters[name].numel() and name not in self._parts
+        if not (whole or use.part or name in self._magnitudes):
             return "several calls use different parts of it"
         return ""
 
@@ -396,6 +394,10 @@ def _normed(model: nn.Module) -> list[tuple[str, str]]:
     for name, part in parts(model).items():
         made.setdefault(part.weight, {})[part.kind] = name
     return [(m["magnitude"], m["direction"]) for m in made.values() if "magnitude" in m]
+
+
+def _overlap(a: range, b: range) -> bool:
+    return a.start < b.stop and b.start < a.stop
 
 
 def _memory(tensor: Tensor) -> int:

@@ -21,6 +21,10 @@ __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 # Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
 # may be large: the larger, the sooner the copies go apart.
 NOISE = 0.5
+# With more than this share of its inputs copies, a layer that goes on reading them alike lets a few
+# directions through and no more; with fewer, it does no harm.
+MOST = 0.5
+_CHOOSING = ("softmax", "topk", "sigmoid")
 # Relative difference up to which two columns were copied from one; float16 checkpoints are coarser.
 _SAME = 1e-3
 
@@ -35,9 +39,10 @@ def locked_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if case.preserve:
         return _parted(case, found, level)
     if level == 0:
-        return [a for layer, group in _by_layer(found) for a in _incoming(case, layer, group)]
+        incoming = [a for layer, group in _by_layer(found) for a in _incoming(case, layer, group)]
+        return [*incoming, *_outgoing(case, MOST)]
     if level == 1:
-        return list(_outgoing(case))
+        return list(_outgoing(case, 0.0))
     names = case.parameters_at(finding.layers, ("weight", "recurrent", "table"))
     because = f"all units of {finding.layer} are copies"
     return [case.alive(name, because) for name in names]
@@ -84,14 +89,20 @@ def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray) -> list[i
     return inside[1:]
 
 
-def _outgoing(case: Case) -> Iterator[Assignment]:
-    """What reads features that were copies at the start: all columns of a class but the first."""
+def _outgoing(case: Case, share: float) -> Iterator[Assignment]:
+    """What reads features that were copies at the start: all columns of a class but the first.
+
+    Only where more than a share of a layer's inputs were copies.
+    """
     for name, wire in case.first.items():
         role = case.roles.get(name)
         if role is None or not role.trainable or wire.inputs is None or name in case.zeros:
             continue
-        again = [u for c in classes(wire.inputs) for u in c[1:]]
-        if again and role.layout.count("i") == 1:
+        columns = case.model.get_parameter(name).detach()
+        columns = columns.movedim(max(role.layout.find("i"), 0), 0)
+        groups = [c for c in classes(wire.inputs) if not share or _equal(columns[list(c)])]
+        again = [u for c in groups for u in c[1:]]
+        if len(again) > share * len(wire.inputs) and role.layout.count("i") == 1:
             part = np.zeros(role.shape, dtype=np.bool_)
             np.moveaxis(part, role.layout.index("i"), 0)[again] = True
             yield case.own(name, f"it read {len(again)} copies alike", part)
@@ -106,12 +117,19 @@ def _parted(case: Case, found: Sequence[UnitClass], level: int) -> list[Assignme
     # Routers: whichever of some copies they choose, the output is the same.  The caller verifies.
     made = []
     for layer, group in _by_layer(found):
-        wire = _wire_of(case, layer)
+        wire = _wire_of(case, layer) if _chooses(case, layer) else None
         if wire is not None and wire.units is not None:
             again = [u for c in group for u in c.units[1:] if u < len(wire.units)]
             part = case.mask(wire.parameter, wire.units[again])
             made.append(case.own(wire.parameter, f"{layer} chooses among copies", part))
     return made
+
+
+def _chooses(case: Case, layer: str) -> bool:
+    """Whether a layer's outputs are turned into shares or choices (a router)."""
+    read = case.evidence.seen.architecture
+    calls = [i for y in read.layers if y.name == layer for i in y.calls]
+    return any(c.op in _CHOOSING for i in calls for c in read.followers.get(i, ()))
 
 
 def _split(case: Case, name: str, all_of_them: bool) -> Iterator[Assignment]:

@@ -13,27 +13,39 @@ from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import HEAD_GAIN, target_size
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import Case
-from fanin.roles import Role
 
 __all__ = ["collapsed", "exploding", "loss_above_chance", "packed", "saturated", "vanishing"]
 
 _WEIGHTS = ("weight", "recurrent", "projection")
 _DRAWN = (*_WEIGHTS, "bias", "recurrent_bias", "norm_scale", "norm_shift")
+# A head is left where its output is no larger than this: logits of a few, as many designs have.
+LOUD = 4.0
+# A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
+OVERSIZED = 8.0
+# A bias this many times what differs between inputs makes its layer a constant.
+DROWNED = 10.0
+# What the automatic choice draws in deep stretches, and how many layers make one of note.
+STRUCTURED = ("looks_linear", "orthogonal", "delta_orthogonal")
+FEWEST = 4
 _PASSES = 6  # until no layer is scaled in the wrong direction
 
 
 def vanishing(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Weights scaled up in one pass from the first guilty one; then the stretch drawn anew."""
-    if level == 0:
-        return _calibrated(case, finding.layers, up=True)
-    return _anew(case, finding, level)
+    if level:
+        return _anew(case, finding, level)
+    made = _calibrated(case, finding.layers, up=True)
+    return _anew(case, finding, 1) if _needs_structure(case, made) else made
 
 
 def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Weights scaled down in one pass from the first guilty one; then the stretch drawn anew."""
-    if level == 0:
-        return _calibrated(case, finding.layers, up=False)
-    return _anew(case, finding, level)
+    if level:
+        return _anew(case, finding, level)
+    made = _calibrated(case, finding.layers, up=False)
+    if _needs_structure(case, made):
+        return _anew(case, finding, 1)
+    return [*made, *_oversized(case, {a.parameter for a in made})]
 
 
 def saturated(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -43,12 +55,14 @@ def saturated(case: Case, finding: Finding, level: int) -> list[Assignment]:
     names = case.parameters_at(finding.layers)
     made = [*_moderate(case, names), *_without_bias(case, names, finding.layers)]
     done = {a.parameter for a in made}
-    measured = _calibrated(case, finding.layers, up=False, only=names)
+    heads = [n for n, role in case.roles.items() if role.head]
+    measured = _calibrated(case, finding.layers, up=False, only=[*names, *heads])
     return [*made, *(a for a in measured if a.parameter not in done)]
 
 
 def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
-    """Swapped norms as in a new model; biases that drown the signal at zero; then drawn anew."""
+    """Swapped norms as in a new model; biases that drown the signal at zero; then each layer
+    centred and scaled in one pass; then drawn anew."""
     if level > 1:
         return _anew(case, finding, level - 1)
     ops = {y.name: y.op for y in case.evidence.layers}
@@ -58,19 +72,28 @@ def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
         made = [case.planned_anew(n, "its scale was zero and its shift was not") for n in names]
         return [a for a in made if a is not None]
     if level:
-        return _calibrated(case, finding.layers, up=True)
-    before = _until(case, finding.layers)
-    return list(_without_bias(case, case.parameters_at(before), finding.layers))
+        measured = _calibrated(case, finding.layers, up=True, centre=True)
+        return _anew(case, finding, 1) if _needs_structure(case, measured) else measured
+    names = case.parameters_at(_until(case, finding.layers))
+    return list(_without_bias(case, names, finding.layers))
 
 
 def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """Biases that drown the signal at zero; without any, the output layer scaled down."""
+    if level > 1:
+        return _anew(case, finding, level - 1)
+    names = case.parameters_at(_until(case, [finding.layer]))
+    drowning = list(_without_bias(case, names, (), DROWNED))
+    if drowning and level == 0:
+        return drowning
+    return list(_quiet_head(case, finding.layer))
+
+
+def _quiet_head(case: Case, layer: str) -> Iterator[Assignment]:
     """The output layer scaled down; where it is a table too, to the size that a new one has."""
-    if level:
-        return _anew(case, finding, level)
-    made = []
     sizes = {y.name: y.rms for y in case.evidence.layers}
-    for name in case.parameters_at([finding.layer], (*_WEIGHTS, "table")):
-        role, rms = case.roles[name], sizes.get(finding.layer) or 0.0
+    for name in case.parameters_at([layer], (*_WEIGHTS, "table")):
+        role, rms = case.roles[name], sizes.get(layer) or 0.0
         if role.kind == "table":
             plan, own = case.planned.get(name), case.audits[name].rms
             factor = plan.std / own if plan is not None and own > 0 else 1.0
@@ -78,8 +101,7 @@ def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignme
             factor = HEAD_GAIN / rms if rms > 0 and math.isfinite(rms) else 1.0
         if 0 < factor < 1:
             because = "the output layer: its logits start near zero, the loss at that of guessing"
-            made.append(case.scaled(name, _short(factor), because))
-    return made
+            yield case.scaled(name, _short(factor), because)
 
 
 def packed(case: Case, finding: Finding, _level: int) -> list[Assignment]:
@@ -98,29 +120,47 @@ def packed(case: Case, finding: Finding, _level: int) -> list[Assignment]:
 
 
 def _calibrated(
-    case: Case, guilty: Collection[str], up: bool, only: Collection[str] | None = None
+    case: Case,
+    guilty: Collection[str],
+    up: bool,
+    only: Collection[str] | None = None,
+    centre: bool = False,
 ) -> list[Assignment]:
     """One forward pass in which each weight is brought to its size while the pass runs.
 
-    A layer whose own size is right once its input is right stays as it is.
+    A layer whose own size is right once its input is right stays as it is.  With `centre` its bias
+    takes the mean of each unit away, and what differs between inputs is what counts.
     """
-    wanted = dict(_targets(case, guilty, up, only))
-    factors: dict[str, tuple[float, ...]] = {}
+    wanted = dict(_targets(case, guilty, up, only, centre))
+    found: dict[str, tuple[float, ...]] = {}
     for _ in range(_PASSES):
-        with copied(case.model, wanted):
-            factors = measure_(case.model, case.batch, wanted)
-        wrong = [n for n, f in factors.items() if (f[0] > 1) is not up]
-        if not wrong:
+        biases = {t.bias for t in wanted.values() if t.bias is not None}
+        with copied(case.model, {*wanted, *biases}):
+            found = measure_(case.model, case.batch, wanted)
+        wrong = [n for n in wanted if n in found and (found[n][0] > 1) is not up]
+        if centre or not wrong:
             break
         wanted = {n: t for n, t in wanted.items() if n not in wrong}
-    because = f"scaled {'up' if up else 'down'} in one pass over the batch, to a root mean square"
-    return [case.scaled(n, f[0], f"{because} of {wanted[n].size:.3g}") for n, f in factors.items()]
+    way = "and centred" if centre else "up" if up else "down"
+    because = f"scaled {way} in one pass over the batch, to a root mean square of"
+    made = [
+        case.scaled(n, found[n][0], f"{because} {wanted[n].size:.3g}")
+        for n in wanted & found.keys()
+    ]
+    told = "the means of the outputs, taken away"
+    made += [case.values(t.bias, found[t.bias], told) for t in wanted.values() if t.bias in found]
+    return made
 
 
 def _targets(
-    case: Case, guilty: Collection[str], up: bool, only: Collection[str] | None
+    case: Case,
+    guilty: Collection[str],
+    up: bool,
+    only: Collection[str] | None,
+    centre: bool,
 ) -> Iterator[tuple[str, Target]]:
     named = set(case.parameters_at(guilty))
+    biases = {r.call: n for n, r in case.roles.items() if r.kind == "bias" and r.trainable}
     for name, role in case.roles.items():
         plain = role.kind == "weight" and role.trainable and role.part is None
         free = uncertain(role) or name in named
@@ -128,12 +168,27 @@ def _targets(
             continue
         if role.attention and name not in named:
             continue
-        yield name, Target(_size(role, up), TOLERANCE)
+        size = target_size(role)
+        if role.head:
+            size *= HEAD_GAIN if up else LOUD
+        bias = biases.get(role.call) if centre and not role.head else None
+        yield name, Target(size, TOLERANCE, centred=centre, centre=bias is not None, bias=bias)
 
 
-def _size(role: Role, up: bool) -> float:
-    """Of the output; a head is left between the size of a new one and 1."""
-    return target_size(role) * (HEAD_GAIN if role.head and up else 1.0)
+def _needs_structure(case: Case, made: Collection[Assignment]) -> bool:
+    """Whether most of a deep stretch is guilty: scale alone keeps no inputs apart there."""
+    deep = {n for n, a in case.planned.items() if a.scheme in STRUCTURED and a.std > 0}
+    guilty = {a.parameter for a in made} & deep
+    return len(deep) >= FEWEST and 2 * len(guilty) > len(deep)
+
+
+def _oversized(case: Case, done: Collection[str]) -> Iterator[Assignment]:
+    """Weights many times the size of a new one, where norms hide it from the forward pass."""
+    for name, plan in case.planned.items():
+        role, own = case.roles[name], case.audits[name].rms
+        if role.kind in _WEIGHTS and name not in done and 0 < OVERSIZED * plan.std < own:
+            because = f"{own / plan.std:.3g} times the size of a new one: scaled down to it"
+            yield case.scaled(name, _short(plan.std / own), because)
 
 
 def _moderate(case: Case, names: Iterable[str]) -> Iterator[Assignment]:
@@ -147,7 +202,7 @@ def _moderate(case: Case, names: Iterable[str]) -> Iterator[Assignment]:
 
 
 def _without_bias(
-    case: Case, names: Iterable[str], guilty: Collection[str]
+    case: Case, names: Iterable[str], guilty: Collection[str], times: float = 1.0
 ) -> Iterator[Assignment]:
     """Biases larger than what their weights make of the input: as in a new model."""
     sizes = {y.name: y for y in case.evidence.layers}
@@ -159,7 +214,7 @@ def _without_bias(
         layer = sizes.get(owner.get(name, ""))
         rms = case.audits[name].rms
         spread = (layer.rms or 0.0) * (layer.variation or 0.0) if layer is not None else 0.0
-        if rms > spread or layer is None or layer.name in guilty:
+        if layer is None or rms > times * spread or layer.name in guilty:
             made = case.planned_anew(name, f"a bias of {rms:.3g} beside a signal of {spread:.3g}")
             if made is not None:
                 yield made
