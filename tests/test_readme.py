@@ -27,10 +27,11 @@ def run(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return scope
 
 
-def test_there_is_an_example_of_check_init_and_compare():
+def test_there_is_an_example_of_every_verb():
     assert [re.findall(r"fanin\.(\w+)", block)[0] for block in BLOCKS] == [
         "check",
         "plan",
+        "repair_",
         "compare",
     ]
 
@@ -52,8 +53,15 @@ def test_the_example_of_init_ends_as_it_says(tmp_path: Path, monkeypatch: pytest
     run(BLOCKS[1], tmp_path, monkeypatch)
 
 
+def test_the_example_of_repair_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repair = run(BLOCKS[2], tmp_path, monkeypatch)["repair"]
+    assert not repair.before.ok
+    assert repair.after.ok
+    assert repair.changed == ("0.weight", "2.weight")
+
+
 def test_the_example_of_compare_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    comparison = run(BLOCKS[2], tmp_path, monkeypatch)["comparison"]
+    comparison = run(BLOCKS[3], tmp_path, monkeypatch)["comparison"]
     assert comparison.best.scheme == "auto"
 
 

@@ -137,9 +137,8 @@ def calibrate_(
     Each weight is multiplied with one factor, found in the order of execution while the model
     runs: a layer is measured on inputs that are calibrated already.  The size is the root mean
     square of the whole output, so a batch of one is enough.  It is `std`, times what the layer's
-    place asks for: 1/√L for the last layer of one of L residual branches, 1/ω before a sine of ω
-    times its output, less in deep stretches of tanh or sine without norms.  The output layer is
-    brought to `std` like any other.
+    place asks for: 1/√L for the last layer of one of L residual branches, less in deep stretches of
+    tanh or sine without norms.  The output layer is brought to `std` like any other.
 
     What is read is the model in the mode it is in; its mode, buffers, gradients and random states
     stay.  A weight that is used several times is scaled at its first call.  A weight that is all
@@ -251,12 +250,7 @@ def _place(role: Role, found: Sequence[Role]) -> float:
     if role.kind == "magnitude" and role.part is not None:
         pair = (r for r in found if r.part is not None and r.part.weight == role.part.weight)
         role = next((r for r in pair if r.kind == "weight"), role)
-    return target_size(role) / (role.factor if _is_siren(role) else 1.0)
-
-
-def _is_siren(role: Role) -> bool:
-    """Whether a sine of ω times the output follows: ω·output is to have the size then."""
-    return role.activation == "sin" and role.factor >= SIREN
+    return target_size(role)
 
 
 def _reason(role: Role, parameter: Tensor, chosen: Collection[str], frozen: bool) -> str:
@@ -276,8 +270,8 @@ def _reason(role: Role, parameter: Tensor, chosen: Collection[str], frozen: bool
         return _NO_WEIGHT
     if role.repeated and role.activation is None and role.branch is None:
         return _REASONS["recurrent"]  # of a network unrolled by hand
-    if _is_siren(role) and role.input.kind == "data":
-        return "it holds the frequencies of a sine, which are the author's choice"
+    if role.activation == "sin" and role.factor >= SIREN:
+        return f"a sine of {role.factor:g} times its output follows: its size is a frequency"
     if not role.trainable and not frozen:
         return "frozen"
     if not parameter.is_floating_point():
