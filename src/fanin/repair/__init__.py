@@ -236,9 +236,13 @@ class _Surgery:
         return None
 
     def _causes(self, report: Report) -> list[Finding]:
-        """What is to be cleared; memory that nobody wrote is what other errors come from."""
+        """What is to be cleared, and the rest of the same kind.
+
+        Memory that nobody wrote is what other errors come from.
+        """
         wanted = self.wanted(report)
-        behind = [f for f in report.findings if f.code in CAUSES and f not in wanted]
+        codes = {*CAUSES, *(f.code for f in wanted if f.severity == "error")}
+        behind = [f for f in report.findings if f.code in codes and f not in wanted]
         return [*(replace(f, severity="error") for f in behind), *wanted] if wanted else []
 
     def _treat(

@@ -125,7 +125,10 @@ class Case:
         return self._normal(name, share / math.sqrt(fan), because, part)
 
     def own(self, name: str, because: str, part: Mask | None = None) -> Assignment:
-        """Drawn with the scale and the distribution that the parameter has."""
+        """Drawn with the scale and the distribution that the parameter has.
+
+        Drawn as in a new model, where what it has is a pattern.
+        """
         std = self._own_std(name, part)
         if std is None:
             return self.alive(name, because, part)

@@ -55,6 +55,5 @@ def _scaled(before: Assignment, after: Assignment) -> Assignment:
 
 
 def _both(before: Assignment, after: Assignment) -> str:
-    if after.because in before.because:
-        return before.because
-    return f"{before.because}; then {after.because}"
+    told = after.because.partition("; ")[0]  # what is drawn, and how, was told before
+    return before.because if told in before.because else f"{before.because}; then {told}"

@@ -18,7 +18,7 @@ __all__ = ["collapsed", "exploding", "loss_above_chance", "packed", "saturated",
 
 _WEIGHTS = ("weight", "recurrent", "projection")
 _DRAWN = (*_WEIGHTS, "bias", "recurrent_bias", "norm_scale", "norm_shift")
-# A head is left where its output is no larger than this: logits of a few, as many designs have.
+# A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
 # A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
 OVERSIZED = 8.0
@@ -35,7 +35,7 @@ def vanishing(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if level:
         return _anew(case, finding, level)
     made = _calibrated(case, finding.layers, up=True)
-    return _anew(case, finding, 1) if _needs_structure(case, made) else made
+    return _structured(case, finding) if _needs_structure(case, made) else made
 
 
 def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -44,7 +44,7 @@ def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
         return _anew(case, finding, level)
     made = _calibrated(case, finding.layers, up=False)
     if _needs_structure(case, made):
-        return _anew(case, finding, 1)
+        return _structured(case, finding)
     return [*made, *_oversized(case, {a.parameter for a in made})]
 
 
@@ -53,7 +53,7 @@ def saturated(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if level:
         return _anew(case, finding, level)
     names = case.parameters_at(finding.layers)
-    made = [*_moderate(case, names), *_without_bias(case, names, finding.layers)]
+    made = [*_moderate(case, names), *_without_bias(case, names, least=1.0)]
     done = {a.parameter for a in made}
     heads = [n for n, role in case.roles.items() if role.head]
     measured = _calibrated(case, finding.layers, up=False, only=[*names, *heads])
@@ -73,9 +73,9 @@ def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
         return [a for a in made if a is not None]
     if level:
         measured = _calibrated(case, finding.layers, up=True, centre=True)
-        return _anew(case, finding, 1) if _needs_structure(case, measured) else measured
+        return _structured(case, finding) if _needs_structure(case, measured) else measured
     names = case.parameters_at(_until(case, finding.layers))
-    return list(_without_bias(case, names, finding.layers))
+    return list(_without_bias(case, names))
 
 
 def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -83,7 +83,7 @@ def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignme
     if level > 1:
         return _anew(case, finding, level - 1)
     names = case.parameters_at(_until(case, [finding.layer]))
-    drowning = list(_without_bias(case, names, (), DROWNED))
+    drowning = list(_without_bias(case, names, DROWNED))
     if drowning and level == 0:
         return drowning
     return list(_quiet_head(case, finding.layer))
@@ -168,18 +168,39 @@ def _targets(
             continue
         if role.attention and name not in named:
             continue
-        size = target_size(role)
-        if role.head:
-            size *= HEAD_GAIN if up else LOUD
+        size, tolerance = target_size(role), TOLERANCE
+        if role.head and up:
+            size *= HEAD_GAIN
+        elif role.head:
+            tolerance = LOUD
         bias = biases.get(role.call) if centre and not role.head else None
-        yield name, Target(size, TOLERANCE, centred=centre, centre=bias is not None, bias=bias)
+        yield name, Target(size, tolerance, centred=centre, centre=bias is not None, bias=bias)
 
 
 def _needs_structure(case: Case, made: Collection[Assignment]) -> bool:
     """Whether most of a deep stretch is guilty: scale alone keeps no inputs apart there."""
-    deep = {n for n, a in case.planned.items() if a.scheme in STRUCTURED and a.std > 0}
+    deep = _deep(case)
     guilty = {a.parameter for a in made} & deep
     return len(deep) >= FEWEST and 2 * len(guilty) > len(deep)
+
+
+def _deep(case: Case) -> set[str]:
+    """Weights of deep stretches, whose directions a new model chooses too."""
+    return {
+        n
+        for n, a in case.planned.items()
+        if a.scheme in STRUCTURED and a.std > 0 and case.roles[n].kind == "weight"
+    }
+
+
+def _structured(case: Case, finding: Finding) -> list[Assignment]:
+    """All of the deep stretches as in a new model: mirrored or orthogonal weights go together."""
+    weights = _deep(case)
+    calls = {case.roles[n].call for n in weights}
+    biases = [n for n, r in case.roles.items() if r.kind == "bias" and r.call in calls]
+    because = f"{finding.name}: in a deep stretch scale alone keeps no inputs apart"
+    made = [case.planned_anew(n, because) for n in (*weights, *biases) if case.roles[n].trainable]
+    return [a for a in made if a is not None]
 
 
 def _oversized(case: Case, done: Collection[str]) -> Iterator[Assignment]:
@@ -202,20 +223,28 @@ def _moderate(case: Case, names: Iterable[str]) -> Iterator[Assignment]:
 
 
 def _without_bias(
-    case: Case, names: Iterable[str], guilty: Collection[str], times: float = 1.0
+    case: Case, names: Iterable[str], times: float = 1.0, least: float = 0.0
 ) -> Iterator[Assignment]:
-    """Biases larger than what their weights make of the input: as in a new model."""
-    sizes = {y.name: y for y in case.evidence.layers}
-    owner = {n: y.name for y in case.evidence.layers for n in y.parameters}
+    """Biases as in a new model, where they are larger than what their weights make of the input.
+
+    Args:
+        case: under repair.
+        names: parameters that are looked at.
+        times: how much larger, at least.
+        least: size that what the weights make counts as, at least.
+    """
+    layers = {n: y for y in case.evidence.layers for n in y.parameters}
     for name in names:
-        role = case.roles[name]
+        role, layer = case.roles[name], layers.get(name)
         if role.kind not in ("bias", "recurrent_bias", "norm_shift") or name in case.zeros:
             continue
-        layer = sizes.get(owner.get(name, ""))
         rms = case.audits[name].rms
         spread = (layer.rms or 0.0) * (layer.variation or 0.0) if layer is not None else 0.0
-        if layer is None or rms > times * spread or layer.name in guilty:
-            made = case.planned_anew(name, f"a bias of {rms:.3g} beside a signal of {spread:.3g}")
+        if least:
+            spread = least  # what the weights make once they are scaled
+        if rms > times * spread:
+            told = f"a bias of {rms:.3g} beside a signal of {spread:.3g}"
+            made = case.planned_anew(name, told)
             if made is not None:
                 yield made
 
