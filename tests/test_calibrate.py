@@ -579,6 +579,15 @@ def test_centre_needs_two_values_of_a_unit():
     assert "0.bias" in done.untouched
 
 
+def test_samples_that_are_all_alike_are_not_centred_to_their_rounding():
+    model, batch = mlp(6, 8, 3), torch.randn(1, 6).repeat(7, 1)
+    batch += torch.randn_like(batch) * 1e-7
+    was = model[0].bias.detach().clone()
+    calibrate_(model, batch, centre=True)
+    assert torch.equal(model[0].bias, was)
+    assert list(sizes(model, batch).values()) == pytest.approx([1, 1], rel=1e-5)
+
+
 def test_a_bias_that_two_layers_share_is_centred_for_the_first():
     model, batch = mlp(8, 8, 8), torch.randn(64, 8) + 0.3
     model[2].bias = model[0].bias
@@ -790,6 +799,16 @@ def test_a_target_that_centres_gives_one_factor_and_the_new_bias():
     out = model[0](batch).detach()
     assert rms(out) == pytest.approx(0.5, rel=1e-3)
     assert float(out.mean(0).abs().max()) < 1e-5
+
+
+def test_a_bias_of_two_targets_is_moved_once():
+    model, batch = mlp(8, 8, 8), torch.randn(64, 8)
+    model[2].bias = model[0].bias
+    target = Target(1.0, centre=True, bias="0.bias")
+    measure_(model, batch, {"0.weight": target, "2.weight": target})
+    with outputs(model) as seen:
+        model(batch)
+    assert float(seen["0"][0].mean(0).abs().max()) < 1e-5
 
 
 def test_what_meets_its_target_does_not_appear():

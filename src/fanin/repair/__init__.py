@@ -8,7 +8,7 @@ followed by the next stronger one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ __all__ = ["Change", "Repair", "repair_"]
 ROUNDS = 16
 # Treated wherever an error is, though a network that squashes such values may train as it is.
 CAUSES = ("N402",)
+# Warnings that may be what an error comes from, if no remedy for the error itself has cleared it.
+HIDDEN = ("S101", "W505")
 # Remedies of growing strength that a rule has at most.
 STRENGTHS = 4
 
@@ -144,6 +146,15 @@ class _Look:
         return forward(self.model, self.batch, self.options["seed"])
 
 
+@dataclass(frozen=True)
+class _State:
+    """A set of assignments, the report on the model with them, and what is left to clear."""
+
+    chosen: dict[str, Assignment]
+    report: Report
+    left: tuple[int, int]
+
+
 @dataclass
 class _Surgery:
     """Chooses remedies, round after round.
@@ -153,12 +164,14 @@ class _Surgery:
         warnings: whether warnings are treated too.
         preserve: whether the output must stay.
         tried: rule → how often it was treated.
+        causes: rules that are treated too, wherever an error is.
     """
 
     look: _Look
     warnings: bool
     preserve: bool
     tried: Counter[str] = field(default_factory=Counter)
+    causes: tuple[str, ...] = ()
 
     def wanted(self, report: Report) -> list[Finding]:
         """The findings that are to be cleared."""
@@ -178,13 +191,25 @@ class _Surgery:
         """The best set of assignments that was found, and the report with it."""
         found = {r.parameter: r for r in roles(evidence.seen.architecture, self.look.model)}
         first: dict[str, Wire] = {}
-        if any(f.code == "S101" for f in self.wanted(report)):
+        if any(f.code == "S101" for f in report.findings):
             first = wiring(self.look.model, self.look.batch, self.look.options["seed"], ())
         outputs = self.look.outputs() if self.preserve else None
+        start = self._case(found, report, evidence, first)
+        best = _State({}, report, self._left(report))
+        for self.causes in (CAUSES, (*CAUSES, *HIDDEN)):
+            self.tried.clear()
+            bench.use((), start.seed)
+            best = min(best, self._rounds(bench, start, outputs), key=lambda state: state.left)
+            hidden = any(f.code in HIDDEN for f in report.findings if f.severity == "warning")
+            if not best.left[0] or not hidden:
+                break
+        return best.chosen, best.report
+
+    def _rounds(self, bench: Trial, case: Case, outputs: Sequence[Tensor] | None) -> _State:
+        """Treat and check until nothing is left, or nobody has anything to offer."""
         chosen: dict[str, Assignment] = {}
-        best = (self._left(report), chosen, report)
+        best = _State(chosen, case.report, self._left(case.report))
         for number in range(ROUNDS):
-            case = self._case(found, report, evidence, first)
             fresh = self._prescribed(case, chosen)
             if fresh is None:
                 break
@@ -195,12 +220,11 @@ class _Surgery:
                 continue
             chosen = fresh
             report, evidence = self.look(chosen)
-            left = self._left(report)
-            if left < best[0]:
-                best = (left, chosen, report)
-            if not left[1]:
+            case = self._case(case.roles, report, evidence, case.first)
+            best = min(best, _State(chosen, report, self._left(report)), key=lambda s: s.left)
+            if not best.left[1]:
                 break
-        return best[1], best[2]
+        return best
 
     def _left(self, report: Report) -> tuple[int, int]:
         """Errors that are left, and with the warnings that were to be cleared; fewer is better."""
@@ -241,7 +265,7 @@ class _Surgery:
         Memory that nobody wrote is what other errors come from.
         """
         wanted = self.wanted(report)
-        codes = {*CAUSES, *(f.code for f in wanted if f.severity == "error")}
+        codes = {*self.causes, *(f.code for f in wanted if f.severity == "error")}
         behind = [f for f in report.findings if f.code in codes and f not in wanted]
         return [*(replace(f, severity="error") for f in behind), *wanted] if wanted else []
 

@@ -21,8 +21,8 @@ __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 # Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
 # may be large: the larger, the sooner the copies go apart.
 NOISE = 0.5
-# Weights of copies this much smaller than new ones were averaged over them, or tend to zero: no scale
-# to draw others at.
+# Weights of copies this much smaller than new ones were averaged over them, or tend to zero: that
+# is no scale to draw others at.
 TINY = 0.25
 # With more than this share of its inputs copies, a layer that goes on reading them alike lets a few
 # directions through and no more; with fewer, it does no harm.

@@ -17,7 +17,7 @@ from fanin.repair.case import Case
 __all__ = ["collapsed", "exploding", "loss_above_chance", "packed", "saturated", "vanishing"]
 
 _WEIGHTS = ("weight", "recurrent", "projection")
-_DRAWN = (*_WEIGHTS, "bias", "recurrent_bias", "norm_scale", "norm_shift")
+_DRAWN = (*_WEIGHTS, "bias", "recurrent_bias", "norm_scale", "norm_shift", "table", "token")
 # A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
 # A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
