@@ -3,7 +3,7 @@
     python benchmarks/trainability.py label      trains every network, writes the labels (minutes)
     python benchmarks/trainability.py compare    checks every network against its label (seconds)
     python benchmarks/trainability.py table      prints the labels
-    python benchmarks/trainability.py repair     repairs every faulty network and trains it (minutes)
+    python benchmarks/trainability.py repair     repairs what is faulty and trains it (minutes)
 
 **How a network is labelled.**  All starts of one architecture are trained on the same data by SGD
 with momentum and by Adam, each at several learning rates, for :data:`STEPS` small batches, twice,
@@ -129,7 +129,8 @@ def label_architecture(recipes: list[Recipe]) -> list[dict[str, Any]]:
     t = task(recipes[0])
     trained = train_all(recipes[0], [build(recipe)[0] for recipe in recipes])
     records: list[dict[str, Any]] = [
-        {**asdict(r), "chance": t.chance, "orders": o} for r, o in zip(recipes, trained, strict=True)
+        {**asdict(r), "chance": t.chance, "orders": orders}
+        for r, orders in zip(recipes, trained, strict=True)
     ]
     _judge(records, t.chance)
     return records
@@ -393,7 +394,8 @@ def table(networks: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("verb", nargs="?", default="compare", choices=["label", "compare", "table", "repair"])
+    verbs = ["label", "compare", "table", "repair"]
+    parser.add_argument("verb", nargs="?", default="compare", choices=verbs)
     parser.add_argument("--seed", type=int, action="append", help="default 0; may be repeated")
     parser.add_argument("--json", action="store_true", help="print each result as JSON")
     parser.add_argument("--only", default="", help="architectures with this in their name")

@@ -241,6 +241,24 @@ def test_queries_keys_and_values_have_their_size_packed_or_apart():
         torch.testing.assert_close(rows, torch.full_like(rows, done[name].factor))
 
 
+def test_a_part_that_is_used_again_is_scaled_at_its_first_call():
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(24, 8))
+
+        def forward(self, x):
+            first = x @ self.weight[:8].T
+            again = first.relu() @ self.weight[:8].T
+            return again, F.linear(x, self.weight[8:])
+
+    model, batch = Sliced(), torch.randn(64, 8)
+    done = calibrate_(model, batch)
+    assert [row.parameter for row in done] == ["weight[0:8]", "weight[8:24]"]
+    assert rms(batch @ model.weight[:8].T) == pytest.approx(1, rel=1e-5)
+    assert rms(batch @ model.weight[8:].T) == pytest.approx(1, rel=1e-5)
+
+
 def recurrent(kind: str, **options: Any) -> nn.RNNBase:
     return getattr(nn, kind)(6, 8, num_layers=2, batch_first=True, **options)
 

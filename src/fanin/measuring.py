@@ -239,7 +239,8 @@ class _Adjust:
         output: Tensor,
         again: Callable[[], Tensor],
     ) -> Tensor:
-        if weighted.op in _CELLS:  # its product was measured before
+        # A cell was measured before it ran; rows that an index picks are no output of a layer.
+        if weighted.op in _CELLS or not weighted.inputs:
             return output
         name = names[0] if len(names) == 1 else ""
         target = self._targets.get(name)
@@ -279,6 +280,8 @@ class _Adjust:
         if torch._C._functorch.is_functorch_wrapped_tensor(use.weight):
             return None
         whole, part = self._parameters[name], use.weight
+        if part.dim() == 2 and part.stride() != whole.stride():
+            part = part.T  # as in x @ W[a:b].T
         inside = _memory(part) == _memory(whole) and part.dim() > 0 and part.numel() > 0
         rows = inside and part.shape[1:] == whole.shape[1:] and part.stride() == whole.stride()
         if not rows or len(part) == len(whole):
