@@ -144,8 +144,7 @@ def _calibrated(
     way = "and centred" if centre else "up" if up else "down"
     because = f"scaled {way} in one pass over the batch, to a root mean square of"
     made = [
-        case.scaled(n, found[n][0], f"{because} {wanted[n].size:.3g}")
-        for n in wanted & found.keys()
+        case.scaled(n, found[n][0], f"{because} {wanted[n].size:.3g}") for n in wanted if n in found
     ]
     told = "the means of the outputs, taken away"
     made += [case.values(t.bias, found[t.bias], told) for t in wanted.values() if t.bias in found]
