@@ -190,11 +190,8 @@ class _Surgery:
     ) -> tuple[dict[str, Assignment], Report]:
         """The best set of assignments that was found, and the report with it."""
         found = {r.parameter: r for r in roles(evidence.seen.architecture, self.look.model)}
-        first: dict[str, Wire] = {}
-        if any(f.code == "S101" for f in report.findings):
-            first = wiring(self.look.model, self.look.batch, self.look.options["seed"], ())
         outputs = self.look.outputs() if self.preserve else None
-        start = self._case(found, report, evidence, first)
+        start = self._case(found, report, evidence, {})
         best = _State({}, report, self._left(report))
         for self.causes in (CAUSES, (*CAUSES, *HIDDEN)):
             self.tried.clear()
@@ -240,6 +237,8 @@ class _Surgery:
     ) -> Case:
         look = self.look
         seed = look.options["seed"]
+        if not first and any(f.code == "S101" for f in report.findings):
+            first = wiring(look.model, look.batch, seed, ())
         return Case(look.model, look.batch, found, report, evidence, seed, first, self.preserve)
 
     def _prescribed(

@@ -44,7 +44,7 @@ class Case:
         report: of the last check.
         evidence: behind that report.
         seed: of every draw.
-        first: wires of the model as it was given.
+        first: wires of the model as it was when copies were first found in it.
         preserve: whether its output has to stay what it is.
     """
 
@@ -77,9 +77,12 @@ class Case:
 
     @cached_property
     def wires(self) -> Mapping[str, Wire]:
-        """The wires of the model as it is now."""
-        wanted = {n for n, r in self.roles.items() if r.kind in ("weight", "recurrent", "table")}
-        return wiring(self.model, self.batch, self.seed, wanted)
+        """The wires of the model as it is now; units are looked up where some are at fault."""
+        symmetry = self.report.symmetry
+        places = {c.layer for c in symmetry.classes}
+        places |= {b for d in symmetry.deadlocks for b in d.because}
+        places |= {n for f in self.report.findings if f.code == "P205" for n in f.layers}
+        return wiring(self.model, self.batch, self.seed, self.parameters_at(places))
 
     def parameters_at(self, places: Iterable[str], kinds: Collection[str] = ()) -> list[str]:
         """Trainable parameters of the layers (or parameters) named, in the order of execution."""
