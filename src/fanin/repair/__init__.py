@@ -163,14 +163,14 @@ class _Surgery:
         look: checks the model.
         warnings: whether warnings are treated too.
         preserve: whether the output must stay.
-        tried: rule → how often it was treated.
+        tried: (rule, place) → how often it was treated.
         causes: rules that are treated too, wherever an error is.
     """
 
     look: _Look
     warnings: bool
     preserve: bool
-    tried: Counter[str] = field(default_factory=Counter)
+    tried: Counter[tuple[str, str]] = field(default_factory=Counter)
     causes: tuple[str, ...] = ()
 
     def wanted(self, report: Report) -> list[Finding]:
@@ -272,10 +272,10 @@ class _Surgery:
         self, case: Case, finding: Finding, remedy: Remedy, fresh: dict[str, Assignment]
     ) -> None:
         """Add the weakest remedy that was not tried yet and changes something."""
-        before = dict(fresh)
-        while self.tried[finding.code] < STRENGTHS:
-            made = remedy(case, finding, self.tried[finding.code])
-            self.tried[finding.code] += 1
+        before, place = dict(fresh), (finding.code, finding.layer)
+        while self.tried[place] < STRENGTHS:
+            made = remedy(case, finding, self.tried[place])
+            self.tried[place] += 1
             for assignment in made:
                 name = assignment.parameter
                 fresh[name] = merged(fresh.get(name), assignment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Change:
         parameter: its path.
         entries: that have another value now.
         total: entries that it has.
-        before: root mean square of the changed entries as they were (of the finite ones).
+        before: root mean square of the changed entries as they were; nan where none was finite.
         after: the same now.
         because: why.
     """
@@ -36,7 +37,8 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """The change as plain data."""
-        return asdict(self)
+        plain = asdict(self)
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in plain.items()}
 
 
 def changes(
@@ -66,4 +68,4 @@ def changes(
 
 def _rms(values: Tensor) -> float:
     finite = values[torch.isfinite(values)].double()
-    return float(finite.square().mean().sqrt()) if finite.numel() else 0.0
+    return float(finite.square().mean().sqrt()) if finite.numel() else math.nan

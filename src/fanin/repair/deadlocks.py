@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -33,9 +33,8 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
             because = f"a zero that held {_others(group, name)} and itself: one value ends it"
             made[name] = case.alive(name, because)
     flat = {b for d in held if d.cause == "dead units" for b in d.because if b not in case.roles}
-    for layer in flat:
-        if not set(case.parameters_at([layer])) & made.keys():
-            made |= {a.parameter: a for a in _revived(case, layer, level)}
+    if not made:
+        made = {a.parameter: a for a in _alive_again(case, flat, level)}
     if level > 1 and not made:
         names = case.parameters_at((d.parameter for d in held), _FACTORS)
         made = {n: case.alive(n, "no gradient reached it") for n in names}
@@ -110,12 +109,22 @@ def dead_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
         names = case.parameters_at(finding.layers, ("weight", "bias", "norm_scale", "norm_shift"))
         made = [case.planned_anew(n, "its units are dead") for n in names]
         return [a for a in made if a is not None]
-    found = [a for layer in finding.layers for a in _revived(case, layer, level)]
+    found = _alive_again(case, finding.layers, level)
     return list({a.parameter: a for a in found}.values())
 
 
-def _revived(case: Case, layer: str, level: int) -> Iterator[Assignment]:
-    """The dead units of a layer, brought back: their biases, or (level 1) their weights too."""
+def _alive_again(case: Case, layers: Collection[str], level: int) -> Iterator[Assignment]:
+    """Dead units brought back; those behind a dead layer are as dead as it, and may be sound."""
+    read = case.evidence.seen.architecture
+    calls = {y.name: set(y.calls) for y in read.layers if y.name in layers}
+    for layer, own in calls.items():
+        before = read.ancestors(own) - own
+        behind = any(before & others for name, others in calls.items() if name != layer)
+        yield from _revived(case, layer, level, not behind)
+
+
+def _revived(case: Case, layer: str, level: int, first: bool) -> Iterator[Assignment]:
+    """The dead units of a layer: their biases, or (level 1, or without biases) their weights."""
     names = case.parameters_at([layer])
     wire = next((case.wires[n] for n in names if n in case.wires), None)
     if wire is None or wire.dead is None or not wire.dead.any():
@@ -133,7 +142,7 @@ def _revived(case: Case, layer: str, level: int) -> Iterator[Assignment]:
             yield case.constant(
                 name, 0.0, f"{because}: their biases start at zero", case.mask(name, rows)
             )
-    if (level or not moved) and wire.units is not None:
+    if first and (level or not moved) and wire.units is not None:
         yield from _redrawn(case, wire, dead, because)
 
 
