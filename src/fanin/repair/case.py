@@ -30,6 +30,9 @@ Mask = NDArray[np.bool_]
 # Fewer distinct values than this in a weight are a pattern (zeros, ones, signs), whose size says
 # nothing of the size that a random start should have.
 _FEW_VALUES = 4
+# Weights this much smaller than new ones are what averages over copies leave, or a decay: that is
+# no scale to draw others at.
+TINY = 0.25
 _SAMPLE = 4096  # entries that are looked at to tell
 
 
@@ -140,6 +143,11 @@ class Case:
             bound = std * math.sqrt(3)
             return self._within(self._bare(name, "uniform", bound, std, told), part)
         return self._normal(name, std, told, part)
+
+    def fresh(self, name: str, because: str, part: Mask | None = None) -> Assignment:
+        """Drawn at the scale that the parameter has, unless that is next to nothing."""
+        made, live = self.own(name, because, part), self.alive(name, because, part)
+        return live if made.std < TINY * live.std else made
 
     def constant(
         self, name: str, value: float, because: str, part: Mask | None = None

@@ -21,9 +21,6 @@ __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 # Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
 # may be large: the larger, the sooner the copies go apart.
 NOISE = 0.5
-# Weights of copies this much smaller than new ones were averaged over them, or tend to zero: that
-# is no scale to draw others at.
-TINY = 0.25
 # With more than this share of its inputs copies, a layer that goes on reading them alike lets a few
 # directions through and no more; with fewer, it does no harm.
 MOST = 0.5
@@ -82,15 +79,7 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
             f" of {kept} that stay" if kept else ", and all zero"
         )
         if again:
-            yield _apart(case, name, because, case.mask(name, rows[again]))
-
-
-def _apart(case: Case, name: str, because: str, part: Mask) -> Assignment:
-    """A part of a weight drawn at the scale of the rest, unless that is next to nothing."""
-    made, plan = case.own(name, because, part), case.planned.get(name)
-    if plan is not None and made.std < TINY * plan.std:
-        return case.alive(name, because, part)
-    return made
+            yield case.fresh(name, because, case.mask(name, rows[again]))
 
 
 def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray) -> list[int]:
@@ -113,10 +102,10 @@ def _outgoing(case: Case, share: float) -> Iterator[Assignment]:
         columns = columns.movedim(max(role.layout.find("i"), 0), 0)
         groups = [c for c in classes(wire.inputs) if not share or _equal(columns[list(c)])]
         again = [u for c in groups for u in c[1:]]
-        if len(again) > share * len(wire.inputs) and role.layout.count("i") == 1:
+        if len(again) > share * (len(wire.inputs) - wire.silent) and role.layout.count("i") == 1:
             part = np.zeros(role.shape, dtype=np.bool_)
             np.moveaxis(part, role.layout.index("i"), 0)[again] = True
-            yield _apart(case, name, f"it read {len(again)} copies alike", part)
+            yield case.fresh(name, f"it read {len(again)} copies alike", part)
 
 
 def _parted(case: Case, found: Sequence[UnitClass], level: int) -> list[Assignment]:

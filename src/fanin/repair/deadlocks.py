@@ -151,7 +151,7 @@ def _redrawn(case: Case, wire: Wire, dead: np.ndarray, because: str) -> Iterator
     inside = dead[dead < len(wire.units)]
     if case.roles[wire.parameter].trainable and len(inside):
         part = case.mask(wire.parameter, wire.units[inside])
-        yield case.own(wire.parameter, f"{because}: their weights are drawn again", part)
+        yield case.fresh(wire.parameter, f"{because}: their weights are drawn again", part)
 
 
 def _shifts(case: Case, layer: str) -> list[str]:

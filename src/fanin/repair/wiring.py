@@ -37,6 +37,7 @@ class Wire:
         others: the same for its biases and recurrent matrices.
         inputs: class of each input feature: the same number for features that are equal on the
             whole batch; None where they are not told.
+        silent: input features that are zero on the whole batch.
         dead: which units are flat on the whole batch.
         rms: of the output.
     """
@@ -45,6 +46,7 @@ class Wire:
     units: Rows | None = None
     others: dict[str, Rows] = field(default_factory=dict)
     inputs: NDArray[np.int64] | None = None
+    silent: int = 0
     dead: NDArray[np.bool_] | None = None
     rms: float = 0.0
 
@@ -94,10 +96,13 @@ class _Look:
             wire.units = self._rows(name, weighted.weights[0][1], weighted)
         if wire.units is not None:
             self._note_others(wire, call, weighted)
-        seen = self._inputs(weighted)
-        if seen is not None:
-            both = seen if wire.inputs is None else _joint(wire.inputs, seen)
-            wire.inputs = both
+        sketch = self._inputs(weighted)
+        if sketch is not None:
+            silent = np.flatnonzero(~sketch.any(axis=1))
+            seen = labels(sketch, _SAME)
+            seen[silent] = len(seen) + silent  # equal on this batch; on others who knows
+            wire.inputs = _joint(seen if wire.inputs is None else wire.inputs, seen)
+            wire.silent = len(silent)
 
     def _main(self, call: Call) -> str:
         """The parameter that a call's weight is, or that has the weight's shape."""
@@ -152,8 +157,8 @@ class _Look:
             elif "bias" in role:
                 wire.others[name] = places.reshape(-1, count).T.cpu().numpy()
 
-    def _inputs(self, weighted: Weighted) -> NDArray[np.int64] | None:
-        """Classes of equal features of what the layer reads."""
+    def _inputs(self, weighted: Weighted) -> NDArray[np.float64] | None:
+        """A sketch of each feature that the layer reads: equal for equal features."""
         if weighted.layout.count("i") != 1 or "b" in weighted.layout or not weighted.inputs:
             return None
         x, size = weighted.inputs[0].detach(), weighted.weights[0][1].shape
@@ -163,11 +168,7 @@ class _Look:
             at = -(1 + weighted.layout.count("k"))
         if x.dim() < 2 or not x.is_floating_point() or x.shape[at] != wanted or not x.numel():
             return None
-        sketch = project(x, (at,), self._directions, 0).cpu().numpy()
-        found = labels(sketch, _SAME)
-        silent = np.flatnonzero(~sketch.any(axis=1))  # nothing on this batch; on others who knows
-        found[silent] = len(found) + silent
-        return np.unique(found, return_inverse=True)[1]
+        return np.asarray(project(x, (at,), self._directions, 0).cpu().numpy())
 
 
 def _joint(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
