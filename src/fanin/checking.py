@@ -81,6 +81,7 @@ def check(
     """
     if not isinstance(model, nn.Module):
         _check_arguments(seed, loss)
+        _codes(select, ignore)
         model, record = _built(model)
     return examined(
         model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 
@@ -111,6 +110,6 @@ def _deliver(done: Repair, recipe: str | None, json_to: str | None, *, quiet: bo
     if recipe is not None and not done.undone:
         write_text("--recipe", done.plan.to_toml(), recipe)
     if json_to is not None:
-        write_json(json.dumps(done.to_dict(), indent=2), json_to)
+        write_json(done.to_json(), json_to)
     if not quiet:
         show(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class Repair:
             "after": self.after.to_dict(),
         }
 
+    def to_json(self) -> str:
+        """The repair as JSON."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
     def __rich__(self) -> ConsoleRenderable:
         parts: list[ConsoleRenderable] = [Text(line) for line in _verdict(self)]
         if self.changes:
@@ -94,10 +99,13 @@ def _verdict(repair: Repair) -> list[str]:
         f"{len(repair.changes)} of {repair.before.tensors} parameters changed, "
         f"{entries:,} of {total:,} entries; every other entry is bit for bit what it was"
     )
+    loss = ""
+    if repair.before.loss is not None and repair.after.loss is not None:
+        loss = f"; loss {repair.before.loss:.4g} → {repair.after.loss:.4g}"
     if after:
         left = ", ".join(dict.fromkeys(f.code for f in after))
-        return [lead, f"errors left: {left}"]
-    return [lead, f"{codes or 'warnings'} before, no error after"]
+        return [lead, f"errors left: {left}{loss}"]
+    return [lead, f"{codes or 'warnings'} before, no error after{loss}"]
 
 
 def _table(changes: tuple[Change, ...]) -> Table:
