@@ -116,7 +116,15 @@ def repair_(
         bench.use(chosen.values(), seed)
         made = changes(model, bench.originals(), chosen)
         kept = {c.parameter: chosen[c.parameter] for c in made}
-    return Repair(tuple(kept), before, after, surgery.plan(kept), made, failed and all_or_nothing)
+    return Repair(
+        changed=tuple(kept),
+        before=before,
+        after=after,
+        plan=surgery.plan(kept),
+        changes=made,
+        undone=failed and all_or_nothing,
+        frozen=tuple(n for n, p in model.named_parameters() if failed and not p.requires_grad),
+    )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class Repair:
         plan: does the same to another copy of the model.
         changes: how many entries of each parameter, from what to what, and why.
         undone: whether the model was put back because a fault remained.
+        frozen: where a fault is left, the parameters that require no gradient: a repair never
+            changes them, and the fault may lie there.
     """
 
     changed: tuple[str, ...]
@@ -41,6 +43,7 @@ class Repair:
     plan: Plan
     changes: tuple[Change, ...] = ()
     undone: bool = False
+    frozen: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -53,6 +56,7 @@ class Repair:
             "schema_version": 1,
             "ok": self.ok,
             "undone": self.undone,
+            "frozen": list(self.frozen),
             "changed": list(self.changed),
             "changes": [c.to_dict() for c in self.changes],
             "plan": self.plan.to_dict(),
@@ -69,6 +73,10 @@ class Repair:
         if self.changes:
             parts.append(_table(self.changes))
         left = [f for f in self.after.findings if f.severity != "info"]
+        if self.frozen:
+            count = f"{len(self.frozen)} of {self.before.tensors}"
+            told = f"{count} parameters are frozen and were left alone; the fault may lie there"
+            parts.append(Text(told))
         parts += [Text(f"{f.severity} {f.code} {f.layer}: {visible(f.message)}") for f in left]
         return Group(*parts)
 
