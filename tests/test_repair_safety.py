@@ -17,6 +17,7 @@ from zoo.bad_input import BAD, ODD, Calls
 from zoo.blocks import LoRA, classify, mlp, zero_
 from zoo.checks import QUIET, parametrize, unchanged
 from zoo.faults import FAULTS
+from zoo.healthy import HEALTHY
 from zoo.mending import mend, mended, same_bits
 
 import fanin
@@ -25,7 +26,7 @@ from fanin.errors import ArgumentError, BatchError, FaninError, ForwardError, Mo
 pytestmark = QUIET
 
 BY_NAME = {case.name: case for case in [*FAULTS, *BAD, *ODD]}
-MANY = settings(max_examples=40, deadline=None, derandomize=True)
+MANY = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def ill(counts: dict[str, int] | None = None, stop: tuple[str, int] | None = None):
@@ -313,10 +314,22 @@ def test_the_parameters_behind_weight_norm_are_what_is_mended():
     assert done.repair.ok
 
 
-@pytest.mark.parametrize("build", [LoRA])
-def test_the_frozen_base_of_an_adapter_stays(build):
+@pytest.mark.xfail(strict=True, reason="no remedy reaches the parameters behind weight_norm")
+def test_a_signal_that_fades_under_weight_norm_is_restored():
     torch.manual_seed(0)
-    model = nn.Sequential(build(nn.Linear(10, 16)), nn.Tanh(), build(nn.Linear(16, 4)))
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)) for _ in range(4)]
+    model = nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU())), nn.Linear(16, 4))
+    with torch.no_grad():
+        for layer in layers:
+            layer.parametrizations.weight.original0.mul_(1e-3)
+    done = mend(model, torch.randn(32, 16), classify(32, 4))
+    assert not done.repair.before.ok
+    assert done.repair.ok
+
+
+def test_the_frozen_base_of_an_adapter_stays():
+    torch.manual_seed(0)
+    model = nn.Sequential(LoRA(nn.Linear(10, 16)), nn.Tanh(), LoRA(nn.Linear(16, 4)))
     for layer in (model[0], model[2]):
         nn.init.zeros_(layer.A)
     done = mend(model, torch.randn(40, 10), classify(40, 4))
@@ -422,6 +435,20 @@ def test_an_error_between_two_writes_takes_the_first_one_back(monkeypatch):
             fanin.repair_(model, batch, loss)
         monkeypatch.undo()
     assert written
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=ZeroDivisionError,
+    reason="in a virtual step of the check: the rms of a tiny gradient is 0 in float64",
+)
+def test_gradients_as_small_as_float64_holds_are_no_reason_to_fail():
+    """A zero norm in each block, and a head so large that its softmax is 0 or 1."""
+    case = next(c for c in HEALTHY if c.name == "resnet-basic-zero-norm")
+    model, batch, loss = case.build()
+    with torch.no_grad():
+        model.head.weight.mul_(1e4)
+    assert mend(model, batch, loss).repair.ok
 
 
 def test_a_repair_works_after_one_that_was_interrupted():
