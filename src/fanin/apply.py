@@ -248,21 +248,20 @@ def _write(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None
         values = tensor.detach()
         if groups is not None:
             at = assignment.layout.index(given.get("along", "i"))
-            values.add_(_summing_to_zero(drawn, groups_of(given), at))
+            _split(values, drawn, groups_of(given), at)
             return
         chosen, kept = torch.from_numpy(part).to(values.device), given.get("kept")
         rest = values if kept is None else values * kept
         values.copy_(torch.where(chosen, drawn, rest))
 
 
-def _summing_to_zero(drawn: Tensor, groups: Sequence[Sequence[int]], at: int) -> Tensor:
-    """What was drawn, less its mean over each group along a dimension; 0 outside of groups."""
-    found = torch.zeros_like(drawn)
+def _split(values: Tensor, drawn: Tensor, groups: Sequence[Sequence[int]], at: int) -> None:
+    """Add what was drawn, less its mean over each group along a dimension; the rest stays."""
     for group in groups:
-        index = torch.tensor(group, device=drawn.device)
-        part = drawn.index_select(at, index)
-        found.index_copy_(at, index, part - part.mean(at, keepdim=True))
-    return found
+        index = torch.tensor(group, device=values.device)
+        noise = drawn.index_select(at, index)
+        noise -= noise.mean(at, keepdim=True)
+        values.index_copy_(at, index, values.index_select(at, index) + noise)
 
 
 def _check_extra(assignment: Assignment, padding: Any, rows: Any, shape: Sequence[int]) -> None:

@@ -279,7 +279,8 @@ class _VirtualRun:
     def _step(self, gradients: Mapping[str, Tensor]) -> None:
         for name, gradient in gradients.items():
             parameter = self._copies[name]
-            rms = float(gradient.abs().square().mean().sqrt())
+            largest = float(gradient.abs().max())
+            rms = largest * float((gradient / largest).abs().square().mean().sqrt())
             scale = float(parameter.abs().square().mean().sqrt())
             if scale == 0.0:
                 width = parameter[0].numel() if parameter.dim() > 1 else 100

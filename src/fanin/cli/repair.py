@@ -74,6 +74,8 @@ def repair(
     """
     if dry_run and (output is not None or recipe is not None):
         raise click.UsageError("--dry-run writes no file: leave out --output and --recipe")
+    if recipe == json_to == STDOUT:
+        raise click.UsageError("--recipe and --json cannot both go to stdout")
     if output == STDOUT:
         raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
     for option, place in (("--output", output), ("--recipe", recipe), ("--json", json_to)):

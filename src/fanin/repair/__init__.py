@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,13 +154,22 @@ class _Look:
         return forward(self.model, self.batch, self.options["seed"])
 
 
+class Left(NamedTuple):
+    """What is left to clear, the most telling first; the less, the better."""
+
+    errors: int
+    findings: int
+    tier: int  # less the place of the first cause that is left: a later one is nearer to the end
+    extent: int  # layers that the findings name, and copies in locked classes
+
+
 @dataclass(frozen=True)
 class _State:
     """A set of assignments, the report on the model with them, and what is left to clear."""
 
     chosen: dict[str, Assignment]
     report: Report
-    left: tuple[int, int]
+    left: Left
 
 
 @dataclass
@@ -206,7 +215,7 @@ class _Surgery:
             bench.use((), start.seed)
             best = min(best, self._rounds(bench, start, outputs), key=lambda state: state.left)
             hidden = any(f.code in HIDDEN for f in report.findings if f.severity == "warning")
-            if not best.left[0] or not hidden:
+            if not best.left.errors or not hidden:
                 break
         return best.chosen, best.report
 
@@ -227,14 +236,22 @@ class _Surgery:
             report, evidence = self.look(chosen)
             case = self._case(case.roles, report, evidence, case.first)
             best = min(best, _State(chosen, report, self._left(report)), key=lambda s: s.left)
-            if not best.left[1]:
+            if not best.left.findings:
                 break
         return best
 
-    def _left(self, report: Report) -> tuple[int, int]:
-        """Errors that are left, and with the warnings that were to be cleared; fewer is better."""
+    def _left(self, report: Report) -> Left:
+        """What is left to clear."""
         wanted = self.wanted(report)
-        return sum(f.severity == "error" for f in wanted), len(wanted)
+        tiers = [i for i, tier in enumerate(TIERS) for f in wanted if f.code in tier]
+        locked = [c for c in report.symmetry.classes if c.kind == "locked"]
+        extent = sum(len(f.layers) for f in wanted) + sum(len(c.units) - 1 for c in locked)
+        return Left(
+            errors=sum(f.severity == "error" for f in wanted),
+            findings=len(wanted),
+            tier=-min(tiers, default=len(TIERS)),
+            extent=extent,
+        )
 
     def _case(
         self,

@@ -72,7 +72,7 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
     for name, rows in parts.items():
         if not case.roles[name].trainable:
             continue
-        values = case.model.get_parameter(name).detach().reshape(-1).cpu().numpy()
+        values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
         again = [u for c in group for u in _again(c.units, rows, values)]
         kept = sum(len(c.units) for c in group) - len(again)
         because = f"{len(again)} units of {layer} are copies" + (

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from fanin.architecture import Layer
 from fanin.assignment import Assignment
 from fanin.findings import Finding
 from fanin.operations import NORMS
@@ -27,14 +28,15 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
     last to be changed.  Where dead units hold the gradient, these are brought back to life.
     """
     held = [d for d in case.report.symmetry.deadlocks if d.cause != "unused"]
+    flat = {b for d in held for b in d.because if b not in case.roles}
+    revived = {a.parameter: a for a in _alive_again(case, flat, level)}
+    if revived:  # a zero behind dead units may be sound
+        return list(revived.values())
     made: dict[str, Assignment] = {}
     for group in _groups(case):
         for name in _chosen(case, group):
             because = f"a zero that held {_others(group, name)} and itself: one value ends it"
             made[name] = case.alive(name, because)
-    flat = {b for d in held if d.cause == "dead units" for b in d.because if b not in case.roles}
-    if not made:
-        made = {a.parameter: a for a in _alive_again(case, flat, level)}
     if level > 1 and not made:
         names = case.parameters_at((d.parameter for d in held), _FACTORS)
         made = {n: case.alive(n, "no gradient reached it") for n in names}
@@ -114,34 +116,46 @@ def dead_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
 
 
 def _alive_again(case: Case, layers: Collection[str], level: int) -> Iterator[Assignment]:
-    """Dead units brought back; those behind a dead layer are as dead as it, and may be sound."""
+    """Dead units brought back; those behind a dead layer are as dead as it, and may be sound.
+
+    A layer whose weight, or the scale of a norm behind it, is all zero is no matter of dead units.
+    """
     read = case.evidence.seen.architecture
-    calls = {y.name: set(y.calls) for y in read.layers if y.name in layers}
-    for layer, own in calls.items():
+    listed = [y for y in read.layers if y.name in layers]
+    for layer in listed:
+        own = set(layer.calls)
         before = read.ancestors(own) - own
-        behind = any(before & others for name, others in calls.items() if name != layer)
-        yield from _revived(case, layer, level, not behind)
+        behind = any(before & set(y.calls) for y in listed if y.name != layer.name)
+        factors = [*layer.weight, *_read_by(case, layer, "norm_scale")]
+        if case.zeros.isdisjoint(factors):
+            yield from _revived(case, layer, level, not behind)
 
 
-def _revived(case: Case, layer: str, level: int, first: bool) -> Iterator[Assignment]:
+def _revived(case: Case, layer: Layer, level: int, first: bool) -> Iterator[Assignment]:
     """The dead units of a layer: their biases, or (level 1, or without biases) their weights."""
-    names = case.parameters_at([layer])
+    names = case.parameters_at([layer.name])
+    if layer.op in NORMS:
+        for name in names:
+            if case.roles[name].kind == "norm_shift" and name not in case.zeros:
+                yield case.constant(name, 0.0, f"it holds all units of {layer.name} down")
+        return
     wire = next((case.wires[n] for n in names if n in case.wires), None)
     if wire is None or wire.dead is None or not wire.dead.any():
         return
     dead, count = np.flatnonzero(wire.dead), int(wire.dead.sum())
-    because = f"{count} of the {len(wire.dead)} units of {layer} are dead"
+    because = f"{count} of the {len(wire.dead)} units of {layer.name} are dead"
     moved = False
-    for name in [*names, *_shifts(case, layer)]:
+    for name in (
+        _read_by(case, layer, "norm_shift") or names
+    ):  # a norm takes the bias before it away
         role = case.roles[name]
         if role.kind not in ("bias", "norm_shift") or name in case.zeros:
             continue
         rows = wire.others[name][dead] if name in wire.others else dead
         if role.shape == (len(wire.dead),) or name in wire.others:
             moved = True
-            yield case.constant(
-                name, 0.0, f"{because}: their biases start at zero", case.mask(name, rows)
-            )
+            told = f"{because}: their biases start at zero"
+            yield case.constant(name, 0.0, told, case.mask(name, rows))
     if first and (level or not moved) and wire.units is not None:
         yield from _redrawn(case, wire, dead, because)
 
@@ -154,10 +168,10 @@ def _redrawn(case: Case, wire: Wire, dead: np.ndarray, because: str) -> Iterator
         yield case.fresh(wire.parameter, f"{because}: their weights are drawn again", part)
 
 
-def _shifts(case: Case, layer: str) -> list[str]:
-    """Shifts of the norms that read a layer."""
-    read = case.evidence.seen.architecture
-    calls = {i for y in read.layers if y.name == layer for i in y.calls}
+def _read_by(case: Case, layer: Layer, kind: str) -> list[str]:
+    """Scales or shifts of the norms that read a layer."""
+    read, calls = case.evidence.seen.architecture, set(layer.calls)
     norms = [y for y in read.layers if y.op in NORMS]
     after = [y for y in norms if any(calls & set(read.trace.calls[c].behind) for c in y.calls)]
-    return [n for y in after for n in y.parameters if n in case.roles and case.roles[n].trainable]
+    known = [n for y in after for n in y.parameters if n in case.roles]
+    return [n for n in known if case.roles[n].trainable and case.roles[n].kind == kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 from fanin.apply import copied
 from fanin.assignment import Assignment
@@ -13,11 +14,24 @@ from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import HEAD_GAIN, target_size
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import Case
+from fanin.roles import Role
 
 __all__ = ["collapsed", "exploding", "loss_above_chance", "packed", "saturated", "vanishing"]
 
 _WEIGHTS = ("weight", "recurrent", "projection")
-_DRAWN = (*_WEIGHTS, "bias", "recurrent_bias", "norm_scale", "norm_shift", "table", "token")
+_DRAWN = (
+    *_WEIGHTS,
+    "magnitude",
+    "bias",
+    "recurrent_bias",
+    "norm_scale",
+    "norm_shift",
+    "table",
+    "token",
+)
+# A signal that explodes or vanishes is first blamed on layers that are wrong by a gross factor (the
+# usual schemes differ by 2.5 at most), then on all beyond what sampling makes.
+GROSS = (4.0, TOLERANCE)
 # A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
 # A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
@@ -32,17 +46,17 @@ _PASSES = 6  # until no layer is scaled in the wrong direction
 
 def vanishing(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Weights scaled up in one pass from the first guilty one; then the stretch drawn anew."""
-    if level:
-        return _anew(case, finding, level)
-    made = _calibrated(case, finding.layers, up=True)
+    if level > 1:
+        return _anew(case, finding, level - 1)
+    made = _calibrated(case, finding.layers, up=True, tolerance=GROSS[level])
     return _structured(case, finding) if _needs_structure(case, made) else made
 
 
 def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Weights scaled down in one pass from the first guilty one; then the stretch drawn anew."""
-    if level:
-        return _anew(case, finding, level)
-    made = _calibrated(case, finding.layers, up=False)
+    if level > 1:
+        return _anew(case, finding, level - 1)
+    made = _calibrated(case, finding.layers, up=False, tolerance=GROSS[level])
     if _needs_structure(case, made):
         return _structured(case, finding)
     return [*made, *_oversized(case, {a.parameter for a in made})]
@@ -125,13 +139,14 @@ def _calibrated(
     up: bool,
     only: Collection[str] | None = None,
     centre: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> list[Assignment]:
     """One forward pass in which each weight is brought to its size while the pass runs.
 
     A layer whose own size is right once its input is right stays as it is.  With `centre` its bias
     takes the mean of each unit away, and what differs between inputs is what counts.
     """
-    wanted = dict(_targets(case, guilty, up, only, centre))
+    wanted = dict(_targets(case, guilty, up, only, centre, tolerance))
     found: dict[str, tuple[float, ...]] = {}
     for _ in range(_PASSES):
         biases = {t.bias for t in wanted.values() if t.bias is not None}
@@ -157,23 +172,36 @@ def _targets(
     up: bool,
     only: Collection[str] | None,
     centre: bool,
+    tolerance: float,
 ) -> Iterator[tuple[str, Target]]:
     named = set(case.parameters_at(guilty))
     biases = {r.call: n for n, r in case.roles.items() if r.kind == "bias" and r.trainable}
     for name, role in case.roles.items():
-        plain = role.kind == "weight" and role.trainable and role.part is None
+        role = _scaled_for(case, role)
+        plain = role.kind == "weight" and case.roles[name].trainable
         free = uncertain(role) or name in named
         if not plain or not free or name in case.zeros or (only is not None and name not in only):
             continue
         if role.attention and name not in named:
             continue
-        size, tolerance = target_size(role), TOLERANCE
+        size, within = target_size(role), tolerance
         if role.head and up:
             size *= HEAD_GAIN
         elif role.head:
-            tolerance = LOUD
+            within = max(LOUD, tolerance)
         bias = biases.get(role.call) if centre and not role.head else None
-        yield name, Target(size, tolerance, centred=centre, centre=bias is not None, bias=bias)
+        yield name, Target(size, within, centred=centre, centre=bias is not None, bias=bias)
+
+
+def _scaled_for(case: Case, role: Role) -> Role:
+    """The role of the weight that a parameter scales: of weight norm, its magnitudes."""
+    part = role.part
+    if part is None:
+        return role
+    if part.kind != "magnitude":
+        return replace(role, kind="computed")
+    pair = (r for r in case.roles.values() if r.part is not None and r.part.weight == part.weight)
+    return next((r for r in pair if r.kind == "weight"), role)
 
 
 def _needs_structure(case: Case, made: Collection[Assignment]) -> bool:
@@ -206,9 +234,10 @@ def _oversized(case: Case, done: Collection[str]) -> Iterator[Assignment]:
     """Weights many times the size of a new one, where norms hide it from the forward pass."""
     for name, plan in case.planned.items():
         role, own = case.roles[name], case.audits[name].rms
-        if role.kind in _WEIGHTS and name not in done and 0 < OVERSIZED * plan.std < own:
-            because = f"{own / plan.std:.3g} times the size of a new one: scaled down to it"
-            yield case.scaled(name, _short(plan.std / own), because)
+        usual = plan.std / HEAD_GAIN if role.head else plan.std
+        if role.kind in _WEIGHTS and name not in done and 0 < OVERSIZED * usual < own:
+            because = f"{own / usual:.3g} times the size of a new one: scaled down to it"
+            yield case.scaled(name, _short(usual / own), because)
 
 
 def _moderate(case: Case, names: Iterable[str]) -> Iterator[Assignment]:
