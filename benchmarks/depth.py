@@ -13,8 +13,8 @@ of width 128 and convolutions of 16 channels (3×3, the mean over the image befo
 - default: torch's own,
 - gain: He's and Xavier's idea with the right gain, N(0, 1/(E[φ²]·fan_in)), biases zero,
 - orthogonal: with the same gain,
-- lsuv: `fanin.init_(scheme="lsuv")`: one pass, where the package `lsuv` runs the model anew for each
-  layer, too slow at depth 1000,
+- lsuv: `fanin.init_(scheme="lsuv")`, in one pass; the package `lsuv`, which runs the model anew
+  for every layer, is not used here,
 - auto: `fanin.init_`.
 
 Each has the same budget: Adam at the three learning rates c/depth, c of :data:`RATES`, 120 batches
@@ -324,22 +324,22 @@ def write(records: list[Record], seconds: float) -> None:
 
 
 def cells(records: list[Record], kind: str, depth: int) -> Iterator[str]:
-    """Of each start, how many activations train; then which ones `auto` and the union leave."""
+    """Of each start, how many activations train, of how many; then which ones `auto` leaves."""
     mine = [r for r in records if (r.kind, r.depth) == (kind, depth)]
     trained = {s: {r.activation for r in mine if r.trains and r.start == s} for s in STARTS}
-    union = set().union(*(trained[s] for s in STARTS if s != "auto"))
-    for start in STARTS[:-1]:
-        yield str(len(trained[start]))
-    yield str(len(union))
-    yield str(len(trained["auto"]))
-    tried = dict.fromkeys(r.activation for r in mine)
-    yield str(len(tried))
-    yield ", ".join(a for a in tried if a not in trained["auto"]) or "–"
+    tried = {s: {r.activation for r in mine if r.start == s} for s in STARTS}
+    others = [s for s in STARTS if s != "auto"]
+    trained["union"] = set().union(*(trained[s] for s in others))
+    tried["union"] = tried[others[0]].intersection(*(tried[s] for s in others))
+    for start in (*others, "union", "auto"):
+        run = len(tried[start])
+        yield f"{len(trained[start] & tried[start])} of {run}" if run else "not run"
+    yield ", ".join(a for a in ACTIVATIONS if a in tried["auto"] - trained["auto"]) or "–"
 
 
 def table(records: list[Record]) -> str:
     """Markdown: activations that train, by depth and start."""
-    heads = ["network", *STARTS[:-1], "any of these", "**auto**", "of", "auto does not train"]
+    heads = ["network", *STARTS[:-1], "any of these", "**auto**", "auto does not train"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "-|" * len(heads)]
     for kind, depth in dict.fromkeys((r.kind, r.depth) for r in records):
         name = f"{kind.upper()}, depth {depth}"
@@ -383,17 +383,20 @@ def main() -> int:
 
 def run(records: list[Record], options: argparse.Namespace) -> None:
     """Train; what is complete is written after each architecture, so a run can be broken off."""
-    starts = tuple(options.start or STARTS)
-    whole = not options.only and starts == STARTS and not options.full
-    present = {(r.kind, r.activation, r.depth, r.seed) for r in records} if whole else set()
+    asked = tuple(options.start or STARTS)
+    writes = not options.only and not options.full
+    present = (
+        {(r.kind, r.activation, r.depth, r.seed, r.start) for r in records} if writes else set()
+    )
     before = json.loads(FILE.read_text())["core_seconds"] if FILE.exists() else 0
     for case in cases(options.seed):
         name = tuple(asdict(case).values())
-        if name in present or not f"{case.name}/".startswith(options.only):
+        starts = tuple(start for start in asked if (*name, start) not in present)
+        if not starts or not case.name.startswith(options.only):
             continue
         new = train(case, starts, options.full)
         print(f"{line(new)}  {time.process_time():.0f} s", flush=True)
-        if whole:
+        if writes:
             records += new
             write(records, before + time.process_time())
 

@@ -340,7 +340,6 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments: list[str], mes
     assert result.stdout == ""
 
 
-@pytest.mark.xfail(strict=True, reason="both are written, one after the other")
 def test_two_outputs_cannot_share_stdout() -> None:
     """Neither could be read back."""
     result = run("repair", FAULTY, "--recipe", "-", "--json", "-")

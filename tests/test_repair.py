@@ -208,10 +208,7 @@ OF_WARNINGS = {
 
 
 @pytest.mark.parametrize("name", OF_ERRORS)
-def test_of_an_error_only_the_guilty_entries_are_changed(name: str, request):
-    if name == "past-the-range-of-float16":
-        reason = "the head behind the norm is scaled down too: 12 times a new one of gain 0.05"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_of_an_error_only_the_guilty_entries_are_changed(name: str):
     assert by_name(name, warnings=False).entries == OF_ERRORS[name]
 
 
@@ -264,13 +261,6 @@ class Behind(nn.Module):
         return self.head(self.gated(self.block(self.adapter(self.dead(x).relu()))))
 
 
-REVIVED_LAST = pytest.mark.xfail(
-    strict=True,
-    reason="dead units hold the zero behind them, which is given a value before (or with) them: "
-    "biases that are no longer dead would have been enough",
-)
-
-
 @pytest.mark.parametrize(
     "meant",
     [
@@ -278,7 +268,7 @@ REVIVED_LAST = pytest.mark.xfail(
         ("gate",),
         ("head",),
         ("block", "gate", "head"),
-        pytest.param(("adapter",), marks=REVIVED_LAST),
+        ("adapter",),
     ],
     ids="-".join,
 )
@@ -289,7 +279,6 @@ def test_intended_zeros_stay_behind_a_layer_that_is_dead(meant: tuple[str, ...])
     assert done.repair.changed == ("dead.bias",)
 
 
-@REVIVED_LAST
 def test_a_zero_head_right_behind_a_dead_layer_stays_zero():
     torch.manual_seed(0)
     model = mlp(20, 32, 4)
@@ -303,10 +292,8 @@ def test_a_zero_head_right_behind_a_dead_layer_stays_zero():
 @pytest.mark.parametrize(
     ("name", "bias"),
     [
-        pytest.param("rezero", "13.body.0.bias", marks=REVIVED_LAST),
-        pytest.param(
-            "zero-gamma-in-the-last-norm-of-each-block", "stem.1.bias", marks=REVIVED_LAST
-        ),
+        ("rezero", "13.body.0.bias"),
+        ("zero-gamma-in-the-last-norm-of-each-block", "stem.1.bias"),
     ],
 )
 def test_a_dead_bias_in_a_model_of_intended_zeros_is_all_that_is_changed(name: str, bias: str):
@@ -320,9 +307,6 @@ def test_a_dead_bias_in_a_model_of_intended_zeros_is_all_that_is_changed(name: s
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d])
-@pytest.mark.xfail(
-    strict=True, reason="the bias of the linear layer before the norm is put to zero as well"
-)
 def test_units_that_a_norm_holds_down_need_its_shift_alone(norm):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), norm(16), nn.ReLU(), nn.Linear(16, 4))
@@ -332,7 +316,6 @@ def test_units_that_a_norm_holds_down_need_its_shift_alone(norm):
     assert done.repair.changed == ("1.bias",)
 
 
-@pytest.mark.xfail(strict=True, reason="no remedy: the deadlock is told and nothing is changed")
 def test_a_dead_norm_inside_a_branch_is_revived():
     model, batch, loss = next(c for c in HEALTHY if c.name == "resnet-preactivation").build()
     nn.init.constant_(model.get_parameter("4.bn1.bias"), -100.0)
@@ -464,14 +447,7 @@ def exploding_in_the_middle(*, he: bool):
     "he",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a first layer and a head as He draws them are scaled down as well, to the "
-                "size that the automatic choice gives them, though neither is guilty",
-            ),
-        ),
+        True,
     ],
 )
 def test_of_a_signal_that_explodes_only_the_guilty_layers_are_scaled(he: bool):
@@ -687,11 +663,6 @@ def test_copies_that_are_silent_do_not_keep_the_others_together():
     assert not left(done, "error")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="progress is counted in findings: while the units that are silent on the whole batch "
-    "stay locked, the finding is there, and what was parted of the others is dropped",
-)
 def test_what_a_batch_of_two_can_part_is_parted():
     torch.manual_seed(0)
     model = mlp(20, 64, 5)
@@ -768,11 +739,6 @@ def test_all_or_nothing_keeps_a_repair_that_clears_everything():
     assert done.entries == OF_ERRORS[case.name]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a repair is kept only where fewer errors are left; here one is cleared, and the next "
-    "one, hidden until then, shows",
-)
 def test_a_cause_that_is_mended_stays_so_where_the_next_fault_shows():
     class Logarithm(nn.Module):
         def __init__(self) -> None:
