@@ -29,9 +29,9 @@ _DRAWN = (
     "table",
     "token",
 )
-# A signal that explodes or vanishes is first blamed on layers that are wrong by a gross factor (the
-# usual schemes differ by 2.5 at most), then on all beyond what sampling makes.
-GROSS = (4.0, TOLERANCE)
+# Where few layers are wrong, those are blamed first that are wrong by a gross factor (the usual
+# schemes differ by 2.5 at most), then all beyond what sampling makes.
+GROSS = 4.0
 # A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
 # A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
@@ -48,18 +48,26 @@ def vanishing(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Weights scaled up in one pass from the first guilty one; then the stretch drawn anew."""
     if level > 1:
         return _anew(case, finding, level - 1)
-    made = _calibrated(case, finding.layers, up=True, tolerance=GROSS[level])
-    return _structured(case, finding) if _needs_structure(case, made) else made
+    return _rescaled(case, finding, up=True, gross=level == 0)
 
 
 def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Weights scaled down in one pass from the first guilty one; then the stretch drawn anew."""
     if level > 1:
         return _anew(case, finding, level - 1)
-    made = _calibrated(case, finding.layers, up=False, tolerance=GROSS[level])
+    made = _rescaled(case, finding, up=False, gross=level == 0)
+    return [*made, *_oversized(case, {a.parameter for a in made})]
+
+
+def _rescaled(case: Case, finding: Finding, up: bool, gross: bool) -> list[Assignment]:
+    """A few layers that are grossly wrong alone; all, where most of them are wrong a little."""
+    made = _calibrated(case, finding.layers, up)
     if _needs_structure(case, made):
         return _structured(case, finding)
-    return [*made, *_oversized(case, {a.parameter for a in made})]
+    few = 2 * len(made) < sum(1 for _ in _targets(case, finding.layers, up, None, False, GROSS))
+    if gross and few:
+        return _calibrated(case, finding.layers, up, tolerance=GROSS) or made
+    return made
 
 
 def saturated(case: Case, finding: Finding, level: int) -> list[Assignment]:
