@@ -32,7 +32,7 @@ from fanin.errors import ArgumentError, BatchError, FaninError, ModelError
 from fanin.planning import Plan, init_, plan
 from fanin.policies import decide
 from fanin.policies.auto import HEAD_GAIN, TABLE
-from fanin.policies.deep import DEEP
+from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
 from fanin.reading import reading
 from fanin.roles import roles
@@ -404,7 +404,7 @@ def test_a_head_of_several_parts_is_small_in_each():
     found = planned("nerf")
     for name in ("density.weight", "colour.2.weight"):
         assert "output layer" in found[name].because
-        assert found[name].std < 0.6 * HEAD_GAIN
+        assert found[name].std < 0.6 * DEEP_HEAD
 
 
 @pytest.mark.parametrize(

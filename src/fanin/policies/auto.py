@@ -9,14 +9,18 @@ import math
 from dataclasses import replace
 
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
-from fanin.policies.deep import deep, deep_size, in_a_row
+from fanin.policies.deep import DEEP_HEAD, deep, deep_size, in_a_row
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
-__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "target_size"]
+__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
-    ("output layer", "keeps the scale, × 0.05", "logits near zero: the loss starts at guessing"),
+    (
+        "output layer",
+        "keeps the scale, × 0.05 (× 0.15 behind a deep stretch without norms)",
+        "logits near zero: the loss starts at guessing",
+    ),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
         "last of a residual branch, no norms",
@@ -113,11 +117,14 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
 def _head(role: Role) -> Choice:
     """The output layer: small, so that the loss starts at that of guessing."""
     base = deep(role) or in_a_row(role, keeps_scale(role))
-    return replace(
-        base,
-        gain=base.gain * HEAD_GAIN,
-        because=f"output layer: × {HEAD_GAIN:g} puts the loss at that of guessing; {base.because}",
-    )
+    gain = head_gain(role)
+    because = f"output layer: × {gain:g} puts the loss at that of guessing; {base.because}"
+    return replace(base, gain=base.gain * gain, because=because)
+
+
+def head_gain(role: Role) -> float:
+    """Std of the logits: what the output layer's gain is multiplied with."""
+    return HEAD_GAIN if deep(role) is None else DEEP_HEAD
 
 
 def _recurrent(role: Role) -> Choice:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fanin.assignment import Recipe
 from fanin.measuring import Target
-from fanin.policies.auto import HEAD_GAIN, SIREN, target_size
+from fanin.policies.auto import SIREN, head_gain, target_size
 from fanin.roles import Role
 
 __all__ = ["TOLERANCE", "targets", "uncertain"]
@@ -34,7 +34,7 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
                 1.0, centred=True, units=True, bias=bias if bias in planned else None
             )
         elif recipe.scheme == "auto" and uncertain(role):
-            size = target_size(role) * (HEAD_GAIN if role.head else 1.0)
+            size = target_size(role) * (head_gain(role) if role.head else 1.0)
             found[role.parameter] = Target(size, TOLERANCE)
     return found
 
