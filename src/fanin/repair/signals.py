@@ -11,7 +11,7 @@ from fanin.assignment import Assignment
 from fanin.findings import Finding
 from fanin.measuring import Target, measure_
 from fanin.operations import NORMS, RECURRENT
-from fanin.policies.auto import HEAD_GAIN, target_size
+from fanin.policies.auto import head_gain, target_size
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import Case
 from fanin.roles import Role
@@ -120,7 +120,7 @@ def _quiet_head(case: Case, layer: str) -> Iterator[Assignment]:
             plan, own = case.planned.get(name), case.audits[name].rms
             factor = plan.std / own if plan is not None and own > 0 else 1.0
         else:
-            factor = HEAD_GAIN / rms if rms > 0 and math.isfinite(rms) else 1.0
+            factor = head_gain(role) / rms if rms > 0 and math.isfinite(rms) else 1.0
         if 0 < factor < 1:
             because = "the output layer: its logits start near zero, the loss at that of guessing"
             yield case.scaled(name, _short(factor), because)
@@ -194,7 +194,7 @@ def _targets(
             continue
         size, within = target_size(role), tolerance
         if role.head and up:
-            size *= HEAD_GAIN
+            size *= head_gain(role)
         elif role.head:
             within = max(LOUD, tolerance)
         bias = biases.get(role.call) if centre and not role.head else None
@@ -242,7 +242,7 @@ def _oversized(case: Case, done: Collection[str]) -> Iterator[Assignment]:
     """Weights many times the size of a new one, where norms hide it from the forward pass."""
     for name, plan in case.planned.items():
         role, own = case.roles[name], case.audits[name].rms
-        usual = plan.std / HEAD_GAIN if role.head else plan.std
+        usual = plan.std / head_gain(role) if role.head else plan.std
         if role.kind in _WEIGHTS and name not in done and 0 < OVERSIZED * usual < own:
             because = f"{own / usual:.3g} times the size of a new one: scaled down to it"
             yield case.scaled(name, _short(usual / own), because)
