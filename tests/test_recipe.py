@@ -644,12 +644,16 @@ def test_a_recipe_error_is_a_value_error_of_fanin():
 def test_the_examples_of_the_documentation_are_recipes():
     text = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
     examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    first, second = map(from_toml, examples)
+    first, second, repair = map(from_toml, examples)
     assert len(first.assignments) == 25
     assert len(second.assignments) == 12
     last = {a.parameter: a for a in second.assignments}["h.3.experts.1.weight"]
     assert (last.gain, last.because) == (0.25, "expert 1 of layer 3")
     assert dict(last.arguments) == {"negative_slope": 0.4}
+    kept = {a.parameter: a for a in repair.assignments}
+    assert (kept["body.3.weight"].scheme, kept["body.3.weight"].gain) == ("kept", 0.25)
+    assert kept["head.weight"].arguments["outputs"] == (3, 7)
+    assert kept["merge.weight"].arguments["split"] == ((0, 8), (1, 9))
 
 
 # --- against a model ------------------------------------------------------------------------------

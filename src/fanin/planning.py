@@ -25,9 +25,10 @@ from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.summary import table
 
-__all__ = ["Plan", "init_", "plan"]
+__all__ = ["DTYPES", "Plan", "init_", "plan"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+#: What can be drawn.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, repr=False)
@@ -289,7 +290,7 @@ def _without_unfit(recipe: Recipe, model: nn.Module) -> Recipe:
     for name, parameter in model.named_parameters():
         if parameter.is_quantized:
             unfit[name] = "it is quantized"
-        elif parameter.dtype not in _DTYPES:
+        elif parameter.dtype not in DTYPES:
             unfit[name] = f"its dtype is {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter.numel() == 0:
             unfit[name] = "it is empty"

@@ -339,13 +339,22 @@ class Watch(TorchFunctionMode):
             self._written(target if target is not None else args[:1] or list(kwargs.values())[:1])
         if name in CRITERIA:
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
-        out = func(*args, **kwargs)
+        out = self._called(func, args, kwargs)
         if self._promote is not None and not in_place:
             out = map_tensors(self._lift, out)
         if self._adjust is not None and isinstance(out, Tensor) and not in_place:
             out = self._adjusted(name, args, kwargs, out, lambda: func(*args, **kwargs))
         self._observed(self._seen, name, args, kwargs, args[0] if name == "__setitem__" else out)
         return out
+
+    def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call; in float32 where a fused kernel knows no float64."""
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            if self._promote is not torch.float64 or "double" not in str(error).lower():
+                raise
+            return func(*map_tensors(_single, args), **map_tensors(_single, kwargs))
 
     def _adjusted(
         self,
@@ -640,3 +649,7 @@ def reject_scripted(model: nn.Module) -> None:
             "model: a ScriptModule's calls cannot be watched; give the Python module it was made "
             "from"
         )
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float64 else tensor

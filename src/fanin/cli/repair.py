@@ -103,11 +103,14 @@ def repair(
             progress(f"writing {output}")
             with replacing("--output", output) as path:
                 save(loaded.model, path, done.plan, seed)
-    _deliver(done, recipe, json_to, quiet=quiet or STDOUT in (recipe, json_to))
+    written = dry_run or output is not None or recipe is not None
+    _deliver(done, recipe, json_to, written=written, quiet=quiet or STDOUT in (recipe, json_to))
     return 0 if done.ok else 1
 
 
-def _deliver(done: Repair, recipe: str | None, json_to: str | None, *, quiet: bool) -> None:
+def _deliver(
+    done: Repair, recipe: str | None, json_to: str | None, *, written: bool, quiet: bool
+) -> None:
     """Write the files that were asked for and show the text."""
     if recipe is not None and not done.undone:
         write_text("--recipe", done.plan.to_toml(), recipe)
@@ -115,3 +118,5 @@ def _deliver(done: Repair, recipe: str | None, json_to: str | None, *, quiet: bo
         write_json(done.to_json(), json_to)
     if not quiet:
         show(done)
+        if done.changes and not written:
+            show("nothing written: --output takes the mended model, --recipe the changes")

@@ -9,7 +9,7 @@ from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.trace import Call
 
-__all__ = ["RULES"]
+__all__ = ["HUGE", "RULES"]
 
 # Entries of this size are in no scheme's range (an embedding of variance one stays below 6).
 HUGE = 1e8

@@ -21,7 +21,7 @@ from fanin.checking import examined
 from fanin.errors import ArgumentError
 from fanin.findings import Evidence, Finding
 from fanin.numbers import Record
-from fanin.planning import Plan
+from fanin.planning import DTYPES, Plan
 from fanin.reading import bare
 from fanin.repair.case import Case
 from fanin.repair.changes import Change, changes
@@ -43,7 +43,7 @@ CAUSES = ("N402",)
 # Warnings that may be what an error comes from, if no remedy for the error itself has cleared it.
 HIDDEN = ("S101", "W505")
 # Remedies of growing strength that a rule has at most.
-STRENGTHS = 4
+STRENGTHS = 5
 
 
 def repair_(
@@ -110,7 +110,7 @@ def repair_(
         return Repair((), before, before, surgery.plan({}), ())
     with trial(model) as bench:
         chosen, after = surgery.operate(bench, before, evidence)
-        failed = bool(surgery.wanted(after))
+        failed = any(f.severity == "error" for f in surgery.wanted(after))
         if failed and all_or_nothing:
             chosen, after = {}, before
         bench.use(chosen.values(), seed)
@@ -123,6 +123,7 @@ def repair_(
         plan=surgery.plan(kept),
         changes=made,
         undone=failed and all_or_nothing,
+        preserved=preserve,
         frozen=tuple(n for n, p in model.named_parameters() if failed and not p.requires_grad),
     )
 
@@ -180,7 +181,7 @@ class _Surgery:
         look: checks the model.
         warnings: whether warnings are treated too.
         preserve: whether the output must stay.
-        tried: (rule, place) → how often it was treated.
+        tried: (remedy, place) → how often it was tried.
         causes: rules that are treated too, wherever an error is.
     """
 
@@ -206,7 +207,10 @@ class _Surgery:
         self, bench: Trial, report: Report, evidence: Evidence
     ) -> tuple[dict[str, Assignment], Report]:
         """The best set of assignments that was found, and the report with it."""
-        found = {r.parameter: r for r in roles(evidence.seen.architecture, self.look.model)}
+        found = {
+            r.parameter: r if self._drawable(r) else replace(r, trainable=False)
+            for r in roles(evidence.seen.architecture, self.look.model)
+        }
         outputs = self.look.outputs() if self.preserve else None
         start = self._case(found, report, evidence, {})
         best = _State({}, report, self._left(report))
@@ -218,6 +222,10 @@ class _Surgery:
             if not best.left.errors or not hidden:
                 break
         return best.chosen, best.report
+
+    def _drawable(self, role: Role) -> bool:
+        """Whether a parameter's values can be drawn: no complex ones, none in short integers."""
+        return self.look.model.get_parameter(role.parameter).dtype in DTYPES
 
     def _rounds(self, bench: Trial, case: Case, outputs: Sequence[Tensor] | None) -> _State:
         """Treat and check until nothing is left, or nobody has anything to offer."""
@@ -297,7 +305,7 @@ class _Surgery:
         self, case: Case, finding: Finding, remedy: Remedy, fresh: dict[str, Assignment]
     ) -> None:
         """Add the weakest remedy that was not tried yet and changes something."""
-        before, place = dict(fresh), (finding.code, finding.layer)
+        before, place = dict(fresh), (remedy.__name__, finding.layer)
         while self.tried[place] < STRENGTHS:
             made = remedy(case, finding, self.tried[place])
             self.tried[place] += 1

@@ -23,7 +23,7 @@ from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role
 
-__all__ = ["Case", "Mask"]
+__all__ = ["TINY", "Case", "Mask"]
 
 Mask = NDArray[np.bool_]
 
@@ -124,7 +124,7 @@ class Case:
         role = self.roles[name]
         if role.kind in ("norm_scale", "branch_scale", "scale", "magnitude"):
             return self.constant(name, 1.0 - (role.offset or 0.0), because, part)
-        fan = max(1.0, role.fan_in or 1.0)
+        fan = max(1.0, role.fan_in or math.prod(role.shape[1:]))
         share = 1.0
         if role.last and role.branch is not None:
             share = 1 / math.sqrt(max(1, role.branch.of))
@@ -159,6 +159,7 @@ class Case:
 
     def values(self, name: str, numbers: Sequence[float], because: str) -> Assignment:
         """A number for each entry of a vector."""
+        numbers = [v + 0.0 for v in numbers]  # no −0
         size = math.sqrt(math.fsum(v * v for v in numbers) / max(1, len(numbers)))
         told = f"{because} (root mean square {size:.3g})"
         made = self._bare(name, "ones", 1.0, 1.0, told)

@@ -21,6 +21,8 @@ __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 # Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
 # may be large: the larger, the sooner the copies go apart.
 NOISE = 0.5
+# A unit whose weights are all one value is kept where it is of the size of a new one, up to this.
+GROSS = 4.0
 # With more than this share of its inputs copies, a layer that goes on reading them alike lets a few
 # directions through and no more; with fewer, it does no harm.
 MOST = 0.5
@@ -73,7 +75,8 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
         if not case.roles[name].trainable:
             continue
         values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
-        again = [u for c in group for u in _again(c.units, rows, values)]
+        large = GROSS * case.alive(name, "").std
+        again = [u for c in group for u in _again(c.units, rows, values, large)]
         kept = sum(len(c.units) for c in group) - len(again)
         because = f"{len(again)} units of {layer} are copies" + (
             f" of {kept} that stay" if kept else ", and all zero"
@@ -82,11 +85,15 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
             yield case.fresh(name, because, case.mask(name, rows[again]))
 
 
-def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray) -> list[int]:
+def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray, large: float) -> list[int]:
+    """The copies that are drawn again: all but the first, which stays if it is worth keeping.
+
+    A unit of zeros is not, and no more is one large value repeated.
+    """
     inside = [u for u in units if u < len(rows)]
-    if not inside or not values[rows[inside[0]]].any():
-        return inside  # a unit of zeros is not worth keeping
-    return inside[1:]
+    first = values[rows[inside[0]]] if inside else np.zeros(0)
+    flat = first.size > 1 and np.ptp(first) == 0 and abs(first[0]) > large
+    return inside if not first.any() or flat else inside[1:]
 
 
 def _outgoing(case: Case, share: float) -> Iterator[Assignment]:

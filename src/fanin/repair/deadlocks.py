@@ -18,7 +18,10 @@ __all__ = ["dead_units", "gradient_deadlock"]
 # How much a zero is meant: what comes first is given a value first.
 _ORDINARY, _SCALE, _LAST, _MEANT = range(4)
 _SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
-_FACTORS = ("weight", "recurrent", "projection", "table", "token", "unknown", *_SCALES)
+_FACTORS = (
+    *("weight", "recurrent", "projection", "table", "token", "computed", "unknown"),
+    *_SCALES,
+)
 
 
 def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignment]:
@@ -35,7 +38,7 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
     made: dict[str, Assignment] = {}
     for group in _groups(case):
         for name in _chosen(case, group):
-            because = f"a zero that held {_others(group, name)} and itself: one value ends it"
+            because = f"a zero that held {_others(group, name)} and itself"
             made[name] = case.alive(name, because)
     if level > 1 and not made:
         names = case.parameters_at((d.parameter for d in held), _FACTORS)
@@ -118,17 +121,29 @@ def dead_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
 def _alive_again(case: Case, layers: Collection[str], level: int) -> Iterator[Assignment]:
     """Dead units brought back; those behind a dead layer are as dead as it, and may be sound.
 
-    A layer whose weight, or the scale of a norm behind it, is all zero is no matter of dead units.
+    A layer whose weight, or the scale of a norm behind it, is all zero is no matter of dead units,
+    and no more is one behind a zero that is part of the deadlock.
     """
     read = case.evidence.seen.architecture
     listed = [y for y in read.layers if y.name in layers]
+    held = _zeros_that_hold(case)
     for layer in listed:
         own = set(layer.calls)
         before = read.ancestors(own) - own
         behind = any(before & set(y.calls) for y in listed if y.name != layer.name)
+        above = [y for y in read.layers if before & set(y.calls)]
         factors = [*layer.weight, *_read_by(case, layer, "norm_scale")]
+        factors += [n for y in above for n in y.parameters if n in held]
         if case.zeros.isdisjoint(factors):
             yield from _revived(case, layer, level, not behind)
+
+
+def _zeros_that_hold(case: Case) -> set[str]:
+    """Zero factors that deadlocks name, themselves or by their layer."""
+    named = {n for d in case.report.symmetry.deadlocks for n in (d.parameter, *d.because)}
+    layers = case.evidence.seen.architecture.layers
+    named |= {n for y in layers if y.name in named for n in y.parameters}
+    return {n for n in named & case.zeros if _may_hold(case, n)}
 
 
 def _revived(case: Case, layer: Layer, level: int, first: bool) -> Iterator[Assignment]:

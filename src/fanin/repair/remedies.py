@@ -15,6 +15,7 @@ from fanin.repair.signals import (
     loss_above_chance,
     packed,
     saturated,
+    swapped,
     vanishing,
 )
 from fanin.repair.values import clamped, idle_initializer, idle_truncation, non_finite, unwritten
@@ -35,6 +36,7 @@ TIERS: tuple[Mapping[str, Remedy], ...] = (
         "W503": idle_truncation,
         "W505": clamped,
     },
+    {"P207": swapped},
     {"S102": gradient_deadlock},
     {
         "S101": locked_units,

@@ -35,6 +35,7 @@ class Repair:
         undone: whether the model was put back because a fault remained.
         frozen: where a fault is left, the parameters that require no gradient: a repair never
             changes them, and the fault may lie there.
+        preserved: whether only what keeps the output was allowed.
     """
 
     changed: tuple[str, ...]
@@ -44,10 +45,11 @@ class Repair:
     changes: tuple[Change, ...] = ()
     undone: bool = False
     frozen: tuple[str, ...] = ()
+    preserved: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether no error is left."""
+        """Whether no error is left, of the rules that were selected."""
         return self.after.ok
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def _verdict(repair: Repair) -> list[str]:
     if not repair.changes:
         if not before:
             return ["nothing to mend: no error"]
-        return [f"nothing changed: no remedy for {codes}"]
+        told = " that keeps the output" if repair.preserved else ""
+        return [f"nothing changed: no remedy{told} for {codes}"]
     entries = sum(c.entries for c in repair.changes)
     total = repair.before.parameters
     lead = (

@@ -13,10 +13,18 @@ from fanin.measuring import Target, measure_
 from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import head_gain, target_size
 from fanin.policies.targets import TOLERANCE, uncertain
-from fanin.repair.case import Case
+from fanin.repair.case import TINY, Case
 from fanin.roles import Role
 
-__all__ = ["collapsed", "exploding", "loss_above_chance", "packed", "saturated", "vanishing"]
+__all__ = [
+    "collapsed",
+    "exploding",
+    "loss_above_chance",
+    "packed",
+    "saturated",
+    "swapped",
+    "vanishing",
+]
 
 _WEIGHTS = ("weight", "recurrent", "projection")
 _DRAWN = (
@@ -71,33 +79,50 @@ def _rescaled(case: Case, finding: Finding, up: bool, gross: bool) -> list[Assig
 
 
 def saturated(case: Case, finding: Finding, level: int) -> list[Assignment]:
-    """The guilty layers' weights scaled down and their biases at zero; then drawn anew."""
-    if level:
-        return _anew(case, finding, level)
+    """The guilty layers' biases at zero, then their weights scaled down, then drawn anew."""
+    if level > 1:
+        return _anew(case, finding, level - 1)
     names = case.parameters_at(finding.layers)
-    made = [*_moderate(case, names), *_without_bias(case, names, least=1.0)]
+    if level == 0:
+        return list(_without_bias(case, names, least=1.0))
+    made = list(_moderate(case, names))
     done = {a.parameter for a in made}
     heads = [n for n, role in case.roles.items() if role.head]
     measured = _calibrated(case, finding.layers, up=False, only=[*names, *heads])
     return [*made, *(a for a in measured if a.parameter not in done)]
 
 
-def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
-    """Swapped norms as in a new model; biases that drown the signal at zero; then each layer
-    centred and scaled in one pass; then drawn anew."""
-    if level > 1:
-        return _anew(case, finding, level - 1)
+def swapped(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """Norms whose scale is zero and whose shift is not: as in a new model."""
     ops = {y.name: y.op for y in case.evidence.layers}
-    norms = [n for n in finding.layers if ops.get(n) in NORMS]
-    if norms:
-        names = case.parameters_at(norms, ("norm_scale", "norm_shift"))
-        made = [case.planned_anew(n, "its scale was zero and its shift was not") for n in names]
-        return [a for a in made if a is not None]
-    if level:
-        measured = _calibrated(case, finding.layers, up=True, centre=True)
-        return _structured(case, finding) if _needs_structure(case, measured) else measured
+    norms = [n for n in finding.layers if ops.get(n) in NORMS and level == 0]
+    names = case.parameters_at(norms, ("norm_scale", "norm_shift"))
+    made = [case.planned_anew(n, "its scale was zero and its shift was not") for n in names]
+    return [a for a in made if a is not None]
+
+
+def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """Biases that drown the signal at zero; then weights that are next to nothing scaled up; then
+    each layer centred and scaled in one pass; then drawn anew."""
     names = case.parameters_at(_until(case, finding.layers))
-    return list(_without_bias(case, names))
+    if level == 0:
+        return list(_without_bias(case, names, least=1.0))
+    measured = _calibrated(case, finding.layers, up=True, centre=True)
+    if level < 3 and _needs_structure(case, measured):
+        return _structured(case, finding)
+    if level == 1:
+        zero = [n for n in names if n in case.zeros and case.roles[n].kind == "weight"]
+        made = [case.alive(n, "a zero that every input passes") for n in zero]
+        return made or _calibrated(case, finding.layers, up=True, only=list(_faint(case, names)))
+    return measured if level == 2 else _anew(case, finding, level - 2)
+
+
+def _faint(case: Case, names: Iterable[str]) -> Iterator[str]:
+    """Weights far smaller than new ones."""
+    for name in names:
+        plan = case.planned.get(name)
+        if plan is not None and 0 < case.audits[name].rms < TINY * plan.std:
+            yield name
 
 
 def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -105,7 +130,7 @@ def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignme
     if level > 1:
         return _anew(case, finding, level - 1)
     names = case.parameters_at(_until(case, [finding.layer]))
-    drowning = list(_without_bias(case, names, DROWNED))
+    drowning = list(_without_bias(case, names, DROWNED, least=1.0))
     if drowning and level == 0:
         return drowning
     return list(_quiet_head(case, finding.layer))
@@ -243,7 +268,7 @@ def _oversized(case: Case, done: Collection[str]) -> Iterator[Assignment]:
     for name, plan in case.planned.items():
         role, own = case.roles[name], case.audits[name].rms
         usual = plan.std / head_gain(role) if role.head else plan.std
-        if role.kind in _WEIGHTS and name not in done and 0 < OVERSIZED * usual < own:
+        if role.kind in (*_WEIGHTS, "table") and name not in done and 0 < OVERSIZED * usual < own:
             because = f"{own / usual:.3g} times the size of a new one: scaled down to it"
             yield case.scaled(name, _short(usual / own), because)
 
@@ -267,7 +292,7 @@ def _without_bias(
         case: under repair.
         names: parameters that are looked at.
         times: how much larger, at least.
-        least: size that what the weights make counts as, at least.
+        least: size from which a bias is large by itself.
     """
     layers = {n: y for y in case.evidence.layers for n in y.parameters}
     for name in names:
@@ -276,9 +301,7 @@ def _without_bias(
             continue
         rms = case.audits[name].rms
         spread = (layer.rms or 0.0) * (layer.variation or 0.0) if layer is not None else 0.0
-        if least:
-            spread = least  # what the weights make once they are scaled
-        if rms > times * spread:
+        if rms > max(times * spread, least):
             told = f"a bias of {rms:.3g} beside a signal of {spread:.3g}"
             made = case.planned_anew(name, told)
             if made is not None:

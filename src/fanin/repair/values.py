@@ -9,25 +9,27 @@ import torch
 
 from fanin.assignment import Assignment
 from fanin.findings import Finding
+from fanin.findings.numbers import HUGE
 from fanin.repair.case import Case, Mask
 
 __all__ = ["clamped", "idle_initializer", "idle_truncation", "non_finite", "unwritten"]
 
-# Up to this share of bad entries the rest of the parameter is what somebody drew or trained; from
-# there on it is memory that nobody wrote.
-ISOLATED = 0.01
-HUGE = 1e8  # as in the rule N402
+# Up to this share of bad entries the rest of the parameter is what somebody drew or trained.
+# Leftover memory shows by more: every second entry or so is huge, tiny or no number.
+ISOLATED = 0.1
 
 
 def non_finite(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Single entries are drawn again at the parameter's own scale; many, and all of it is."""
+    if level:
+        return []
     found = []
     for name in case.parameters_at(finding.layers):
         if case.audits[name].nonfinite:
             values = case.model.get_parameter(name).detach()
             bad = ~torch.isfinite(values)
             found.append(_mended(case, name, _numpy(bad), "not finite"))
-    return found if level == 0 else []
+    return found
 
 
 def unwritten(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -55,7 +57,7 @@ def _mended(case: Case, name: str, bad: Mask, what: str) -> Assignment:
         if role.kind in ("weight", "recurrent", "projection", "table"):
             return case.own(name, because, bad)
         return _usual(case, name, because, bad)
-    return _usual(case, name, f"{what}", None)
+    return _usual(case, name, what, None)
 
 
 def _usual(case: Case, name: str, because: str, part: Mask | None) -> Assignment:
