@@ -781,3 +781,56 @@ def test_two_faults_at_once_are_both_mended():
     done = mend(model, torch.randn(40, 10), lambda out: F.cross_entropy(out, torch.arange(40) % 4))
     assert done.entries == {"0.weight": 1, "2.bias": 32}
     assert done.repair.ok
+
+
+class Feed(nn.Module):
+    """x + W₂ relu(W₁ norm(x)), without biases."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(n)
+        self.inner, self.outer = (
+            nn.Linear(n, 2 * n, bias=False),
+            nn.Linear(2 * n, n, bias=False),
+        )
+
+    def forward(self, x):
+        return x + self.outer(self.inner(self.norm(x)).relu())
+
+
+def test_a_zero_norm_before_a_rectifier_is_what_is_mended_and_not_the_units_it_silences():
+    torch.manual_seed(0)
+    model = nn.Sequential(Feed(16), Feed(16), nn.Linear(16, 4))
+    for block in model[:2]:
+        nn.init.zeros_(block.norm.weight)
+    done = mend(model, torch.randn(32, 16), classify(32, 4))
+    assert "S102" in found_before(done, "error")
+    assert done.repair.ok
+    assert done.repair.changed == ("0.norm.weight", "1.norm.weight")
+
+
+def test_of_adapters_in_a_parametrization_the_second_factor_stays_zero():
+    done = by_name("lora-as-a-parametrization-with-both-factors-zero")
+    assert done.repair.changed == tuple(f"{i}.parametrizations.weight.0.A" for i in (0, 2))
+
+
+def test_weights_next_to_nothing_are_scaled_and_sound_biases_stay():
+    torch.manual_seed(0)
+    model = mlp(16, *[32] * 4, 4, act=nn.Tanh)
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(1e-3)
+    done = mend(model, torch.randn(32, 16), classify(32, 4))
+    assert done.repair.ok
+    assert all(name.endswith("weight") for name in done.repair.changed)
+
+
+def test_one_large_value_repeated_is_no_unit_to_keep():
+    torch.manual_seed(0)
+    model = mlp(20, 32, 32, 4, act=nn.Tanh)
+    with torch.no_grad():
+        for layer in model[:4:2]:
+            layer.weight.fill_(1.0)
+    done = mend(model, torch.randn(32, 20), classify(32, 4), warnings=True)
+    assert done.entries["0.weight"] == 640
+    assert not left(done, "error", "warning")

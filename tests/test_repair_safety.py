@@ -604,3 +604,38 @@ def test_all_or_nothing_is_all_or_nothing(case, seed: int):
     done = mend(model, batch, loss, seed=seed, all_or_nothing=True)
     assert done.repair.ok or not done.repair.changed
     assert done.repair.ok != done.repair.undone
+
+
+def test_complex_parameters_are_left_alone():
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filter = nn.Parameter(torch.zeros(9, dtype=torch.cfloat))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=16))
+
+    model, batch = Spectrum(), torch.randn(32, 16)
+    nn.init.zeros_(model.head.weight)
+    before = model.filter.detach().clone()
+    fanin.repair_(model, batch)
+    assert torch.equal(model.filter, before)
+
+
+def test_a_warning_without_remedy_undoes_nothing():
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    torch.manual_seed(0)
+    model = Spare()
+    with torch.no_grad():
+        model.used.weight[1, 1] = torch.nan
+    done = fanin.repair_(model, torch.randn(32, 8), warnings=True, all_or_nothing=True)
+    assert done.changed == ("used.weight",)
+    assert not done.undone

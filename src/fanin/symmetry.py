@@ -10,7 +10,7 @@ step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -417,6 +417,9 @@ class _VirtualRun:
         users = [layer for layer in read.layers if name in layer.parameters]
         if not users:
             return None
+        beside = _beside(read, name, [n for n in held if n in self._zero])
+        if beside and name in self._zero:
+            return Deadlock(name, users[0].name, "two zero factors", beside)
         own = {i for layer in users for i in layer.calls}
         zeros = {n: at for n in held if n in self._zero and (at := _factor_calls(read, n))}
         cells = [p.cells[i] for p in self.passes for i in own if i in p.cells]
@@ -434,6 +437,13 @@ class _VirtualRun:
             return None
         cause = "two zero factors" if factors or name in self._zero else "dead units"
         return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
+
+
+def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:
+    """Zeros that one weight is computed from together with a parameter: the factors of a LoRA."""
+    operands = (o for call in read.trace.calls for o in call.operands if name in o.parameters)
+    found = {n for o in operands for n in o.parameters}
+    return tuple(n for n in zeros if n in found and n != name)
 
 
 _PRODUCTS = frozenset(

@@ -432,6 +432,32 @@ def lora_with_both_factors_zero():
     return model, torch.randn(40, 10), classify(40, 4)
 
 
+class Product(nn.Module):
+    """A parametrization: W + B·A."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.A, self.B = nn.Parameter(torch.zeros(2, inputs)), nn.Parameter(torch.zeros(outputs, 2))
+
+    def forward(self, weight):
+        return weight + self.B @ self.A
+
+
+@FAULTS(
+    thread="circle-hit/SAPT#11, relora#18",
+    codes=("S102",),
+    layers=("0.parametrizations.weight.0.A", "2.parametrizations.weight.0.B"),
+    **ERROR,
+)
+def lora_as_a_parametrization_with_both_factors_zero():
+    """The two factors meet before the layer sees them."""
+    model = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 4))
+    for layer in (model[0], model[2]):
+        layer.requires_grad_(False)
+        nn.utils.parametrize.register_parametrization(layer, "weight", Product(*layer.weight.shape))
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
 @FAULTS(thread="circle-hit/SAPT#11", codes=("S102",), layers=("1.A", "1.B"), **EITHER)
 def one_of_two_adapters_with_both_factors_zero():
     """A sound adapter beside it: what is dead is dead all the same."""

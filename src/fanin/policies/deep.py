@@ -14,7 +14,7 @@ from fanin.policies.choice import Choice, words
 from fanin.policies.signal import ENOUGH_INPUTS, Curve, curve, odd_part, operating_point, spread
 from fanin.roles import Role
 
-__all__ = ["DEEP_HEAD", "deep", "deep_size", "in_a_row"]
+__all__ = ["BIASED", "DEEP_HEAD", "deep", "deep_size", "in_a_row"]
 
 # Layers in a row without norms from which a start that keeps inputs apart over the whole depth
 # trains better than he_normal and its kin (plain MLPs: no difference at 3 and 5, clear at 10).

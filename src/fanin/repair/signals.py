@@ -12,6 +12,7 @@ from fanin.findings import Finding
 from fanin.measuring import Target, measure_
 from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import head_gain, target_size
+from fanin.policies.deep import BIASED
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import TINY, Case
 from fanin.roles import Role
@@ -176,8 +177,9 @@ def _calibrated(
 ) -> list[Assignment]:
     """One forward pass in which each weight is brought to its size while the pass runs.
 
-    A layer whose own size is right once its input is right stays as it is.  With `centre` its bias
-    takes the mean of each unit away, and what differs between inputs is what counts.
+    A layer whose own size is right once its input is right stays as it is.  With `centre`, and
+    behind activations with a large mean, its bias takes the mean of each unit away, and what
+    differs between inputs is what counts.  Of a head it is what counts too, and its bias stays.
     """
     wanted = dict(_targets(case, guilty, up, only, centre, tolerance))
     found: dict[str, tuple[float, ...]] = {}
@@ -185,17 +187,21 @@ def _calibrated(
         biases = {t.bias for t in wanted.values() if t.bias is not None}
         with copied(case.model, {*wanted, *biases}):
             found = measure_(case.model, case.batch, wanted)
-        wrong = [n for n in wanted if n in found and (found[n][0] > 1) is not up]
-        if centre or not wrong:
+        free = [n for n in wanted if n in found and not wanted[n].centre]
+        wrong = [n for n in free if (found[n][0] > 1) is not up]
+        if not wrong:
             break
         wanted = {n: t for n, t in wanted.items() if n not in wrong}
     way = "and centred" if centre else "up" if up else "down"
     because = f"scaled {way} in one pass over the batch, to a root mean square of"
     made = [
-        case.scaled(n, found[n][0], f"{because} {wanted[n].size:.3g}") for n in wanted if n in found
+        case.scaled(n, _short(found[n][0]), f"{because} {wanted[n].size:.3g}")
+        for n in wanted
+        if n in found
     ]
     told = "the means of the outputs, taken away"
-    made += [case.values(t.bias, found[t.bias], told) for t in wanted.values() if t.bias in found]
+    hidden = [t.bias for n, t in wanted.items() if not case.roles[n].head]
+    made += [case.values(b, found[b], told) for b in hidden if b is not None and b in found]
     return made
 
 
@@ -222,8 +228,12 @@ def _targets(
             size *= head_gain(role)
         elif role.head:
             within = max(LOUD, tolerance)
-        bias = biases.get(role.call) if centre and not role.head else None
-        yield name, Target(size, within, centred=centre, centre=bias is not None, bias=bias)
+        drowned = up and (role.head or role.input.activation in BIASED)
+        bias = biases.get(role.call) if centre or drowned else None
+        yield (
+            name,
+            Target(size, within, centred=centre, centre=bias is not None, bias=bias, exact=up),
+        )
 
 
 def _scaled_for(case: Case, role: Role) -> Role:
