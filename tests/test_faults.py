@@ -160,3 +160,28 @@ def test_each_deadlock_names_what_holds_it_and_copies_are_compared_before_they_m
     locked = [c for c in report.symmetry.classes if c.kind == "locked"]
     assert {c.layer for c in locked} == {"1.b", "2.b"}
     assert max(i.outputs for c in locked for i in c.certificate) == 0.0
+
+
+class Grouped(nn.Module):
+    """Experts in one fused product, which torch computes in float32 at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.inlet, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.experts = nn.Parameter(torch.randn(2, 16, 16) / 4)
+
+    def forward(self, x):
+        x, ends = self.inlet(x).relu(), torch.tensor([len(x) // 2, len(x)], dtype=torch.int32)
+        return self.head(torch._grouped_mm(x, self.experts, offs=ends).relu())
+
+
+def test_a_kernel_without_float64_is_no_obstacle_to_a_proof():
+    torch.manual_seed(0)
+    model, batch = Grouped(), torch.randn(32, 8)
+    nn.init.constant_(model.inlet.weight, 0.1)
+    nn.init.constant_(model.inlet.bias, 0.0)
+    with torch.no_grad():
+        model.experts.copy_(model.experts[:, :1].expand_as(model.experts).clone())
+    report = fanin.check(model, batch)
+    assert report.symmetry.steps > 0
+    assert "S101" in {f.code for f in report.findings}
