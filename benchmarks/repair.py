@@ -87,16 +87,14 @@ def measure(case: Case) -> dict[str, Any] | None:
             fanin.init_(model, batch)
     runs = {name: train(*given) for name, given in built.items()}
     start, best = runs["new"]
-    gained = {
-        n: (start - end) / (start - best) if best < start else 0.0 for n, (_, end) in runs.items()
-    }
+    end = runs["repaired"][1]
     return {
         "name": case.name,
         "codes": sorted({f.code for f in done.before.findings if f.severity == "error"}),
         "ok": done.ok,
         "changed": sum(c.entries for c in done.changes) / done.before.parameters,
         "losses": {name: end for name, (_, end) in runs.items()},
-        "gained": gained["repaired"],
+        "well": end <= start - SHARE * (start - best) and math.isfinite(end),
     }
 
 
@@ -114,12 +112,12 @@ def main() -> None:
             continue
         rows.append(row)
         losses = "".join(f"{row['losses'][n]:10.3g}" for n in ("broken", "repaired", "new"))
-        mark = "" if row["gained"] >= SHARE else f"  gained {row['gained']:.0%} of the new one's"
+        mark = "" if row["well"] else "  does not train as well"
         left = "" if row["ok"] else "  errors left"
         print(
             f"{row['name']:46s}{row['changed']:8.1%}{losses}  {' '.join(row['codes'])}{mark}{left}"
         )
-    well = sum(row["gained"] >= SHARE for row in rows)
+    well = sum(row["well"] for row in rows)
     print(f"\nfaulty networks                {len(rows)}")
     print(f"no error after the repair      {sum(row['ok'] for row in rows)}")
     print(f"train as well as a new one     {well} ({well / max(1, len(rows)):.1%})")
