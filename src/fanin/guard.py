@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Guard", "eager", "private", "random_state", "untouched"]
+__all__ = ["Guard", "eager", "private", "random_state", "reseed", "untouched"]
 
 _CONTAINERS = (list, dict, set)
 
@@ -110,6 +110,13 @@ def random_state(model: nn.Module | None = None) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+def reseed(seed: int) -> None:
+    """Seed every generator that a forward may draw from: torch, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fanin.guard import Guard, eager, private, untouched
+from fanin.guard import Guard, eager, private, reseed, untouched
 from fanin.operations import RECURRENT, Weighted
 from fanin.reading import Unobserved
 from fanin.reparametrized import parts
@@ -131,9 +129,7 @@ def outcomes_(model: nn.Module, batch: Any, targets: Mapping[str, Target]) -> di
     """
     # a forward may take gradients itself, so they stay enabled
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
+        reseed(0)
         adjust = _Adjust(model, targets, guard)
         trace(model, private(batch), None, _Measuring(model, guard, adjust))
     return adjust.found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer, read, weighted_source
 from fanin.errors import ForwardError, LossError
-from fanin.guard import Guard
+from fanin.guard import Guard, reseed
 from fanin.nested import tensors_in
 from fanin.operations import PASSIVE, RECURRENT, Weighted
 from fanin.sketch import Directions, labels, project
@@ -22,6 +21,7 @@ from fanin.slopes import flat_parts
 from fanin.trace import Call, Watch, trace
 
 __all__ = [
+    "TOLERANCES",
     "Cell",
     "Depth",
     "LayerStats",
@@ -440,9 +440,7 @@ def run_pass(
         ForwardError: model, loss or backward raised.
         LossError: the loss is not a scalar connected to a parameter.
     """
-    torch.manual_seed(subject.seed)
-    np.random.seed(subject.seed % 2**32)
-    random.seed(subject.seed)
+    reseed(subject.seed)
     model = subject.model
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     if stand is None:
@@ -537,13 +535,13 @@ def _rms(gradient: Tensor) -> float:
 
 # Products of equal rows differ by rounding alone: about 1e-6 of the layer's scale in float32, one
 # unit in the last place of a few entries in the short formats.
-_TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
+TOLERANCES = {"float64": 1e-9, "float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
 
 
 def tolerance_of(layer: Layer, cells: Mapping[int, Cell]) -> float:
     """Relative difference below which two units of a layer may be the same."""
     kinds = [cells[i].dtype for i in layer.calls if i in cells]
-    return max((_TOLERANCES.get(k, 1e-5) for k in kinds), default=1e-5)
+    return max((TOLERANCES.get(k, 1e-5) for k in kinds), default=1e-5)
 
 
 def fingerprints(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, read
 from fanin.errors import BatchError, ForwardError, ModelError
-from fanin.guard import Guard, eager, private, untouched
+from fanin.guard import Guard, eager, private, reseed, untouched
 from fanin.nested import arguments, tensors_in
 from fanin.operations import Weighted
 from fanin.trace import Call, Watch, reject_scripted, trace
@@ -59,9 +57,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     # What a forward makes by itself (masks, positions) has to be on meta too.
     made = torch.device("meta") if meta else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard, made:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
+        reseed(0)
         try:
             architecture = _watched(model, private(batch), guard)
         except ForwardError as error:

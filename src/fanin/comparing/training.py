@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fanin.comparing.batches import Batches, cause
 from fanin.comparing.record import Run
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError
+from fanin.guard import reseed
 from fanin.nested import arguments
 
 __all__ = ["OPTIMIZERS", "Training", "every", "seed_all", "train_"]
@@ -71,9 +70,7 @@ def every(steps: int, many: bool) -> int:
 
 def seed_all(seed: int) -> None:
     """Seed torch, numpy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    reseed(seed)
 
 
 def train_(

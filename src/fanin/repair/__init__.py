@@ -26,7 +26,7 @@ from fanin.reading import bare
 from fanin.repair.case import Case
 from fanin.repair.changes import Change, changes
 from fanin.repair.merging import merged
-from fanin.repair.outputs import forward, same_outputs
+from fanin.repair.outputs import finite, forward, same_outputs
 from fanin.repair.remedies import TIERS, Remedy
 from fanin.repair.result import Repair
 from fanin.repair.wiring import Wire, wiring
@@ -109,7 +109,8 @@ def repair_(
     if not surgery.wanted(before):
         return Repair((), before, before, surgery.plan({}), ())
     with trial(model) as bench:
-        chosen, after = surgery.operate(bench, before, evidence)
+        state = surgery.operate(bench, before, evidence)
+        chosen, after = state.chosen, state.report
         failed = any(f.severity == "error" for f in surgery.wanted(after))
         if failed and all_or_nothing:
             chosen, after = {}, before
@@ -124,6 +125,7 @@ def repair_(
         changes=made,
         undone=failed and all_or_nothing,
         preserved=preserve,
+        met=state.met,
         frozen=tuple(n for n, p in model.named_parameters() if failed and not p.requires_grad),
     )
 
@@ -166,11 +168,13 @@ class Left(NamedTuple):
 
 @dataclass(frozen=True)
 class _State:
-    """A set of assignments, the report on the model with them, and what is left to clear."""
+    """A set of assignments, the report on the model with them, what is left to clear, and the codes
+    that were met on the way."""
 
     chosen: dict[str, Assignment]
     report: Report
     left: Left
+    met: tuple[str, ...]
 
 
 @dataclass
@@ -203,25 +207,24 @@ class _Surgery:
         left = {n: "nothing to mend" for n in names if n not in chosen}
         return Plan(tuple(chosen[n] for n in names if n in chosen), left, REPAIR)
 
-    def operate(
-        self, bench: Trial, report: Report, evidence: Evidence
-    ) -> tuple[dict[str, Assignment], Report]:
-        """The best set of assignments that was found, and the report with it."""
+    def operate(self, bench: Trial, report: Report, evidence: Evidence) -> _State:
+        """The best set of assignments that was found, with the report on it."""
         found = {
             r.parameter: r if self._drawable(r) else replace(r, trainable=False)
             for r in roles(evidence.seen.architecture, self.look.model)
         }
         outputs = self.look.outputs() if self.preserve else None
         start = self._case(found, report, evidence, {})
-        best = _State({}, report, self._left(report))
-        for self.causes in (CAUSES, (*CAUSES, *HIDDEN)):
+        best = self._state({}, report, ())
+        for causes in (CAUSES, (*CAUSES, *HIDDEN)):
+            self.causes = causes
             self.tried.clear()
             bench.use((), start.seed)
             best = min(best, self._rounds(bench, start, outputs), key=lambda state: state.left)
             hidden = any(f.code in HIDDEN for f in report.findings if f.severity == "warning")
             if not best.left.errors or not hidden:
                 break
-        return best.chosen, best.report
+        return best
 
     def _drawable(self, role: Role) -> bool:
         """Whether a parameter's values can be drawn: no complex ones, none in short integers."""
@@ -230,7 +233,7 @@ class _Surgery:
     def _rounds(self, bench: Trial, case: Case, outputs: Sequence[Tensor] | None) -> _State:
         """Treat and check until nothing is left, or nobody has anything to offer."""
         chosen: dict[str, Assignment] = {}
-        best = _State(chosen, case.report, self._left(case.report))
+        state = best = self._state(chosen, case.report, ())
         for number in range(ROUNDS):
             fresh = self._prescribed(case, chosen)
             if fresh is None:
@@ -241,12 +244,19 @@ class _Surgery:
                 bench.use(chosen.values(), case.seed)
                 continue
             chosen = fresh
+            if outputs is not None and not finite(outputs):
+                outputs = self.look.outputs()  # what is to be kept shows only now
             report, evidence = self.look(chosen)
             case = self._case(case.roles, report, evidence, case.first)
-            best = min(best, _State(chosen, report, self._left(report)), key=lambda s: s.left)
+            state = self._state(chosen, report, state.met)
+            best = min(best, state, key=lambda s: s.left)
             if not best.left.findings:
                 break
         return best
+
+    def _state(self, chosen: dict[str, Assignment], report: Report, met: Iterable[str]) -> _State:
+        codes = (f.code for f in self.wanted(report))
+        return _State(chosen, report, self._left(report), tuple(dict.fromkeys((*met, *codes))))
 
     def _left(self, report: Report) -> Left:
         """What is left to clear."""

@@ -23,13 +23,15 @@ from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role
 
-__all__ = ["TINY", "Case", "Mask"]
+__all__ = ["GROSS", "TINY", "Case", "Mask"]
 
 Mask = NDArray[np.bool_]
 
 # Fewer distinct values than this in a weight are a pattern (zeros, ones, signs), whose size says
 # nothing of the size that a random start should have.
 _FEW_VALUES = 4
+# No two usual schemes differ by this factor (2.5 at most): a size so far from a new one's is wrong.
+GROSS = 4.0
 # Weights this much smaller than new ones are what averages over copies leave, or a decay: that is
 # no scale to draw others at.
 TINY = 0.25

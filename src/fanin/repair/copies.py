@@ -11,7 +11,7 @@ from torch import Tensor
 from fanin.assignment import Assignment
 from fanin.clones import repeats
 from fanin.findings import Finding
-from fanin.repair.case import Case, Mask
+from fanin.repair.case import GROSS, Case, Mask
 from fanin.repair.wiring import Wire
 from fanin.sketch import classes
 from fanin.symmetry import UnitClass
@@ -21,8 +21,6 @@ __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 # Noise that parts copies, over the size of what they send on.  What it adds to a sum is zero, so it
 # may be large: the larger, the sooner the copies go apart.
 NOISE = 0.5
-# A unit whose weights are all one value is kept where it is of the size of a new one, up to this.
-GROSS = 4.0
 # With more than this share of its inputs copies, a layer that goes on reading them alike lets a few
 # directions through and no more; with fewer, it does no harm.
 MOST = 0.5

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fanin.guard import private, untouched
+from fanin.guard import private, reseed, untouched
 from fanin.nested import arguments, tensors_in
 
-__all__ = ["forward", "same_outputs"]
+__all__ = ["finite", "forward", "same_outputs"]
 
 # Relative to the largest output: float32 sums in another order differ by less; in the short formats
 # by a few times the precision.
@@ -23,9 +21,7 @@ PRESERVED, ROUNDINGS = 1e-5, 8.0
 def forward(model: nn.Module, batch: Any, seed: int) -> list[Tensor]:
     """The floating tensors of a model's output; the model and all random states stay."""
     with torch.inference_mode(False), torch.no_grad(), untouched(model):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        reseed(seed)
         args, kwargs = arguments(private(batch))
         output = model(*args, **kwargs)
     return [t.detach().clone() for t in tensors_in(output) if t.is_floating_point()]
@@ -37,6 +33,11 @@ def same_outputs(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     What was not finite has nothing to keep.
     """
     return len(before) == len(after) and all(map(_same, before, after))
+
+
+def finite(outputs: Sequence[Tensor]) -> bool:
+    """Whether every value is a number."""
+    return all(bool(torch.isfinite(t).all()) for t in outputs)
 
 
 def _same(before: Tensor, after: Tensor) -> bool:

@@ -36,6 +36,7 @@ class Repair:
         frozen: where a fault is left, the parameters that require no gradient: a repair never
             changes them, and the fault may lie there.
         preserved: whether only what keeps the output was allowed.
+        met: codes of what was to be cleared, those that showed only on the way too.
     """
 
     changed: tuple[str, ...]
@@ -46,6 +47,7 @@ class Repair:
     undone: bool = False
     frozen: tuple[str, ...] = ()
     preserved: bool = False
+    met: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,6 +61,7 @@ class Repair:
             "ok": self.ok,
             "undone": self.undone,
             "frozen": list(self.frozen),
+            "met": list(self.met),
             "changed": list(self.changed),
             "changes": [c.to_dict() for c in self.changes],
             "plan": self.plan.to_dict(),
@@ -110,13 +113,15 @@ def _verdict(repair: Repair) -> list[str]:
         f"{len(repair.changes)} of {repair.before.tensors} parameters changed, "
         f"{entries:,} of {total:,} entries; every other entry is bit for bit what it was"
     )
+    behind = [c for c in repair.met if c not in {f.code for f in repair.before.findings}]
+    then = f", then {', '.join(behind)} behind it" if behind else ""
     loss = ""
     if repair.before.loss is not None and repair.after.loss is not None:
         loss = f"; loss {repair.before.loss:.4g} → {repair.after.loss:.4g}"
     if after:
         left = ", ".join(dict.fromkeys(f.code for f in after))
         return [lead, f"errors left: {left}{loss}"]
-    return [lead, f"{codes or 'warnings'} before, no error after{loss}"]
+    return [lead, f"{codes or 'warnings'} before{then}, no error after{loss}"]
 
 
 def _table(changes: tuple[Change, ...]) -> Table:

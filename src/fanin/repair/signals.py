@@ -14,7 +14,7 @@ from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import head_gain, target_size
 from fanin.policies.deep import BIASED
 from fanin.policies.targets import TOLERANCE, uncertain
-from fanin.repair.case import TINY, Case
+from fanin.repair.case import GROSS, TINY, Case
 from fanin.roles import Role
 
 __all__ = [
@@ -38,9 +38,6 @@ _DRAWN = (
     "table",
     "token",
 )
-# Where few layers are wrong, those are blamed first that are wrong by a gross factor (the usual
-# schemes differ by 2.5 at most), then all beyond what sampling makes.
-GROSS = 4.0
 # A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
 # A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fanin.architecture import weighted_source
-from fanin.guard import eager, private, untouched
+from fanin.guard import eager, private, reseed, untouched
 from fanin.operations import Weighted
+from fanin.probe import TOLERANCES
 from fanin.sketch import Directions, labels, project
 from fanin.slopes import dead_units
 from fanin.trace import Call, Watch, trace
 
 __all__ = ["Wire", "wiring"]
-
-# As two units of a layer are compared in the check: float32 products of equal rows differ by 1e-6.
-_SAME = 1e-5
 
 Rows = NDArray[np.int64]
 
@@ -39,7 +36,6 @@ class Wire:
             whole batch; None where they are not told.
         silent: input features that are zero on the whole batch.
         dead: which units are flat on the whole batch.
-        rms: of the output.
     """
 
     parameter: str
@@ -48,7 +44,6 @@ class Wire:
     inputs: NDArray[np.int64] | None = None
     silent: int = 0
     dead: NDArray[np.bool_] | None = None
-    rms: float = 0.0
 
 
 def wiring(model: nn.Module, batch: Any, seed: int, wanted: Collection[str]) -> dict[str, Wire]:
@@ -62,9 +57,7 @@ def wiring(model: nn.Module, batch: Any, seed: int, wanted: Collection[str]) -> 
     """
     look = _Look(model, seed, wanted)
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        reseed(seed)
         watch = Watch(model, model.named_parameters(), guard, look)
         look.calls = watch.calls
         trace(model, private(batch), None, watch)
@@ -85,13 +78,10 @@ class _Look:
     def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
         """Note the units and the inputs of a layer."""
         name = self._main(call)
-        if not weighted.unit_dims or not name:
+        if not weighted.unit_dims or not name or output.numel() == 0:
             return
         wire = self.found.setdefault(name, Wire(name))
         self._at[call.index] = (wire, weighted.unit_dims)
-        values = output.detach()
-        if values.numel():
-            wire.rms = max(wire.rms, float(values.double().square().mean().sqrt()))
         if wire.units is None and name in self._wanted:
             wire.units = self._rows(name, weighted.weights[0][1], weighted)
         if wire.units is not None:
@@ -99,7 +89,8 @@ class _Look:
         sketch = self._inputs(weighted)
         if sketch is not None:
             silent = np.flatnonzero(~sketch.any(axis=1))
-            seen = labels(sketch, _SAME)
+            kind = str(weighted.inputs[0].dtype).removeprefix("torch.")
+            seen = labels(sketch, TOLERANCES.get(kind, TOLERANCES["float32"]))
             seen[silent] = len(seen) + silent  # equal on this batch; on others who knows
             wire.inputs = _joint(seen if wire.inputs is None else wire.inputs, seen)
             wire.silent = len(silent)
