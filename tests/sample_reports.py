@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf, nan
 
+from fanin.branches import ResidualBranch
 from fanin.findings import RULES, Finding
 from fanin.probe import Depth, LayerStats
 from fanin.report import Report
+from fanin.starts import Start
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass
 
 HOSTILE = (
@@ -46,6 +48,7 @@ def layer(
         "mean": 0.01,
         "max_abs": 2.5,
         "variation": 0.91,
+        "correlation": 0.15,
         "cotangent_rms": 0.004,
         "gradient_rms": 0.02,
     }
@@ -76,6 +79,24 @@ def report(layers: list[LayerStats], **fields: object) -> Report:
     return Report(**{**values, **fields})  # type: ignore[arg-type]
 
 
+def start(parameter: str, size: float, planned: float | None, **fields: object) -> Start:
+    """A matrix of normal draws, and what would be drawn instead."""
+    values: dict[str, object] = {
+        "shape": (64, 64),
+        "trainable": True,
+        "mean": 0.0,
+        "std": size,
+        "low": -3 * size,
+        "high": 3 * size,
+        "counts": (1, 4, 9, 16, 20, 16, 9, 4, 1) if size else (),
+        "scheme": None if planned is None else "lecun_normal",
+        "planned_std": planned,
+        "fan": None if planned is None else 64.0,
+        "because": "its input is normalized",
+    }
+    return Start(parameter, **{**values, **fields})  # type: ignore[arg-type]
+
+
 def gpt2() -> Report:
     """A healthy GPT-2: twelve blocks whose figures drift a little."""
     norm = {"units": None, "distinct_units": None, "rms": 1.0}
@@ -86,17 +107,18 @@ def gpt2() -> Report:
     for block in range(12):
         path = f"transformer.h.{block}"
         grown = {"cotangent_rms": 4e-5 * 1.03**block, "gradient_rms": 2e-4 * 1.1**block}
-        tokens = {"token_variation": 0.9 - 0.005 * block, **grown}
+        tokens = {"token_variation": 0.9 - 0.005 * block, "branch": 2 * block, **grown}
+        second = {**tokens, "branch": 2 * block + 1}
         layers += [
             layer(f"{path}.ln_1", "layer_norm", None, None, **{**tokens, **norm}),
             layer(f"{path}.attn.c_attn", "matmul", 768, 2304, rms=0.55 - 0.004 * block, **tokens),
             layer(f"{path}.attn.c_proj", "matmul", 768, 768, rms=0.014 + 0.001 * block, **tokens),
-            layer(f"{path}.ln_2", "layer_norm", None, None, **{**tokens, **norm}),
+            layer(f"{path}.ln_2", "layer_norm", None, None, **{**second, **norm}),
             layer(
                 f"{path}.mlp.c_fc", "matmul", 768, 3072, activation="gelu", rms=0.554, dead=0.0,
-                saturated=0.0006, **tokens,
+                saturated=0.0006, predicted_rms=0.55, predicted_correlation=0.2, **second,
             ),
-            layer(f"{path}.mlp.c_proj", "matmul", 3072, 768, rms=0.0377, **tokens),
+            layer(f"{path}.mlp.c_proj", "matmul", 3072, 768, rms=0.0377, **second),
         ]  # fmt: skip
     layers += [
         layer("transformer.ln_f", "layer_norm", None, None, **norm),
@@ -111,6 +133,21 @@ def gpt2() -> Report:
         chance=10.8249,
         samples=2,
         depth=Depth(1.021, 0.994, None, None),
+        branches=tuple(
+            ResidualBranch(2 * block + half, 24, "before", names, names[-1:])
+            for block in range(12)
+            for half, names in enumerate(_branches(f"transformer.h.{block}"))
+        ),
+        starts=tuple(start(f"{each.name}.weight", 0.02, 0.036) for each in layers),
+        batch=("int64 [2, 64]",),
+        compute_dtype="float32",
+    )
+
+
+def _branches(path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (
+        (f"{path}.attn.c_attn", f"{path}.attn.c_proj"),
+        (f"{path}.mlp.c_fc", f"{path}.mlp.c_proj"),
     )
 
 
@@ -186,6 +223,12 @@ def hostile() -> Report:
             finding("S103", "info", names[5], measured=names[1]),
         ),
         unnamed=((names[0], names[1]), (names[4], "unused")),
+        branches=(ResidualBranch(0, 1, "none", names, names[:1]),),
+        starts=(
+            *(start(name, 1e-3, 1.0, because=name) for name in names),
+            start("nothing finite", 0.0, None, mean=None, std=None, low=None, high=None),
+        ),
+        batch=("float32 [32, 3]",),
     )
 
 

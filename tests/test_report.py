@@ -161,7 +161,7 @@ def test_the_schema_describes_every_field_and_allows_no_other() -> None:
         return [node, *inner] if "properties" in node and "type" in node else inner
 
     forms = objects(schema())
-    assert len(forms) == 9
+    assert len(forms) == 11
     for form in forms:
         fields = form["properties"]
         assert isinstance(fields, dict)

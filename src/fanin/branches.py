@@ -10,7 +10,7 @@ from fanin.architecture import Architecture
 from fanin.operations import ACTIVATIONS, RECURRENT
 from fanin.trace import Call
 
-__all__ = ["Branch", "branches", "low_rank_pairs"]
+__all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "named"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
 _GATES = frozenset({"sigmoid", "hardsigmoid"})
@@ -40,6 +40,41 @@ class Branch:
     norm: str
     layers: tuple[int, ...]
     last: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ResidualBranch:
+    """A residual branch as a person reads it: ``stream + branch(stream)``.
+
+    Attributes:
+        number: place along its stream, from 0.
+        of: layers that add to that stream, over its whole length.
+        norm: "before" its first layer, "after" the sum, "last" (between its last layer and the
+            sum), or "none".
+        layers: names of its layers.
+        last: names of those whose output is added.
+    """
+
+    number: int
+    of: int
+    norm: str
+    layers: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+def named(architecture: Architecture) -> tuple[tuple[ResidualBranch, ...], dict[str, int]]:
+    """The branches with the names of their layers, and the innermost one of each layer inside."""
+    found, inside, _ = branches(architecture)
+    names = {i: layer.name for layer in architecture.layers for i in layer.calls}
+
+    def told(calls: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(names[i] for i in calls if i in names))
+
+    shown = tuple(
+        ResidualBranch(b.number, b.of, b.norm, told(b.layers), told(b.last)) for b in found
+    )
+    places = {branch: place for place, branch in enumerate(found)}
+    return shown, {names[i]: places[branch] for i, branch in inside.items() if i in names}
 
 
 def branches(

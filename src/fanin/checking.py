@@ -13,15 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import parameters_of
+from fanin.branches import named
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import eager, private, untouched
 from fanin.nested import arguments, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
-from fanin.probe import Pass, Recorder, Subject, layer_stats, relative_spread, run_pass
+from fanin.prediction import between_samples, predictions
+from fanin.probe import (
+    LayerStats,
+    Pass,
+    Recorder,
+    Subject,
+    layer_stats,
+    relative_spread,
+    run_pass,
+)
 from fanin.reading import check_batch
 from fanin.report import Report
+from fanin.starts import starts
 from fanin.symmetry import examine
 from fanin.trace import reject_scripted
 
@@ -145,10 +156,7 @@ def _look(
     trunk = stations(seen)
     return Evidence(
         seen=seen,
-        layers=tuple(
-            layer_stats(layer, seen, distinct.get(layer.name, layer.units))
-            for layer in seen.architecture.layers
-        ),
+        layers=_layers(subject, seen, distinct, audits),
         trunk=trunk,
         symmetry=symmetry,
         audits=audits,
@@ -163,6 +171,29 @@ def _look(
         idle=record.idle(subject.model) if record is not None else (),
         lost=record.lost(subject.model) if record is not None else (),
     )
+
+
+def _layers(
+    subject: Subject, seen: Pass, distinct: Mapping[str, int | None], audits: tuple[Audit, ...]
+) -> tuple[LayerStats, ...]:
+    """What was measured of each layer, where it stands, and what theory says of it."""
+    sizes = {a.name: a.rms for a in audits if not a.nonfinite}
+    foretold = predictions(seen, sizes, subject.samples)
+    _, inside = named(seen.architecture)
+    found = []
+    for layer in seen.architecture.layers:
+        stats = layer_stats(layer, seen, distinct.get(layer.name, layer.units))
+        told = foretold.get(layer.name)
+        found.append(
+            replace(
+                stats,
+                correlation=between_samples(stats.variation, subject.samples),
+                predicted_rms=None if told is None else told.rms,
+                predicted_correlation=None if told is None else told.correlation,
+                branch=inside.get(layer.name),
+            )
+        )
+    return tuple(found)
 
 
 def _first_pass(subject: Subject, limit: float | None) -> Pass:
@@ -363,7 +394,15 @@ def _report(
         unnamed=evidence.seen.architecture.unnamed,
         seconds=seconds,
         versions=(("fanin", _version()), ("torch", str(torch.__version__))),
+        branches=named(evidence.seen.architecture)[0],
+        starts=starts(model, evidence.seen.architecture),
+        batch=tuple(_tensor(t) for t in tensors_in(arguments(subject.batch))),
+        compute_dtype=evidence.limit[1],
     )
+
+
+def _tensor(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _version() -> str:

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleRenderable
 from torch import nn
 
 from fanin.apply import apply_, lent
-from fanin.architecture import parameters_of
+from fanin.architecture import Architecture, parameters_of
 from fanin.assignment import Assignment, Recipe
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, ModelError
@@ -25,7 +25,7 @@ from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.summary import table
 
-__all__ = ["DTYPES", "Plan", "init_", "plan"]
+__all__ = ["DTYPES", "Plan", "closed_forms", "init_", "plan"]
 
 #: What can be drawn.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -218,6 +218,12 @@ def plan(
             raise ModelError(f"model: {name} measures a batch, and a model on meta has no values")
         return Plan.of(recipe)
     return Plan.of(_measured(recipe, found, model, batch, wanted, seed=seed, frozen=frozen))
+
+
+def closed_forms(architecture: Architecture, model: nn.Module) -> Recipe:
+    """The automatic choice for a model that was read already, from closed forms alone."""
+    found = roles(architecture, model)
+    return _without_unfit(decide(found, "auto"), model)
 
 
 def init_(

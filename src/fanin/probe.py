@@ -60,12 +60,17 @@ class LayerStats:
         max_abs: largest magnitude of the pre-activation.
         variation: RMS deviation across samples over rms; 0 means all samples look the same.
         token_variation: the same across positions within a sample.
+        correlation: of two different samples: mean cosine of their pre-activations, −1 to 1.
+        predicted_rms: what the mean-field maps say of rms, for these weights and from the last
+            layer before it of which they say nothing; None for a layer that starts such a line.
+        predicted_correlation: the same of the correlation.
         cotangent_rms: RMS of the gradient of the loss at the pre-activation.
         gradient_rms: RMS of the gradient of the loss with respect to the weight.
         dead: share of units whose activation has slope zero on the whole batch.
         saturated: share of (unit, sample) pairs in the flat part of the activation.
         nonfinite: values of the pre-activation that are NaN or infinite.
         trainable: whether any of its parameters requires a gradient.
+        branch: index of the residual branch it stands in, among the report's; None outside.
     """
 
     name: str
@@ -82,12 +87,16 @@ class LayerStats:
     max_abs: float | None = None
     variation: float | None = None
     token_variation: float | None = None
+    correlation: float | None = None
+    predicted_rms: float | None = None
+    predicted_correlation: float | None = None
     cotangent_rms: float | None = None
     gradient_rms: float | None = None
     dead: float | None = None
     saturated: float | None = None
     nonfinite: int = 0
     trainable: bool = True
+    branch: int | None = None
 
 
 @dataclass(frozen=True)

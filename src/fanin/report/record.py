@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fanin.branches import ResidualBranch
 from fanin.findings import Finding
 from fanin.probe import Depth, LayerStats
+from fanin.starts import Start
 from fanin.symmetry import Symmetry
 
 __all__ = ["Record"]
@@ -55,6 +57,14 @@ class Record:
     """Wall-clock time of the check."""
     versions: tuple[tuple[str, str], ...]
     """(package, version) pairs."""
+    branches: tuple[ResidualBranch, ...] = ()
+    """Residual branches, in order of execution; ``LayerStats.branch`` points into them."""
+    starts: tuple[Start, ...] = ()
+    """One entry a parameter, in the model's order: its values, and what fanin would draw."""
+    batch: tuple[str, ...] = ()
+    """One line for each tensor of the batch, such as ``"float32 [8, 3, 224, 224]"``."""
+    compute_dtype: str = ""
+    """Dtype that training computes in: the range that values must stay in."""
 
     @property
     def ok(self) -> bool:
