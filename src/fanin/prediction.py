@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fanin import moments
 from fanin.architecture import Architecture
-from fanin.errors import ArgumentError
 from fanin.operations import PASSIVE
 from fanin.policies.signal import curve
 from fanin.probe import Cell, Pass
@@ -25,8 +28,10 @@ __all__ = ["Prediction", "between_samples", "predictions"]
 _MIXING = frozenset({"linear", "matmul", "mm", "addmm", "conv1d", "conv2d", "conv3d"})
 _CENTRING = frozenset({"layer_norm", "group_norm"})
 _NORMS = _CENTRING | {"rms_norm"}
+# One token of many is not like all of them.
+_CHOOSING = {"select", "narrow", "__getitem__", "index_select", "gather", "take_along_dim"}
 # In train mode dropout makes what it keeps larger, and its rate is not known here.
-_KEEPING = PASSIVE - {name for name in PASSIVE if "dropout" in name}
+_KEEPING = PASSIVE - _CHOOSING - {name for name in PASSIVE if "dropout" in name}
 _SUMS = frozenset({"add", "radd"})
 
 
@@ -198,18 +203,42 @@ def _normed(call: Call, signal: _Signal, sizes: Mapping[str, float]) -> _Signal 
 
 
 def _bent(call: Call, signal: _Signal) -> _Signal | None:
-    """Through a nonlinearity, for a Gaussian of this second moment around zero."""
+    """Through a nonlinearity, as if the signal were Gaussian with this mean and variance."""
     phi = curve(call.op, call.option)
-    if phi is None or signal.second <= 0:
+    variance = signal.second - signal.mean**2
+    if phi is None or variance <= 0:
         return None
-    try:
-        seen = moments.moments(phi, 0.0, signal.second)
-        alike = signal.correlation
-        if alike is not None:
-            alike = moments.correlation_map(phi, alike, signal.second, 1.0) if seen.second else None
-    except ArgumentError:  # beyond where the activation is finite
+    with np.errstate(all="ignore"):
+        made = moments.function(phi)(signal.mean + math.sqrt(variance) * _GRID)
+    if not np.isfinite(made).all():  # beyond where the activation is finite
         return None
-    return _Signal(seen.second, None if alike is None else alike * seen.second, seen.mean)
+    second = float(made**2 @ _DENSITY)
+    alike = None
+    if signal.product is not None:
+        alike = min(1.0, max(-1.0, (signal.product - signal.mean**2) / variance))
+    parts = (_hermite() @ (made * _DENSITY)) ** 2
+    rest = second - float(parts.sum())
+    product = None if alike is None else float(parts @ alike**_DEGREES) + rest * alike**_TERMS
+    return _Signal(second, product, float(made @ _DENSITY))
+
+
+# E[φ(u) φ(v)] = Σ aₖ² cᵏ for a correlation c, with the Hermite coefficients aₖ of φ (Mehler's
+# formula).  What lies behind the last term is treated as one more of them.  Against the quadrature
+# of `fanin.moments` the correlation behind relu, gelu, tanh or hardtanh is off by at most 4e-4, in
+# a hundredth of the time.
+_TERMS = 40
+_DEGREES = np.arange(_TERMS)
+_GRID = np.linspace(-9.0, 9.0, 3601)  # 0, where most activations bend, is one of its points
+_DENSITY = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
+
+
+@lru_cache(maxsize=1)
+def _hermite() -> NDArray[np.float64]:
+    """Hermite polynomials of unit second moment on the grid, [terms, points]."""
+    rows = [np.ones_like(_GRID), _GRID]
+    for k in range(1, _TERMS - 1):
+        rows.append((_GRID * rows[k] - math.sqrt(k) * rows[k - 1]) / math.sqrt(k + 1))
+    return np.stack(rows)
 
 
 def _size(operand: Operand, sizes: Mapping[str, float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,10 @@ def starts(model: nn.Module, architecture: Architecture) -> tuple[Start, ...]:
 
 def _recipe(model: nn.Module, architecture: Architecture) -> Recipe:
     """The automatic choice; where there is none, every parameter is left for that reason."""
+    run = architecture.trace
+    alone = replace(run, calls=run.calls[: run.length], loss=None)  # as a plan sees it
     try:
-        return closed_forms(architecture, model)
+        return closed_forms(replace(architecture, trace=alone), model)
     except FaninError as error:
         told = f"no choice: {error}"
         return Recipe((), {p.name: told for p in architecture.parameters})
