@@ -1,5 +1,6 @@
 # make demo   installs fanin into $(VENV) and runs its experiment
 # make test   installs the development tools too and runs every check
+# make docs   builds the guide into docs/_build/html; a warning is an error
 # make clean  removes what the others made
 # VENV (default .venv) and PYTHON (default python3, at least 3.11) may be given on the command line.
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # The networks here are small: one thread per process is fastest, above all with parallel tests.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fanin demo
@@ -20,6 +21,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fanin needs Python 3.11 or newer: make PYTHON=...")'
@@ -34,5 +38,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

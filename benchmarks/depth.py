@@ -46,12 +46,12 @@ import fanin
 
 FILE = Path(__file__).with_name("depth_results.json")
 RATES = (0.1, 0.03, 0.01)  # times 1/depth: every layer's step adds to those of the others
-STEPS, BATCH = 120, 32
+STEPS, BATCH = 300, 32
 CHECK = 10  # steps between two looks at the losses
 LAST = 2  # looks whose losses are averaged
 TRAINED = 0.5  # of the loss of guessing
-PATIENCE, HOPELESS = 30, 0.98  # steps, and the part of the loss of guessing
-SEED = 1  # of the table
+PATIENCE, HOPELESS = 100, 0.98  # steps, and the part of the loss of guessing
+SEED = 2  # of the table
 CLASSES = 10
 GUESSING = math.log(CLASSES)
 WIDTH, CHANNELS, SIDE = 128, 16, 8

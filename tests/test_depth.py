@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fanin
 from fanin import moments
 from fanin.policies.deep import PARTING
-from fanin.policies.signal import odd_part, operating_point, spread
+from fanin.policies.signal import odd_part, operating_point, shifted_point, spread
 
 ROOT = Path(__file__).parents[1]
 EXACT = {"relu": 1.0, "gelu": 1.0, "silu": 1.0, "softplus": 1.0, "leaky_relu": 1.01}
@@ -31,11 +31,13 @@ MODULES: dict[str, type[nn.Module]] = {
 }
 
 
-def stack(name: str, depth: int, width: int = 64, inputs: int = 64) -> nn.Sequential:
+def stack(
+    name: str, depth: int, width: int = 64, inputs: int = 64, bias: bool = True
+) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for i in range(depth):
-        layers += [nn.Linear(width if i else inputs, width), MODULES[name]()]
+        layers += [nn.Linear(width if i else inputs, width, bias), MODULES[name]()]
     return nn.Sequential(*layers, nn.Linear(width, 5))
 
 
@@ -109,7 +111,7 @@ def test_auto_keeps_inputs_apart_where_scale_alone_does_not(name: str):
     x, depth = data(), 100
     net = stack(name, depth)
     fanin.init_(net, x)
-    outs = preactivations(net, x)
+    outs = [out - out.mean() for out in preactivations(net, x)]  # without the bias of sigmoids
     sizes = [float(out.square().mean().sqrt()) for out in outs]
     assert max(sizes) / min(sizes) < 1.5
     # offsets of the first layer are common to all inputs, so some likeness is meant
@@ -163,8 +165,8 @@ def test_near_inputs_part_in_real_layers_by_no_more_than_planned():
 
 
 @torch.no_grad()
-def test_rows_that_sum_to_zero_take_the_mean_of_sigmoid_away():
-    net = stack("sigmoid", 30)
+def test_without_biases_rows_that_sum_to_zero_take_the_mean_of_sigmoid_away():
+    net = stack("sigmoid", 30, bias=False)
     plan = fanin.init_(net, data())
     assert plan["28.weight"].arguments["centred"]
     layer = net[28]
@@ -193,6 +195,89 @@ def test_a_pair_of_selu_is_nearly_linear_where_it_is_small(depth: int, size: flo
     phi = odd_part("selu")
     assert phi is not None
     assert operating_point(phi, PARTING ** (1 / depth)) == pytest.approx(size, abs=5e-3)
+
+
+@pytest.mark.parametrize(("size", "middle"), [(0.05, -1.319), (0.996, -1.75), (2.0, -2.55)])
+def test_a_pair_of_sigmoid_is_straightest_where_its_cubic_part_is_gone(size: float, middle: float):
+    found = shifted_point("sigmoid", None, 10.0, size)
+    assert found == (size, pytest.approx(middle, abs=5e-3))
+
+    def chi(shift: float) -> float:
+        phi = odd_part("sigmoid", None, shift)
+        assert phi is not None
+        return moments.moments(phi, variance=max(size, 0.5) ** 2).centred_chi
+
+    assert chi(middle) < min(chi(0.0), chi(-0.7), chi(2 * middle))
+
+
+@pytest.mark.parametrize(("depth", "size", "middle"), [(100, 1.59, -2.21), (1000, 1.0, -1.75)])
+def test_the_point_of_sigmoid_that_the_page_names(depth: int, size: float, middle: float):
+    growth = PARTING ** (1 / depth)
+    found = shifted_point("sigmoid", None, growth, 2.0)
+    assert found == pytest.approx((size, middle), abs=7e-3)
+    phi = odd_part("sigmoid", None, found[1])
+    assert phi is not None
+    chi = moments.moments(phi, variance=found[0] ** 2).centred_chi
+    assert chi - 1 == pytest.approx(growth - 1, rel=5e-3)
+    assert operating_point("sigmoid", growth) < size  # about 0, without a pair
+
+
+@torch.no_grad()
+def test_layers_of_sigmoid_are_pairs_about_one_bias():
+    x = data()
+    net = stack("sigmoid", 100)
+    plan = fanin.init_(net, x)
+    point = shifted_point("sigmoid", None, PARTING ** (1 / 101), 2.0)
+    assert point is not None
+    assert {plan[f"{2 * i}.bias"].gain for i in range(100)} == {point[1]}
+    assert plan["200.bias"].scheme == "zeros"
+    for out in preactivations(net, x):
+        signal = out - point[1]
+        torch.testing.assert_close(signal[:, :32], -signal[:, 32:], rtol=0, atol=1e-4)
+        assert float(signal.std()) == pytest.approx(point[0], rel=0.25)
+
+
+class Gates(nn.Module):
+    """value(x) · sigmoid(gate(x))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x) * torch.sigmoid(self.gate(x))
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = stack("sigmoid", 8)[:-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(*(Gates() for _ in range(8)), nn.Linear(64, 5)),
+        nn.Sequential(nn.Linear(64, 64), Branch(), Branch(), nn.Linear(64, 5)),
+        nn.Sequential(*stack("sigmoid", 8)[:-1], *stack("tanh", 8)),
+        nn.Sequential(*stack("sigmoid", 8)[:-1], *stack("sigmoid", 8, bias=False)),
+        nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 5)),
+    ],
+    ids=["gates", "branches", "two activations", "layers without biases", "shallow"],
+)
+def test_biases_shift_no_unit_elsewhere(net: nn.Module):
+    plan = fanin.plan(net, data())
+    assert all(a.std == 0 for a in plan if a.parameter.endswith("bias"))
+
+
+def test_an_output_layer_with_a_sigmoid_is_not_shifted():
+    plan = fanin.plan(nn.Sequential(*stack("sigmoid", 8), nn.Sigmoid()), data())
+    assert plan["14.bias"].scheme == "constant"
+    assert plan["16.bias"].scheme == "zeros"
+    assert plan["16.weight"].arguments == {"first": False, "last": True}
 
 
 @pytest.mark.parametrize("name", list(EXACT))
@@ -226,11 +311,12 @@ def trained(net: nn.Sequential, steps: int = 40) -> float:
     return sum(losses[-10:]) / 10 / math.log(5)
 
 
-def test_60_layers_of_softplus_learn_from_auto_and_not_from_the_right_gain():
-    net = stack("softplus", 60)
+@pytest.mark.parametrize("name", ["softplus", "sigmoid"])
+def test_60_layers_learn_from_auto_and_not_from_the_right_gain(name: str):
+    net = stack(name, 60)
     fanin.init_(net, data(128))
     assert trained(net) < 0.7
-    assert trained(gained(stack("softplus", 60), "softplus")) > 0.9
+    assert trained(gained(stack(name, 60), name)) > 0.9
 
 
 # ---- the page ------------------------------------------------------------------------------------

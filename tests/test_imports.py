@@ -60,6 +60,7 @@ ORDER = (
     "",
     "targets",
     "demo",
+    "lab",
     "cli",
     "__main__",
 )

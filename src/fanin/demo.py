@@ -36,6 +36,7 @@ from fanin.report.document import to_plain
 from fanin.report.wording import number
 
 __all__ = [
+    "PUBLISHED",
     "Certificate",
     "Cost",
     "Demo",

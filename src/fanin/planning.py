@@ -253,7 +253,7 @@ def init_(
         arguments: of the scheme.
 
     Raises:
-        As `plan` and `Plan.apply_`.
+        ArgumentError, ModelError: as `plan` and `Plan.apply_`.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> init_(model, torch.randn(16, 4))["2.weight"].scheme

@@ -156,8 +156,8 @@ class Scheme:
 
         Args:
             fan: the number that is divided by, or (fan_in, fan_out), of which the scheme takes what
-                it needs.  For schemes of the form "matrix": (inputs, outputs, *kernel) of one
-                matrix.  None for a scheme that uses no fan.
+                it needs.  For schemes of the form "matrix": `(inputs, outputs, *kernel)` of
+                one matrix.  None for a scheme that uses no fan.
             gain: multiplies the result.
             arguments: of the scheme.
 

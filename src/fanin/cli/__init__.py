@@ -23,6 +23,7 @@ from fanin.checking import check as check_model
 from fanin.checking import recording
 from fanin.cli.compare import compare
 from fanin.cli.init import init, plan
+from fanin.cli.lab import lab
 from fanin.cli.options import (
     device_option,
     dtype_option,
@@ -163,7 +164,7 @@ def _explained(name: str) -> str:
     return f"{text}\n{decisions()}" if name.lower() == "auto" else text
 
 
-for command in (plan, init, repair, compare):
+for command in (plan, init, repair, compare, lab):
     cli.add_command(command)
 
 

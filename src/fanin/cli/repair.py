@@ -42,6 +42,7 @@ __all__ = ["repair"]
 @click.option("-o", "--output", metavar="FILE", help="The safetensors file of the mended model.")
 @click.option("--recipe", metavar="FILE", help="The changes alone, as a recipe; - is stdout.")
 @click.option("--json", "json_to", metavar="FILE", help="Write the repair as JSON; - is stdout.")
+@click.option("--html", "html_to", metavar="FILE", help="Write the repair as one HTML page.")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option
 def repair(
@@ -59,6 +60,7 @@ def repair(
     output: str | None,
     recipe: str | None,
     json_to: str | None,
+    html_to: str | None,
     quiet: bool,
 ) -> int:
     """Build the model of TARGET, check it, change as little as clears the errors, check again.
@@ -78,7 +80,14 @@ def repair(
         raise click.UsageError("--recipe and --json cannot both go to stdout")
     if output == STDOUT:
         raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
-    for option, place in (("--output", output), ("--recipe", recipe), ("--json", json_to)):
+    if html_to == STDOUT:
+        raise click.BadParameter("a page needs a file", param_hint="'--html'")
+    for option, place in (
+        ("--output", output),
+        ("--recipe", recipe),
+        ("--json", json_to),
+        ("--html", html_to),
+    ):
         require_writable(option, place)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
@@ -104,6 +113,9 @@ def repair(
             with replacing("--output", output) as path:
                 save(loaded.model, path, done.plan, seed)
     written = dry_run or output is not None or recipe is not None
+    if html_to is not None:
+        with replacing("--html", html_to) as path:
+            done.to_html(path)
     _deliver(done, recipe, json_to, written=written, quiet=quiet or STDOUT in (recipe, json_to))
     return 0 if done.ok else 1
 

@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from torch import nn
 
 from fanin.checking import check
-from fanin.comparing import html, text
+from fanin.comparing import figures, html, text
 from fanin.comparing.batches import Batches, gather
 from fanin.comparing.building import Source
 from fanin.comparing.record import Outcome, Record, Run
@@ -28,6 +28,8 @@ from fanin.errors import ArgumentError
 from fanin.guard import random_state
 from fanin.report import Report
 from fanin.report.document import to_plain
+from fanin.report.figure import Figure
+from fanin.report.page import write
 from fanin.report.wording import number
 
 __all__ = [
@@ -111,19 +113,38 @@ class Comparison(Record):
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML page to ``path`` and return it.
 
+        Raises:
+            ArgumentError: the file cannot be written.
+
         Example::
 
             comparison.to_html("starts.html")
         """
-        target = Path(path)
-        target.write_text(html.to_page(self), encoding="utf-8")
-        return target
+        return write(html.to_page(self), path)
+
+    def plot(self, kind: str = "loss") -> Figure:
+        """Return a figure: it shows itself in a notebook, and saves as SVG, PNG or JSON.
+
+        Args:
+            kind: "loss" or "accuracy", by updates, of every start.
+
+        Raises:
+            ArgumentError: there is no such kind.
+
+        Example::
+
+            comparison.plot("loss").save("loss.svg")
+        """
+        return figures.plot(self, kind)
 
     def __rich__(self) -> RenderableType:
         return text.render(self)
 
     def __str__(self) -> str:
         return text.to_text(text.render(self))
+
+    def _repr_html_(self) -> str:
+        return html.to_fragment(self)
 
     def __repr__(self) -> str:
         return f"<fanin.Comparison: {text.conclusion(self)}>"

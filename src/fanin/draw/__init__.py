@@ -10,17 +10,22 @@ can change a bit, and torch's, numpy's and Python's own random states are neithe
     normal_table  the 448 cubics of the normal quantile, as integers
     gaussian      words to standard normals
     truncation    the words between two bounds, and the std between them
+    native        the compiled draw, where it was built
+    values        a piece of a stream, by compiled code or by the reference
     tensors       normal_, uniform_, trunc_normal_
     matrices      orthogonal, hadamard
 """
 
-from fanin.draw.gaussian import normal
 from fanin.draw.matrices import hadamard, hadamard_rows, orthogonal
-from fanin.draw.philox import Key, key, words
+from fanin.draw.native import Backend, backend
+from fanin.draw.philox import Key, key
 from fanin.draw.tensors import normal_, trunc_normal_, uniform_
+from fanin.draw.values import normal, words
 
 __all__ = [
+    "Backend",
     "Key",
+    "backend",
     "hadamard",
     "hadamard_rows",
     "key",

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fanin.draw.normal_table import ROWS
-from fanin.draw.philox import Key, integer, pieces, words
 
-__all__ = ["LARGEST", "UNIT", "fixed_point", "normal"]
+__all__ = ["COLUMNS", "LARGEST", "UNIT", "fixed_point"]
 
 UNIT = 2.0**-28  # of the fixed point
 LARGEST = ROWS[0][0] * UNIT  # no |z| is larger: 6.338
@@ -31,7 +30,9 @@ _BEFORE_ONE = 1023 * 16 - 1
 _ROWS = [ROWS[0]]
 _ROWS += [ROWS[(16 + fraction) >> (4 - octave)] for octave in range(4) for fraction in range(16)]
 _ROWS += ROWS[16:]
-_C0, _C1, _C2, _C3 = np.array(_ROWS, dtype=np.uint64).T.copy()
+#: c0, c1, c2 and c3 of each row, uint64 [4, 497].
+COLUMNS = np.array(_ROWS, dtype=np.uint64).T.copy()
+_C0, _C1, _C2, _C3 = COLUMNS
 
 
 def fixed_point(words: NDArray[np.uint32]) -> NDArray[np.int32]:
@@ -68,22 +69,3 @@ def fixed_point(words: NDArray[np.uint32]) -> NDArray[np.int32]:
     z ^= lower
     z -= lower  # −z where all bits are set: two's complement
     return z
-
-
-def normal(key: Key, count: int, start: int = 0) -> NDArray[np.float32]:
-    """Standard normals `start` … `start + count − 1` of a stream, float32 [count].
-
-    The values that `normal_` writes to a float32 tensor.  Raises ArgumentError for a range outside
-    0 … 2⁶⁴ − 1.
-
-    >>> from fanin.draw import key
-    >>> normal(key(0, "a"), 3)
-    array([ 0.39319146, -0.3771951 ,  1.2235694 ], dtype=float32)
-    """
-    start = integer("start", start, 0, 2**64)
-    count = integer("count", count, 0, 2**64 - start + 1)
-    drawn = np.empty(count, np.float32)
-    for offset, size in pieces(count):
-        drawn[offset : offset + size] = fixed_point(words(key, start + offset, size))
-    drawn *= np.float32(UNIT)
-    return drawn

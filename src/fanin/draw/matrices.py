@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fanin.draw.gaussian import normal
-from fanin.draw.philox import Key, integer, pieces, words
+from fanin.draw.philox import Key, integer, pieces
+from fanin.draw.values import normal, words
 from fanin.errors import ArgumentError
 
 __all__ = ["hadamard", "hadamard_rows", "orthogonal"]

@@ -1,24 +1,26 @@
 """Tensors filled in place from a stream: element i of the logical tensor is word i.
 
 i counts the elements in row-major order, whatever the strides.  Values are computed on the CPU in
-float32 and in pieces, rounded once to the dtype of the tensor (nearest, ties to even; a float64
-tensor gets the float32 values as they are), and copied to its device.
+float32 and rounded once to the dtype of the tensor (nearest, ties to even; a float64 tensor gets
+the float32 values as they are): by compiled code, into its memory, where it is contiguous and on
+the CPU, else in pieces that are copied to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fanin.draw.gaussian import LARGEST, UNIT, fixed_point
-from fanin.draw.philox import CHUNK, Key, integer, words
+from fanin.draw import native
+from fanin.draw.gaussian import LARGEST, UNIT
+from fanin.draw.philox import CHUNK, Key, integer
 from fanin.draw.truncation import interval
+from fanin.draw.values import Values, draw
 from fanin.errors import ArgumentError
 
 __all__ = ["normal_", "trunc_normal_", "uniform_"]
@@ -26,8 +28,6 @@ __all__ = ["normal_", "trunc_normal_", "uniform_"]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # A smaller std would make std·2⁻²⁸ a subnormal float32, of fewer bits or, on some machines, zero.
 _SMALLEST = 2.0**-98
-
-_Values = Callable[[NDArray[np.uint32]], NDArray[np.float32]]
 
 
 def normal_(
@@ -50,8 +50,8 @@ def normal_(
     """
     std, mean = _scale("std", std), _number("mean", mean)
     _check(tensor, start, "std", std, LARGEST * std + abs(mean))
-    scale, shift = np.float32(std * UNIT), np.float32(mean)
-    return _fill_(tensor, key, start, lambda v: _affine(fixed_point(v), scale, shift))
+    values = Values("normal", np.float32(std * UNIT), np.float32(mean))
+    return _fill_(tensor, key, start, values)
 
 
 def uniform_(tensor: Tensor, key: Key, bound: float = 1.0, *, start: int = 0) -> Tensor:
@@ -68,15 +68,7 @@ def uniform_(tensor: Tensor, key: Key, bound: float = 1.0, *, start: int = 0) ->
     """
     bound = _scale("bound", bound)
     _check(tensor, start, "bound", bound, bound)
-    scale = np.float32(bound * 2.0**-24)
-
-    def values(drawn: NDArray[np.uint32]) -> NDArray[np.float32]:
-        odd = (drawn >> 8).view(np.int32)
-        odd *= 2
-        odd += 1 - 2**24
-        return _affine(odd, scale, np.float32(0))
-
-    return _fill_(tensor, key, start, values)
+    return _fill_(tensor, key, start, Values("uniform", np.float32(bound * 2.0**-24)))
 
 
 def trunc_normal_(
@@ -112,26 +104,8 @@ def trunc_normal_(
     between = interval(low, high)
     sigma = std / between.std if corrected else std
     _check(tensor, start, "std", std, sigma * min(max(abs(low), abs(high)), LARGEST))
-    scale = np.float32(sigma * UNIT)
-
-    def values(drawn: NDArray[np.uint32]) -> NDArray[np.float32]:
-        place = drawn.astype(np.uint64)
-        place *= between.width
-        place >>= 32
-        place += between.first
-        return _affine(fixed_point(place.astype(np.uint32)), scale, np.float32(0))
-
+    values = Values("between", np.float32(sigma * UNIT), bounds=between)
     return _fill_(tensor, key, start, values)
-
-
-def _affine(
-    numbers: NDArray[np.int32], scale: np.float32, shift: np.float32
-) -> NDArray[np.float32]:
-    drawn = numbers.astype(np.float32)
-    drawn *= scale
-    if shift != 0 or scale == 0:  # a scale of zero leaves −0: adding zero makes it +0
-        drawn += shift
-    return drawn
 
 
 def _number(argument: str, value: object, infinite: bool = False) -> float:
@@ -190,18 +164,30 @@ def _unfit(tensor: Tensor) -> str:
     return ""
 
 
-def _fill_(tensor: Tensor, key: Key, start: int, values: _Values) -> Tensor:
-    """Write the values of the words from `start` on, piece by piece."""
+def _fill_(tensor: Tensor, key: Key, start: int, values: Values) -> Tensor:
+    """Write the values of the words from `start` on."""
     # An inference tensor may be written in inference mode only; others are, as by torch.nn.init,
     # without a gradient.  The detached alias shares memory and version, and no history.
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         alias = tensor.detach()
         if alias.is_contiguous():
             alias = alias.view(-1)
+            if _has_memory(alias) and native.backend().compiled:
+                form = str(alias.dtype).removeprefix("torch.")
+                values.write(alias.data_ptr(), form, key, start, alias.numel())
+                if not alias.is_inference():
+                    torch.autograd.graph.increment_version(alias)
+                return tensor
         for part, first in _parts(alias, start):
-            drawn = torch.from_numpy(values(words(key, first, part.numel())))
+            drawn = torch.from_numpy(draw(values, key, first, part.numel()))
             part.copy_(drawn.to(part.dtype).view(part.shape))
     return tensor
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether the values of a tensor stand in the CPU's memory as they are."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.device.type == "cpu" and not tensor.is_neg() and not wrapped
 
 
 def _parts(tensor: Tensor, start: int) -> Iterator[tuple[Tensor, int]]:

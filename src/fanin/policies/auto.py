@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
-from fanin.policies.deep import DEEP_HEAD, deep, deep_size, in_a_row
+from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
@@ -50,8 +50,9 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "deep stretch without norms, odd φ",
-        "orthogonal",
-        "tanh, sin, sigmoid …: at the size where χ^depth = e², so inputs stay apart",
+        "orthogonal (sigmoid: looks_linear, biases b)",
+        "tanh, sin …: at the size where χ^depth = e², so inputs stay apart; sigmoid: mirrored "
+        "pairs about b, where φ(b + x) − φ(b − x) is nearly straight",
     ),
     ("deep stretch without norms, elu or selu", "orthogonal × 1/√E[φ²]", "self-normalizing"),
     ("bias of the first layer of a mirrored stretch", "mirrored_bias", "no two kinks meet in 0"),
@@ -106,17 +107,17 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         given = {"omega": role.factor, "first": first}
         return Choice("siren", because, arguments=given)
     if role.head:
-        return _head(role)
+        return _head(role, drawn)
     if role.repeated and role.activation is None and role.branch is None:
         return _in_time(role)
     if role.branch is not None and role.branch.of > 0 and role.input.kind != "table":
         return _in_branch(role)
-    return deep(role) or in_a_row(role, keeps_scale(role))
+    return deep(role, drawn) or in_a_row(role, keeps_scale(role))
 
 
-def _head(role: Role) -> Choice:
+def _head(role: Role, drawn: Blueprint) -> Choice:
     """The output layer: small, so that the loss starts at that of guessing."""
-    base = deep(role) or in_a_row(role, keeps_scale(role))
+    base = deep(role, drawn) or in_a_row(role, keeps_scale(role))
     gain = head_gain(role)
     because = f"output layer: × {gain:g} puts the loss at that of guessing; {base.because}"
     return replace(base, gain=base.gain * gain, because=because)
@@ -178,20 +179,33 @@ def _in_branch(role: Role) -> Choice:
 
 
 def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
-    """The bias of the first layer of a mirrored stretch: no two kinks meet in the origin."""
+    """The bias of a layer in a mirrored stretch.
+
+    The middle of its pairs; where that is 0, offsets in the first layer alone: no two kinks meet
+    in the origin.
+    """
     weight = drawn.weight_at(role.call)
-    chosen = deep(weight) if weight is not None and weight.trainable else None
-    if chosen is None or not chosen.arguments.get("first") or len(role.shape) != 1:
+    if weight is None or not weight.trainable or len(role.shape) != 1:
+        return Skip()
+    shift = deep_shift(weight, drawn)
+    if shift:
+        because = f"the middle of mirrored pairs: there {weight.activation} bends least"
+        return Choice("constant", because, gain=shift)
+    chosen = deep(weight, drawn)
+    if chosen is None or not chosen.arguments.get("first"):
         return Skip()
     because = "offsets in opposite pairs, which the mirrored layers carry through the whole stretch"
     return Choice("mirrored_bias", because, gain=OFFSET * target_size(weight))
 
 
-def target_size(role: Role | None) -> float:
-    """Root mean square that the output of a weight is planned to have (before HEAD_GAIN)."""
+def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
+    """Root mean square that the output of a weight is planned to have (before HEAD_GAIN).
+
+    Without the bias that shifts every unit of it; with `drawn` None, biases shift none.
+    """
     if role is None:
         return 1.0
-    size = deep_size(role)
+    size = deep_size(role, drawn)
     if size is not None:
         return size
     branch = role.branch

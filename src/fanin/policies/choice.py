@@ -70,6 +70,34 @@ class Blueprint:
         """The main weight of a call."""
         return self._weights.get(call)
 
+    def chained(self, role: Role) -> bool:
+        """Whether biases can shift every unit in stretches as long as this weight's.
+
+        All their activations are one, every layer before the last has a bias, and the next one
+        reads what it makes (not a product with it, as of a gate); branches and layers used again
+        are other stretches.
+        """
+        return role.run not in self._broken
+
+    @cached_property
+    def _broken(self) -> frozenset[int]:
+        biased = {r.call for r in self.roles if r.kind == "bias" and r.trainable}
+        weights = self._weights.values()
+        read = {
+            (r.run, r.place, r.input.activation) for r in weights if r.input.kind == "activation"
+        }
+        names: dict[int, set[str | None]] = {}
+        broken = set()
+        for role in weights:
+            if role.head or role.activation is None:
+                continue
+            names.setdefault(role.run, set()).add(role.activation)
+            follows = (role.run, role.place + 1, role.activation) in read
+            plain = role.branch is None and not role.repeated and role.call in biased and follows
+            if len(names[role.run]) > 1 or not plain:
+                broken.add(role.run)
+        return frozenset(broken)
+
     @cached_property
     def _weights(self) -> dict[int, Role]:
         return {role.call: role for role in self.roles if role.kind == "weight"}

@@ -7,14 +7,23 @@ sigmoid) or part near ones (tanh with gain): see docs/theory.md.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 from fanin import moments
-from fanin.policies.choice import Choice, words
-from fanin.policies.signal import ENOUGH_INPUTS, Curve, curve, odd_part, operating_point, spread
+from fanin.policies.choice import Blueprint, Choice, words
+from fanin.policies.signal import (
+    ENOUGH_INPUTS,
+    Curve,
+    curve,
+    odd_part,
+    operating_point,
+    shifted_point,
+    spread,
+)
 from fanin.roles import Role
 
-__all__ = ["BIASED", "DEEP_HEAD", "deep", "deep_size", "in_a_row"]
+__all__ = ["BIASED", "DEEP_HEAD", "deep", "deep_shift", "deep_size", "in_a_row"]
 
 # Layers in a row without norms from which a start that keeps inputs apart over the whole depth
 # trains better than he_normal and its kin (plain MLPs: no difference at 3 and 5, clear at 10).
@@ -29,12 +38,19 @@ MIRRORED = frozenset({
     "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "selu", "gelu", "silu", "mish",
     "softplus", "hardswish",
 })  # fmt: skip
-# Odd about a point: a mirrored pair would stay one for ever.
+# Odd about 0: a mirrored pair there would stay one for ever.
 ODD = frozenset({
     "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan", "arctan",
 })  # fmt: skip
 BIASED = frozenset({"sigmoid", "hardsigmoid", "softplus"})
 BENT = frozenset({"sin", "hardtanh"})
+# Odd about 0, with a mean: pairs about a bias b have a smaller one, and are two units.  (About its
+# kink half of all hardsigmoids would be at their bound.)
+SHIFTED = frozenset({"sigmoid"})
+# Std of the pre-activations where the mean of φ is large, at most: beside a larger signal the mean,
+# which every step moves, weighs less (sigmoid at depth 10: 2 trains as 1, 2.5 slower; softplus in
+# convolutions of depth 30: 220 batches from 1, 160 from 2).
+WIDE = 2.0
 # Self-normalizing: orthogonal weights with the exact gain train as well as mirrored ones, while the
 # gradient drifts by no more than e^DRIFT over the stretch (selu at depth 100 trains better so).
 STEADY = frozenset({"elu", "celu", "selu"})
@@ -47,8 +63,11 @@ DEEP_HEAD = 0.15
 _PAIRED = 4  # units: fewer make less than two pairs
 
 
-def deep(role: Role) -> Choice | None:
-    """A layer of a deep stretch without norms; None where it is in none."""
+def deep(role: Role, drawn: Blueprint | None = None) -> Choice | None:
+    """A layer of a deep stretch without norms; None where it is in none.
+
+    Without `drawn`, biases are taken to be none of ours.
+    """
     if not _is_plain_matrix(role) or role.run < _depth(role):
         return None
     before = role.input.activation if role.input.kind == "activation" else None
@@ -57,7 +76,7 @@ def deep(role: Role) -> Choice | None:
     if before in MIRRORED or (before is None and role.activation in MIRRORED):
         return _mirrored(role, before)
     if before in ODD or (before is None and role.activation in ODD):
-        return _odd(role, before)
+        return _shifted(role, before, drawn) or _odd(role, before)
     return None
 
 
@@ -126,56 +145,119 @@ def _sizes(role: Role) -> tuple[int, int]:
     return inputs, outputs
 
 
+@dataclass(frozen=True)
+class _Point:
+    """Where an activation works in a deep stretch.
+
+    Attributes:
+        size: std of the pre-activation, without the bias.
+        spread: std of what is passed on.
+        shift: bias of every unit.
+    """
+
+    size: float
+    spread: float
+    shift: float = 0.0
+
+
 @lru_cache(maxsize=1024)
-def _point(activation: str, slope: float | None, run: int, mirrored: bool) -> tuple[float, float]:
-    """(std of the pre-activation, gain that keeps it) in a stretch of `run` layers; 0s for none."""
-    phi = odd_part(activation, slope) if mirrored else curve(activation, slope)
-    size = None if phi is None else operating_point(phi, PARTING ** (1 / run))
-    if phi is None or size is None:
-        return 0.0, 0.0
-    return size, size / spread(phi, size)
+def _point(activation: str, slope: float | None, run: int, mirrored: bool) -> _Point | None:
+    """The operating point in a stretch of `run` layers; None where there is none."""
+    growth = PARTING ** (1 / run)
+    largest = WIDE if mirrored and activation in BIASED else 1.0
+    if mirrored and activation in SHIFTED:
+        size, shift = shifted_point(activation, slope, growth, largest) or (None, 0.0)
+    else:
+        phi = odd_part(activation, slope) if mirrored else curve(activation, slope)
+        size, shift = (None if phi is None else operating_point(phi, growth, largest)), 0.0
+    phi = odd_part(activation, slope, shift) if mirrored else curve(activation, slope)
+    return None if phi is None or size is None else _Point(size, spread(phi, size), shift)
 
 
 def _mirrored(role: Role, before: str | None) -> Choice | None:
-    inputs, outputs = _sizes(role)
-    first, last = before is None, role.activation not in MIRRORED
     name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    size, gain = _point(name or "", slope, role.run, True)
+    point = _point(name or "", slope, role.run, True)
+    if point is None:
+        return None
+    because = f"units in mirrored pairs, so that {name}(x) − {name}(−x) passes x on at any depth"
+    return _pairs(role, before, point, MIRRORED, because)
+
+
+def _shifted(role: Role, before: str | None, drawn: Blueprint | None) -> Choice | None:
+    """Mirrored pairs about a bias; None where a layer in the stretch has none."""
+    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
+    if name not in SHIFTED or drawn is None or not drawn.chained(role):
+        return None
+    point = _point(name, slope, role.run, True)
+    if point is None or not point.shift:
+        return None
+    b = words(point.shift)
+    because = (
+        f"units in mirrored pairs about the bias {b}, where {name}({b} + x) − {name}({b} − x) is "
+        "nearly straight: it passes x on"
+    )
+    return _pairs(role, before, point, SHIFTED, because)
+
+
+def _pairs(
+    role: Role, before: str | None, point: _Point, family: frozenset[str], because: str
+) -> Choice | None:
+    inputs, outputs = _sizes(role)
+    first, last = before is None, role.head or role.activation not in family
     rows, columns = (outputs if last else outputs // 2), (inputs if first else inputs // 2)
     narrow = (not last and outputs < _PAIRED) or (not first and inputs < _PAIRED)
-    if not size or narrow or (first and last):
+    if narrow or (first and last):
         return None
-    gain = (size if first else gain / size if last else gain) * max(1.0, math.sqrt(rows / columns))
-    because = (
-        f"layer {role.place + 1} of {role.run} in a row without norms: units in mirrored pairs, so "
-        f"that {name}(x) − {name}(−x) passes x on at any depth"
-    )
-    return Choice("looks_linear", because, gain, arguments={"first": first, "last": last})
+    gain = (1.0 if last else point.size) / (1.0 if first else point.spread)
+    gain *= max(1.0, math.sqrt(rows / columns))
+    told = f"layer {role.place + 1} of {role.run} in a row without norms: {because}"
+    return Choice("looks_linear", told, gain, arguments={"first": first, "last": last})
 
 
 def _odd(role: Role, before: str | None) -> Choice | None:
     inputs, _ = _sizes(role)
     name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    size, gain = _point(name or "", slope, role.run, False)
+    point = _point(name or "", slope, role.run, False)
     centred = before is not None and before in BIASED
-    if not size or (centred and inputs < ENOUGH_INPUTS):
+    if point is None or (centred and inputs < ENOUGH_INPUTS):
         return None
     last = role.activation not in ODD
-    gain = size if before is None else gain / size if last else gain
+    gain = point.size if before is None else (1.0 if last else point.size) / point.spread
     scheme = "delta_orthogonal" if "k" in role.layout else "orthogonal"
     because = (
         f"layer {role.place + 1} of {role.run} in a row without norms: pre-activations of std "
-        f"{words(size)}, where {name} lets near inputs part by no more than "
+        f"{words(point.size)}, where {name} lets near inputs part by no more than "
         f"{words(PARTING ** (1 / role.run))} a layer; orthogonal, so that all directions fare alike"
     )
     return Choice(scheme, because, gain, arguments={"scale": "variance", "centred": centred})
 
 
-def deep_size(role: Role) -> float | None:
-    """Planned root mean square of the pre-activation; None for a layer in no such stretch."""
-    chosen = deep(role)
+def deep_size(role: Role, drawn: Blueprint | None = None) -> float | None:
+    """Planned root mean square of the pre-activation; None for a layer in no such stretch.
+
+    A bias that shifts every unit (`deep_shift`) is not counted.
+    """
+    chosen = deep(role, drawn)
     if chosen is None or role.activation not in MIRRORED | ODD:
         return None
     if role.activation in STEADY and chosen.scheme != "looks_linear":
         return 1.0
-    return _point(role.activation or "", role.slope, role.run, role.activation in MIRRORED)[0]
+    paired = chosen.arguments.get("last") is False
+    if role.head and chosen.scheme == "looks_linear":
+        return 1.0
+    mirrored = role.activation in MIRRORED or paired
+    point = _point(role.activation or "", role.slope, role.run, mirrored)
+    return None if point is None else point.size
+
+
+def deep_shift(role: Role, drawn: Blueprint) -> float:
+    """The bias of every unit of a layer: the middle of its mirrored pairs; 0 elsewhere."""
+    chosen = deep(role, drawn)
+    if (
+        role.activation not in SHIFTED
+        or chosen is None
+        or chosen.arguments.get("last") is not False
+    ):
+        return 0.0
+    point = _point(role.activation, role.slope, role.run, True)
+    return 0.0 if point is None else point.shift

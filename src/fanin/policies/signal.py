@@ -21,6 +21,7 @@ __all__ = [
     "keeps_scale",
     "odd_part",
     "operating_point",
+    "shifted_point",
     "spread",
 ]
 
@@ -43,6 +44,10 @@ _BIASED = 0.5
 ENOUGH_INPUTS = 8
 _SMALLEST = 1e-3  # every smooth activation looks linear at this size
 _HALVINGS = 24  # of the logarithm of the size: 5e-7 of it is left
+# Where the middle of a pair is looked for, and z ~ N(0, 1) to take means over.
+_SHIFTS = np.linspace(-8.0, 0.0, 321)
+_Z = np.linspace(-9.0, 9.0, 361)
+_HERMITE = (_Z**3 - 3 * _Z) * np.exp(-(_Z**2) / 2)  # the third polynomial, weighted
 
 
 @lru_cache(maxsize=256)
@@ -140,13 +145,16 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
 
 
 @lru_cache(maxsize=256)
-def odd_part(activation: str, slope: float | None = None) -> Curve | None:
-    """φ(x) − φ(−x), what a mirrored pair of units passes on; None where φ is not known."""
+def odd_part(activation: str, slope: float | None = None, shift: float = 0.0) -> Curve | None:
+    """φ(b + x) − φ(b − x), what a mirrored pair of units with biases b = `shift` passes on.
+
+    None where φ is not known.
+    """
     known = curve(activation, slope)
     if known is None:
         return None
     phi = moments.function(known)
-    return lambda x: np.asarray(phi(x) - phi(-x), dtype=np.float64)
+    return lambda x: np.asarray(phi(shift + x) - phi(shift - x), dtype=np.float64)
 
 
 def spread(phi: str | Curve, size: float) -> float:
@@ -154,24 +162,61 @@ def spread(phi: str | Curve, size: float) -> float:
     return math.sqrt(moments.moments(phi, variance=size * size).variance)
 
 
-def operating_point(phi: str | Curve, growth: float) -> float | None:
+def operating_point(phi: str | Curve, growth: float, largest: float = 1.0) -> float | None:
     """The std of the pre-activation at which near inputs part by `growth` (χ) in each layer.
 
     With weights that ignore the mean and keep the centred variance, χ = s²E[φ'²]/Var φ(s·z) rises
-    from 1 (φ looks linear) with s; the largest s ≤ 1 with χ ≤ growth is returned, None where no
-    such s is found.
+    from 1 (φ looks linear) with s; the largest s ≤ `largest` with χ ≤ growth is returned, None
+    where no such s is found.
     """
+    return _last_that(lambda s: _chi(phi, s) <= growth, largest)
 
-    def chi(s: float) -> float:
-        seen = moments.moments(phi, variance=s * s)
-        return s * s * seen.slope / seen.variance if seen.variance > 0 else math.inf
 
-    if chi(1.0) <= growth:
-        return 1.0
-    low, high = _SMALLEST, 1.0
-    if chi(low) > growth:
+def shifted_point(
+    activation: str, slope: float | None, growth: float, largest: float
+) -> tuple[float, float] | None:
+    """(std, bias) at which mirrored pairs let near inputs part by `growth`; see `operating_point`.
+
+    The bias b is where E[φ‴(b + s·z)] = 0: what a pair about b passes on has no cubic part, so s
+    can be larger than elsewhere.
+    """
+    known = curve(activation, slope)
+    if known is None:
+        return None
+    phi = moments.function(known)
+
+    def straight(s: float) -> bool:
+        psi = odd_part(activation, slope, _middle(phi, s))
+        return psi is not None and _chi(psi, s) <= growth
+
+    size = _last_that(straight, largest)
+    return None if size is None else (size, _middle(phi, size))
+
+
+def _middle(phi: Curve, size: float) -> float:
+    """b ≤ 0, the one next to 0, where E[φ‴(b + size·z)] changes its sign; 0 without any."""
+    cubic = phi(_SHIFTS[:, None] + size * _Z) @ _HERMITE
+    turns = np.flatnonzero(np.sign(cubic[:-1]) * np.sign(cubic[1:]) < 0)
+    if not len(turns):
+        return 0.0
+    i = turns[-1]
+    share = cubic[i] / (cubic[i] - cubic[i + 1])
+    return round(float(_SHIFTS[i] + share * (_SHIFTS[i + 1] - _SHIFTS[i])), 3)
+
+
+def _chi(phi: str | Curve, size: float) -> float:
+    seen = moments.moments(phi, variance=size * size)
+    return size * size * seen.slope / seen.variance if seen.variance > 0 else math.inf
+
+
+def _last_that(fits: Callable[[float], bool], largest: float) -> float | None:
+    """The largest size that fits, by halving; None where none does."""
+    if fits(largest):
+        return largest
+    low, high = _SMALLEST, largest
+    if not fits(low):
         return None
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if chi(middle) <= growth else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from fanin.assignment import Recipe
 from fanin.measuring import Target
 from fanin.policies.auto import SIREN, head_gain, target_size
+from fanin.policies.choice import blueprint
+from fanin.policies.deep import deep_shift
 from fanin.roles import Role
 
 __all__ = ["TOLERANCE", "targets", "uncertain"]
@@ -21,6 +23,7 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
     by_name = {role.parameter: role for role in roles}
     biases = {r.call: r.parameter for r in roles if r.kind == "bias"}
     planned = {a.parameter for a in recipe.assignments}
+    drawn = blueprint(roles, meta=False)
     found: dict[str, Target] = {}
     for assignment in recipe.assignments:
         role = by_name[assignment.parameter]
@@ -34,8 +37,9 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
                 1.0, centred=True, units=True, bias=bias if bias in planned else None
             )
         elif recipe.scheme == "auto" and uncertain(role):
-            size = target_size(role) * (head_gain(role) if role.head else 1.0)
-            found[role.parameter] = Target(size, TOLERANCE)
+            size = target_size(role, drawn) * (head_gain(role) if role.head else 1.0)
+            shifted = deep_shift(role, drawn) != 0.0
+            found[role.parameter] = Target(size, TOLERANCE, centred=shifted)
     return found
 
 

@@ -90,7 +90,8 @@ def repair_(
         another copy of the model.
 
     Raises:
-        As `fanin.check`.  Whatever is raised, an interrupt included, the model is as it was.
+        ArgumentError, BatchError, LossError, ModelError: as `fanin.check`.  Whatever is raised, an
+            interrupt included, the model is as it was.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> _ = nn.init.zeros_(model[0].weight), nn.init.zeros_(model[0].bias)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fanin.report import document, html, text
+from fanin.report import document, figures, html, text
+from fanin.report.figure import Figure
+from fanin.report.page import write
 from fanin.report.record import Record
 from fanin.report.wording import verdict
 
@@ -62,13 +64,30 @@ class Report(Record):
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML page to ``path`` and return it.
 
+        Raises:
+            ArgumentError: the file cannot be written.
+
         Example::
 
             report.to_html("start.html")
         """
-        target = Path(path)
-        target.write_text(html.to_page(self), encoding="utf-8")
-        return target
+        return write(html.to_page(self), path)
+
+    def plot(self, kind: str = "signal") -> Figure:
+        """Return a figure: it shows itself in a notebook, and saves as SVG, PNG or JSON.
+
+        Args:
+            kind: "signal", "correlation", "units", "std", "weights" or "gradient"; what each shows
+                stands in ``fanin.report.figures.KINDS``.
+
+        Raises:
+            ArgumentError: there is no such kind.
+
+        Example::
+
+            report.plot("units").save("units.svg")
+        """
+        return figures.plot(self, kind)
 
     def __str__(self) -> str:
         return text.to_text(self)

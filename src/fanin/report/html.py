@@ -1,215 +1,247 @@
-"""The report as one HTML page: no script, no network, every name shown as text."""
+"""The report as one HTML page, and as what a notebook shows; every name is shown as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from fanin.findings import Finding
-from fanin.report.columns import COLUMNS
+from fanin.probe import LayerStats
+from fanin.report.cards import cards
+from fanin.report.columns import COLUMNS, filled
+from fanin.report.figures import figures, plot
+from fanin.report.outline import outline
+from fanin.report.page import Head, Row, render, render_page
 from fanin.report.record import Record
-from fanin.report.rows import Gap, Row, all_rows, folded_names, folded_rows
-from fanin.report.wording import (
-    MARKS,
-    count,
-    facts,
-    growth,
-    listing,
-    number,
-    places,
-    verdict,
-    visible,
+from fanin.report.rows import Gap, all_rows, folded_names, folded_rows, pattern
+from fanin.report.wording import count, facts, interval, number, verdict
+from fanin.starts import Start
+
+__all__ = ["folded_table", "to_fragment", "to_page"]
+
+STARTS = 600  # rows of the recipe: with more, no two parameters are alike, and the page gets heavy
+CARDS = 12  # findings that a notebook shows
+ROWS = 30  # folded layers that a notebook shows
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of layers."""
+
+    head: Head
+    read: Callable[[LayerStats], float | str | None]
+
+    def cell(self, layer: LayerStats) -> str:
+        """Write the figure of a layer; counts are exact."""
+        value = self.read(layer)
+        return number(value) if value is None or isinstance(value, float) else str(value)
+
+
+LAYERS = (
+    Column(Head("op", "what the layer does", "text"), lambda layer: layer.op),
+    Column(Head("fan in", "inputs summed into one output value"), lambda layer: layer.fan_in),
+    Column(Head("fan out", "outputs that one input value reaches"), lambda layer: layer.fan_out),
+    Column(
+        Head("activation", "what follows the layer", "text"), lambda layer: layer.activation or "–"
+    ),
+    Column(Head("units", "output channels"), lambda layer: layer.units),
+    Column(
+        Head("distinct", "units that can be told apart at the start"),
+        lambda layer: layer.distinct_units,
+    ),
+    Column(Head("rms", "root mean square of the pre-activation"), lambda layer: layer.rms),
+    Column(
+        Head("predicted", "rms as the mean-field maps say it for these weights"),
+        lambda layer: layer.predicted_rms,
+    ),
+    Column(
+        Head("variation", "rms deviation across samples over rms; 0: all samples look the same"),
+        lambda layer: layer.variation,
+    ),
+    Column(
+        Head("tokens", "the same across the positions within a sample"),
+        lambda layer: layer.token_variation,
+    ),
+    Column(
+        Head("correlation", "mean cosine between the pre-activations of two samples, −1 to 1"),
+        lambda layer: layer.correlation,
+    ),
+    Column(
+        Head("cotangent", "rms of the gradient of the loss at the pre-activation"),
+        lambda layer: layer.cotangent_rms,
+    ),
+    Column(
+        Head("gradient", "rms of the gradient of the loss with respect to the weight"),
+        lambda layer: layer.gradient_rms,
+    ),
+    Column(
+        Head("dead %", "units whose activation has slope zero on the whole batch"),
+        lambda layer: _percent(layer.dead),
+    ),
+    Column(
+        Head("saturated %", "values in the flat part of the activation"),
+        lambda layer: _percent(layer.saturated),
+    ),
+    Column(
+        Head("non-finite", "values of the pre-activation that are NaN or infinite"),
+        lambda layer: layer.nonfinite,
+    ),
 )
-from fanin.symmetry import Deadlock, Identity, UnitClass
-
-__all__ = ["to_fragment", "to_page"]
-
-ROWS = 60  # folded rows; all layers follow behind a disclosure
-PLACES = 12  # names in a list before the rest fold into a number
-CLASSES = 20  # certificates
-
-STYLE = """
-.fanin{--ink:#1b1f24;--dim:#59636e;--paper:#fff;--card:#f6f8fa;--line:#d1d9e0;
---error:#c4162a;--warning:#8a5a00;--info:#0a5ec2;--ok:#157a35;
-color:var(--ink);background:var(--paper);font:15px/1.5 system-ui,sans-serif;
-max-width:76rem;margin:0 auto;padding:1.5rem 1rem}
-@media (prefers-color-scheme:dark){.fanin{--ink:#e6edf3;--dim:#9198a1;--paper:#0d1117;
---card:#161b22;--line:#30363d;--error:#ff7b72;--warning:#e3b341;--info:#79b8ff;--ok:#56d364}}
-.fanin h1{font-size:1.35rem;margin:0 0 .25rem}
-.fanin h2{font-size:1.1rem;margin:1.75rem 0 .5rem}
-.fanin .error{color:var(--error)}.fanin .warning{color:var(--warning)}
-.fanin .info{color:var(--info)}.fanin .ok{color:var(--ok)}
-.fanin p.dim,.fanin .dim{color:var(--dim)}
-.fanin article{background:var(--card);border:1px solid var(--line);
-border-left:4px solid currentColor;border-radius:6px;padding:.75rem 1rem;margin:.75rem 0}
-.fanin article>*{color:var(--ink)}
-.fanin article h3{font-size:1rem;margin:0;color:inherit}
-.fanin article p{margin:.35rem 0}
-.fanin dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.5rem 0 0}
-.fanin dt{color:var(--dim)}.fanin dd{margin:0;overflow-wrap:anywhere}
-.fanin code{font-family:ui-monospace,monospace;font-size:.92em;overflow-wrap:anywhere}
-.fanin .scroll{overflow-x:auto}
-.fanin table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.88rem}
-.fanin th,.fanin td{padding:.2rem .6rem;text-align:right;white-space:nowrap;
-border-bottom:1px solid var(--line)}
-.fanin th{color:var(--dim);font-weight:600}
-.fanin th:first-child,.fanin td:first-child{text-align:left;white-space:normal;min-width:14rem}
-.fanin summary{cursor:pointer}
-"""
-PAGE_STYLE = """
-:root{color-scheme:light dark}body{margin:0;background:#fff}
-@media (prefers-color-scheme:dark){body{background:#0d1117}}
-"""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+START_HEADS = (
+    Head("parameter", "", "text"),
+    Head("scheme", "what the automatic choice draws it with", "text"),
+    Head("planned std", "standard deviation of one weight then"),
+    Head("std now", "standard deviation of its values now"),
+    Head("fan", "the fan that the scheme divides by"),
+    Head("shape", "of the parameter", "text"),
+    Head("because", "the reason", "prose"),
+)
+UNNAMED_HEADS = (Head("parameter", "", "text"), Head("seen", "", "prose"))
 
 
 def to_page(record: Record) -> str:
-    """Return a whole HTML page with nothing to load and nothing to run.
+    """Return a whole HTML page that needs no network.
 
     Example::
 
         pathlib.Path("start.html").write_text(to_page(report), encoding="utf-8")
     """
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(record.model)}: fanin check</title>\n<style>{PAGE_STYLE}</style>"
-        f"</head>\n<body>\n{to_fragment(record)}\n</body></html>\n"
+    drawn = figures(record)
+    shown, rest = cards(record, (figure.kind for figure in drawn))
+    heads, rows = _layers(record)
+    starts = _starts(record.starts)
+    sections = (
+        ("findings", "Findings", True),
+        ("figures", "Along depth", bool(drawn)),
+        ("outline", "Architecture", bool(rows)),
+        ("layers", "Layers", bool(rows)),
+        ("recipe", "Recipe", bool(starts)),
+        ("run", "What was run", True),
+    )
+    return render_page(
+        "report.html",
+        drawn,
+        command="check",
+        title=f"{record.model}: fanin check",
+        sections=[(place, name) for place, name, there in sections if there],
+        tone="ok" if record.ok else "error",
+        verdict=verdict(record),
+        facts=facts(record),
+        cards=shown,
+        rest=rest,
+        outline=outline(record),
+        heads=heads,
+        rows=rows,
+        starts=starts[:STARTS],
+        start_heads=START_HEADS,
+        more_starts=max(0, len(starts) - STARTS),
+        unnamed=[Row(name, (seen,)) for name, seen in record.unnamed],
+        unnamed_heads=UNNAMED_HEADS,
+        run=_run(record),
+        again=f"fanin.check(model, batch, seed={record.seed})",
     )
 
 
 def to_fragment(record: Record) -> str:
-    """Return the body of the page alone, as a notebook shows it.
+    """Return what a notebook shows: verdict, findings, the signal along depth, folded layers.
+
+    It holds no script and stays light for a model of any size.
 
     Example::
 
         IPython.display.HTML(to_fragment(report))
     """
-    tone = "ok" if record.ok else "error"
-    parts = [
-        f'<section class="fanin"><style>{STYLE}</style>',
-        f'<h1 class="{tone}">{_text(verdict(record))}</h1>',
-        f'<p class="dim">{_text(" · ".join(facts(record)))}</p>',
-        *_findings(record.findings),
-        *_symmetry(record),
-        *_layers(record),
-        *_unnamed(record),
-        f'<p class="dim">{_text(", ".join(" ".join(pair) for pair in record.versions))}</p>',
-        "</section>",
-    ]
-    return "\n".join(parts)
+    shown, _ = cards(record)
+    heads, rows = folded_table(record, ROWS)
+    return render(
+        "fragment.html",
+        tone="ok" if record.ok else "error",
+        verdict=verdict(record),
+        facts=facts(record),
+        cards=shown[:CARDS],
+        more=max(0, len(shown) - CARDS),
+        figure=plot(record, "signal") if rows else None,
+        heads=heads,
+        rows=rows,
+    )
 
 
-def _text(text: str) -> str:
-    """Any text as text: control characters written out, markup escaped."""
-    return escape(visible(text), quote=True)
+def folded_table(record: Record, limit: int) -> tuple[list[Head], list[Row]]:
+    """Return heads and rows of the layers in brief: repeated blocks as one, ``limit`` rows at most.
+
+    Example::
+
+        heads, rows = folded_table(report, 30)
+    """
+    rows = folded_rows(record, limit)[:limit]
+    full = [row for row in rows if not isinstance(row, Gap)]
+    written = {column: [column.cell(row.members) for row in full] for column in COLUMNS}
+    columns = [column for column in COLUMNS if filled(column, written[column])]
+    heads = [Head("layer", look="text"), *(Head(c.title, c.legend) for c in columns)]
+    cells = dict(zip(full, zip(*(written[column] for column in columns), strict=True), strict=True))
+    left = len(record.layers) - sum(len(row.members) for row in full)
+    shown = [Row(row.name, (*cells[row], ", ".join(row.codes)), row.severity) for row in full]
+    more = [Row(f"… {count(left, 'more layer')}", ("",) * (len(columns) + 1))] if left else []
+    return [*heads, Head("findings", look="text")], shown + more
 
 
-def _names(names: Sequence[str]) -> str:
-    return f"<code>{escape(listing(folded_names(names, PLACES), PLACES))}</code>"
-
-
-def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in heads)
-    body = "\n".join(rows)
+def _layers(record: Record) -> tuple[list[Head], list[Row]]:
+    """Heads and rows of the table of layers; a column that says nothing is left out."""
+    rows = all_rows(record)
+    columns = [(column.head, [column.cell(row.members[0]) for row in rows]) for column in LAYERS]
+    found = Head("findings", "codes of the errors and warnings that name the layer", "text")
+    columns = [(found, [", ".join(row.codes) for row in rows]), *columns]
+    shown = [(head, cells) for head, cells in columns if not {"", "–", "0"}.issuperset(cells)]
+    cells = zip(*(cells for _, cells in shown), strict=True)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        [Head("layer", look="text"), *(head for head, _ in shown)],
+        [Row(row.name, line, row.severity) for row, line in zip(rows, cells, strict=True)],
     )
 
 
-def _cells(cells: Iterable[str]) -> str:
-    return "".join(f"<td>{cell}</td>" for cell in cells)
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
-def _findings(findings: Sequence[Finding]) -> Iterable[str]:
-    if findings:
-        yield "<h2>Findings</h2>"
-    for finding in findings:
-        tone = finding.severity if finding.severity in MARKS else "info"
-        lines = (
-            ("where", _names(places(finding))),
-            ("measured", _text(finding.measured)),
-            ("expected", _text(finding.expected)),
-            ("why", _text(finding.why)),
-            ("fix", _text(finding.fix)),
-        )
-        entries = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in lines if text)
-        yield (
-            f'<article class="{tone}"><h3>{MARKS[tone]} {_text(finding.code)} '
-            f"{_text(finding.name)}</h3><p>{_text(finding.message)}</p><dl>{entries}</dl></article>"
-        )
+def _starts(starts: Iterable[Start]) -> list[Row]:
+    """One row for parameters that differ in the numbers of their path alone."""
+    groups: dict[object, list[Start]] = {}
+    for start in starts:
+        told = re.sub(r"[0-9.]+", "", start.because)
+        key = (pattern(start.parameter), start.scheme, start.shape, start.trainable, told)
+        groups.setdefault(key, []).append(start)
+    return [_start(group) for group in groups.values()]
 
 
-def _symmetry(record: Record) -> Iterable[str]:
-    symmetry = record.symmetry
-    if symmetry.steps == 0 and not symmetry.deadlocks:
-        return
-    yield "<h2>Symmetry</h2>"
-    yield (
-        f'<p class="dim">{count(symmetry.steps, "virtual step")} in {_text(symmetry.dtype or "–")}'
-        "; every figure is the largest difference within a class of copies.</p>"
+def _start(group: Sequence[Start]) -> Row:
+    first = group[0]
+    return Row(
+        folded_names([start.parameter for start in group], 0)[0],
+        (
+            first.scheme or "left as it is",
+            interval(start.planned_std for start in group),
+            interval(start.std for start in group),
+            interval(start.fan for start in group),
+            " × ".join(map(str, first.shape)) or "scalar",
+            first.because + ("" if first.trainable else " (frozen)"),
+        ),
     )
-    for found in symmetry.classes[:CLASSES]:
-        yield from _certificate(found)
-    if len(symmetry.classes) > CLASSES:
-        yield f"<p>… {count(len(symmetry.classes) - CLASSES, 'more class', 'more classes')}</p>"
-    if symmetry.deadlocks:
-        yield "<p>Never moved in a virtual step:</p>"
-        yield _table(("parameter", "cause", "held by"), map(_deadlock, symmetry.deadlocks))
 
 
-def _certificate(found: UnitClass) -> Iterable[str]:
-    units = listing([str(unit) for unit in found.units], 12)
-    yield (
-        f"<p>{_names([found.layer])} {_text(found.kind)}: "
-        f"{count(len(found.units), 'copy', 'copies')} (units {units})</p>"
-    )
-    rows = (f"<tr>{_cells(_identity(each))}</tr>" for each in found.certificate)
-    if found.certificate:
-        yield _table(("step", "inputs", "outputs", "gradients", "updates"), rows)
-
-
-def _identity(each: Identity) -> tuple[str, ...]:
-    figures = (each.inputs, each.outputs, each.gradients, each.updates)
-    return (str(each.step), *map(number, figures))
-
-
-def _deadlock(deadlock: Deadlock) -> str:
-    held = _names(deadlock.because) if deadlock.because else "–"
-    return f"<tr>{_cells([_names([deadlock.parameter]), _text(deadlock.cause), held])}</tr>"
-
-
-def _layers(record: Record) -> Iterable[str]:
-    if not record.layers:
-        return
-    yield "<h2>Layers</h2>"
-    folded = folded_rows(record, ROWS)
-    heads = ("layer", *(column.title for column in COLUMNS), "findings")
-    yield _table(heads, map(_layer, folded))
-    if len(folded) < len(record.layers):
-        yield f"<details><summary>All {count(len(record.layers), 'layer')}</summary>"
-        yield _table(heads, map(_layer, all_rows(record)))
-        yield "</details>"
-    yield f'<p class="dim">{escape(growth(record.depth))}</p>'
-
-
-def _layer(row: Row | Gap) -> str:
-    if isinstance(row, Gap):
-        left_out = count(row.layers, "more layer")
-        return f'<tr><td class="dim" colspan="{len(COLUMNS) + 2}">… {left_out}</td></tr>'
-    cells = [escape(column.cell(row.members)) for column in COLUMNS]
-    tone = f' class="{escape(row.severity)}"' if row.severity else ""
-    mark = f"{MARKS[row.severity]} " if row.severity else ""
-    name = f"{mark}<code>{escape(row.name)}</code>"
-    return f"<tr{tone}>{_cells([name, *cells, _text(', '.join(row.codes))])}</tr>"
-
-
-def _unnamed(record: Record) -> Iterable[str]:
-    if record.unnamed:
-        yield "<h2>Parameters whose use could not be named</h2>"
-        rows = (
-            f"<tr>{_cells([_names([name]), _text(seen)])}</tr>" for name, seen in record.unnamed
-        )
-        yield _table(("parameter", "seen"), rows)
+def _run(record: Record) -> list[tuple[str, str]]:
+    """What was run, as label and text."""
+    other = record.compute_dtype not in ("", record.dtype)
+    computes = f", checked for training in {record.compute_dtype}" if other else ""
+    said = [
+        ("model", record.model),
+        ("parameters", f"{record.parameters:,} in {count(record.tensors, 'tensor')}, "
+                       f"{record.trainable:,} trainable"),
+        ("batch", " · ".join(record.batch)),
+        ("dtype", record.dtype + computes),
+        ("device", record.device),
+        ("mode", record.mode),
+        ("seed", str(record.seed)),
+        ("time", f"{record.seconds:.1f} s"),
+        ("versions", ", ".join(" ".join(pair) for pair in record.versions)),
+    ]  # fmt: skip
+    return [(label, text) for label, text in said if text]

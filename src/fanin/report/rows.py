@@ -11,7 +11,8 @@ from fanin.probe import LayerStats
 from fanin.report.record import Record
 from fanin.report.wording import places, visible
 
-__all__ = ["Gap", "Row", "all_rows", "folded_names", "folded_rows", "guilty"]
+__all__ = ["Gap", "Row", "all_rows", "folded_names", "folded_rows", "guilty", "indices",
+           "pattern"]  # fmt: skip
 
 # A path component that is only digits: "h.0.mlp".  Nine digits keep int() cheap on any name.
 _INDEX = re.compile(r"(?<![^.])([0-9]{1,9})(?![^.])")
@@ -100,6 +101,15 @@ def folded_names(names: Sequence[str], limit: int) -> list[str]:
     return list(shown)
 
 
+def pattern(name: str) -> tuple[str, ...]:
+    """Return what two paths that differ in their indices alone have in common.
+
+    >>> pattern("h.0.mlp") == pattern("h.11.mlp")
+    True
+    """
+    return tuple(_INDEX.split(name)[::2])
+
+
 def _fold(
     layers: Iterable[LayerStats], blame: Mapping[str, tuple[Finding, ...]], index: re.Pattern[str]
 ) -> list[Row]:
@@ -129,14 +139,18 @@ def _pattern(names: Sequence[str], index: re.Pattern[str]) -> str:
         return visible(names[0])
     pieces = [index.split(name) for name in names]
     parts = [
-        _indices([int(piece[at]) for piece in pieces]) if at % 2 else visible(piece)
+        indices([int(piece[at]) for piece in pieces]) if at % 2 else visible(piece)
         for at, piece in enumerate(pieces[0])
     ]
     return f"{''.join(parts)} ×{len(names)}"
 
 
-def _indices(values: Iterable[int]) -> str:
-    """Write a set of indices: ``{0..11}``, ``{0,2..22}``, ``{0..3,7,9,…}``."""
+def indices(values: Iterable[int]) -> str:
+    """Write a set of indices: ``{0..11}``, ``{0,2..22}``, ``{0..3,7,9,…}``; a single one as it is.
+
+    >>> indices([0, 1, 2, 3]), indices([5])
+    ('{0..3}', '5')
+    """
     numbers = sorted(set(values))
     if len(numbers) == 1:
         return str(numbers[0])

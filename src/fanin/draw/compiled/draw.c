@@ -1,0 +1,171 @@
+/* The draw of fanin, compiled: Philox4x32-10 words and integer maps, bit for bit those of the numpy
+ * reference (philox.py, gaussian.py, tensors.py), which explains them.
+ *
+ * kernel.h is written once, in operations on vectors, and included for each instruction set of
+ * lanes.h.  Nothing but integers is touched until one conversion to float, one multiplication and
+ * at most one addition; compile with -ffp-contract=off.
+ */
+
+#include <fenv.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+enum { WORDS, NORMAL, UNIFORM, BETWEEN };              /* what is drawn; see native.py */
+enum { INTEGER, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 }; /* how it is written */
+enum { SCALAR, AVX2, AVX512, NEON };                   /* instruction sets */
+
+typedef struct {
+    uint64_t low, high;   /* the key */
+    uint32_t first, width; /* the words between two bounds */
+    float scale, shift;
+    int32_t shifted; /* whether shift is added */
+    int32_t kind, form;
+} Job;
+
+/* Columns c0 … c3 of the normal table: a row for 0, then one for each sixteenth of an octave. */
+enum { ROWS = 497, COLUMNS = 4 };
+static uint32_t table[COLUMNS][512] __attribute__((aligned(64)));
+
+enum { PIECE = 1024 };              /* numbers at once: they stay in the first cache */
+enum { BEFORE_ONE = 127 * 16 - 1 }; /* exponent and four bits of 1.0f, less one */
+static const int SIZES[] = {4, 4, 8, 2, 2};
+
+/* To bfloat16, to the nearest, ties to even; no value here is NaN. */
+static inline uint16_t brain(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
+/* The same to float16. */
+static inline uint16_t half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7FFFFFFFu;
+    if (size >= 113u << 23) /* normal: subtract the difference of the exponents' offsets */
+        return (uint16_t)(sign | ((size - (112u << 23) + 0xFFFu + (size >> 13 & 1)) >> 13));
+    float rounded; /* subnormal: a sum with ½ leaves multiples of 2⁻²⁴ */
+    memcpy(&rounded, &size, 4);
+    rounded += 0.5f;
+    memcpy(&bits, &rounded, 4);
+    return (uint16_t)(sign | (bits - (126u << 23)));
+}
+
+#include "lanes.h"
+#include "kernel.h"
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c")
+#define SET_AVX2
+#include "lanes.h"
+#include "kernel.h"
+#undef SET_AVX2
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define SET_AVX512
+#include "lanes.h"
+#include "kernel.h"
+#undef SET_AVX512
+#pragma GCC pop_options
+#elif defined(__aarch64__)
+#define SET_NEON
+#include "lanes.h"
+#include "kernel.h"
+#undef SET_NEON
+#endif
+
+typedef void (*Fill)(const Job *, uint64_t, uint64_t, char *);
+typedef void (*Map)(const Job *, uint32_t *, uint64_t);
+
+/* What an instruction set does; nothing where the machine does not have it. */
+typedef struct {
+    Fill fill;
+    Map map;
+} Code;
+
+static Code code_of(int set) {
+    const Code none = {NULL, NULL};
+    switch (set) {
+        case SCALAR: return (Code){fill_scalar, map_scalar};
+#if defined(__x86_64__)
+        case AVX2: /* every processor with the one has the other */
+            return __builtin_cpu_supports("avx2") ? (Code){fill_avx2, map_avx2} : none;
+        case AVX512:
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                       ? (Code){fill_avx512, map_avx512}
+                       : none;
+#elif defined(__aarch64__)
+        case NEON: return (Code){fill_neon, map_neon};
+#endif
+        default: return none;
+    }
+}
+
+typedef struct {
+    const Job *job;
+    Fill fill;
+    uint64_t start, count;
+    char *out;
+    pthread_t thread;
+    int runs;
+} Share;
+
+static void *work(void *argument) {
+    const Share *share = argument;
+    fenv_t before; /* the caller's mode of rounding, and of flushing to zero */
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
+    share->fill(share->job, share->start, share->count, share->out);
+    fesetenv(&before);
+    return NULL;
+}
+
+/* Set the normal table: ROWS · COLUMNS numbers, column by column. */
+void fanin_table(const uint32_t *columns) {
+    for (int k = 0; k < COLUMNS; k++) memcpy(table[k], columns + k * ROWS, sizeof(uint32_t) * ROWS);
+}
+
+/* Whether this machine has an instruction set. */
+int fanin_has(int set) { return code_of(set).fill != NULL; }
+
+/* Write values start … start + count − 1 to out, on up to `threads` threads; 0, or −1 where the
+ * instruction set is absent. */
+enum { MOST = 64 };
+int fanin_fill(const Job *job, uint64_t start, uint64_t count, void *out, int threads, int set) {
+    Share shares[MOST];
+    const Fill fill = code_of(set).fill;
+    if (fill == NULL) return -1;
+    if (threads > MOST) threads = MOST;
+    if (threads < 1) threads = 1;
+    /* whole pieces, so that no two threads write to one line of the cache but at an edge */
+    const uint64_t step = (count / threads + PIECE) / PIECE * PIECE;
+    int used = 0;
+    for (uint64_t at = 0; at < count; at += step, used++) {
+        Share *share = &shares[used];
+        *share = (Share){job, fill, start + at, count - at < step ? count - at : step,
+                         (char *)out + at * SIZES[job->form], 0, 0};
+        if (at + step < count) share->runs = pthread_create(&share->thread, NULL, work, share) == 0;
+        if (!share->runs) work(share); /* the last one, and where no thread can be had */
+    }
+    for (int i = 0; i < used; i++)
+        if (shares[i].runs) pthread_join(shares[i].thread, NULL);
+    return 0;
+}
+
+/* Words to numbers in place, for tests: `count` is a multiple of 16. */
+int fanin_map(const Job *job, uint32_t *words, uint64_t count, int set) {
+    const Map map = code_of(set).map;
+    if (map == NULL || count % 16) return -1;
+    map(job, words, count);
+    return 0;
+}

@@ -1,0 +1,205 @@
+"""The draw compiled from C, where it was built: which instruction set is used, and the call.
+
+The library is `compiled/draw.so` beside this file; the build hook makes it where a C compiler is
+found.  Without it everything is drawn by the numpy reference, to the same bits.  The environment
+variable FANIN_DRAW chooses by name: "reference", "scalar", "avx2", "avx512" or "neon".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fanin.draw.gaussian import COLUMNS
+from fanin.draw.philox import Key
+from fanin.errors import ArgumentError
+
+__all__ = [
+    "CHOICE",
+    "FORMS",
+    "KINDS",
+    "REFERENCE",
+    "SETS",
+    "Backend",
+    "backend",
+    "fill",
+    "mapped",
+    "present",
+]
+
+LIBRARY = Path(__file__).with_name("compiled") / "draw.so"
+CHOICE = "FANIN_DRAW"
+REFERENCE = "reference"
+#: Instruction sets as the library numbers them.
+SETS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3}
+_BEST = ("avx512", "avx2", "neon", "scalar")
+#: What is drawn, and how it is written.
+KINDS = {"words": 0, "normal": 1, "uniform": 2, "between": 3}
+FORMS = {"integer": 0, "float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}
+# Elements in one call, which Ctrl-C has to wait for: a tenth of a second.
+_SLICE = 1 << 26
+# Fewer are drawn on one thread: starting another takes as long as some ten thousand of them.
+_ALONE = 1 << 16
+
+
+class _Job(ctypes.Structure):
+    """`Job` of draw.c."""
+
+    _fields_ = (
+        ("low", ctypes.c_uint64),
+        ("high", ctypes.c_uint64),
+        ("first", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("scale", ctypes.c_float),
+        ("shift", ctypes.c_float),
+        ("shifted", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
+        ("form", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What draws on the CPU.
+
+    Attributes:
+        name: "reference", or an instruction set.
+        because: why it is the reference; empty for compiled code.
+    """
+
+    name: str
+    because: str = ""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled code draws."""
+        return self.name != REFERENCE
+
+    def __str__(self) -> str:
+        if self.compiled:
+            return f"compiled C, {self.name}"
+        return f"numpy reference ({self.because})"
+
+
+def backend() -> Backend:
+    """What draws on the CPU of this machine.
+
+    Raises:
+        ArgumentError: FANIN_DRAW names something that is not there.
+
+    >>> backend().name in ("reference", *SETS)
+    True
+    """
+    return _chosen(os.environ.get(CHOICE, ""))
+
+
+@lru_cache(maxsize=16)
+def _chosen(choice: str) -> Backend:
+    there = present()
+    if choice == REFERENCE:
+        return Backend(REFERENCE, f"{CHOICE}={REFERENCE}")
+    if choice and choice not in there:
+        allowed = ", ".join([REFERENCE, *there])
+        raise ArgumentError(f"{CHOICE}: {choice!r}; this machine has {allowed}")
+    if not there:
+        return Backend(REFERENCE, "no compiled draw: it is built where a C compiler is found")
+    return Backend(choice or there[0])
+
+
+def present() -> list[str]:
+    """The instruction sets of this machine that code was compiled for, the best first."""
+    library = _library()
+    return [name for name in _BEST if library is not None and library.fanin_has(SETS[name])]
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    """The library, with its table set; None where it was not built for this machine."""
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None
+    columns = np.ascontiguousarray(COLUMNS, dtype=np.uint32)
+    library.fanin_table.argtypes = (ctypes.c_void_p,)
+    library.fanin_table(columns.ctypes.data)
+    library.fanin_fill.argtypes = (
+        ctypes.POINTER(_Job), ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int,
+        ctypes.c_int,
+    )  # fmt: skip
+    library.fanin_map.argtypes = (
+        ctypes.POINTER(_Job), ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
+    )  # fmt: skip
+    return library
+
+
+def fill(
+    address: int,
+    key: Key,
+    start: int,
+    count: int,
+    kind: str,
+    form: str,
+    *,
+    scale: float = 0.0,
+    shift: float = 0.0,
+    shifted: bool = False,
+    first: int = 0,
+    width: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Write elements `start` … `start + count − 1` of a stream to memory.
+
+    Only where `backend().compiled`.
+
+    Args:
+        address: of room for `count` values of the form.
+        key: of the stream.
+        start: index of the first word.
+        count: how many.
+        kind: of `KINDS`.
+        form: of `FORMS`.
+        scale: what a number is multiplied with, in float32.
+        shift: what is then added, in float32, where `shifted`.
+        shifted: whether anything is added.
+        first: the first word between two bounds.
+        width: how many words lie between them, below 2³².
+        threads: at most; torch's number of threads by default.
+    """
+    library, chosen = _library(), backend()
+    assert library is not None  # compiled code was asked for
+    job = _Job(
+        key.low, key.high, first, width, scale, shift, int(shifted), KINDS[kind], FORMS[form]
+    )
+    size = {"float64": 8, "bfloat16": 2, "float16": 2}.get(form, 4)
+    most = torch.get_num_threads() if threads is None else threads
+    for offset in range(0, count, _SLICE):
+        part = min(_SLICE, count - offset)
+        used = most if part >= _ALONE else 1
+        place = address + offset * size
+        library.fanin_fill(job, start + offset, part, place, used, SETS[chosen.name])
+
+
+def mapped(words: NDArray[np.uint32], kind: str, first: int = 0, width: int = 0) -> None:
+    """Turn words into numbers in place, as `fill` does: for tests of all 2³² of them.
+
+    Args:
+        words: contiguous, a multiple of 16 of them.
+        kind: of `KINDS`.
+        first: the first word between two bounds.
+        width: how many lie between them, below 2³².
+
+    Raises:
+        ArgumentError: another number of words.
+    """
+    library = _library()
+    assert library is not None  # compiled code was asked for
+    job = _Job(0, 0, first, width, 0.0, 0.0, 0, KINDS[kind], 0)
+    if library.fanin_map(job, words.ctypes.data, words.size, SETS[backend().name]):
+        raise ArgumentError(f"words: {words.size} of them; a multiple of 16 is needed")

@@ -1,0 +1,191 @@
+"""The lab as one page: weights, data and verdicts are computed here, all else in the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from torch.nn import functional as F
+
+from fanin import __version__, check, fill_
+from fanin.demo import PUBLISHED, circles
+from fanin.lab.running import (
+    ACTIVATIONS,
+    BREAK,
+    CHANGES,
+    DRAWN,
+    LEARNING_RATE,
+    STARTS,
+    TOLERANCE,
+    model,
+    weights,
+)
+from fanin.report import page as pages
+
+__all__ = ["page", "write"]
+
+STEPS = 15_000  # of training, as in the article
+PRINTED = 14_000  # the last iteration at which the article prints the cost
+JUMPS = (0, 1, 10, 100, 1_000, PRINTED)
+# Only starts with copies have something to break; the verdict on another start is that before.
+SYMMETRIC = ("zeros", "constant")
+# What could start a tag, or end a script, is written as \\u….
+UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+SCRIPTS = ("numbers.js", "draw.js", "view.js")
+CONSEQUENCES = (
+    ("Equal inputs", "Units with equal weights receive the same sum at every point."),
+    ("Equal outputs", "The same activation of the same sum gives the same output."),
+    (
+        "Equal gradients",
+        "They read the same and are read the same, so the cost cannot tell them apart.",
+    ),
+    ("Equal updates", "Equal gradients move equal weights by equal amounts."),
+    (
+        "Copies for ever",
+        "So the next step starts with equal weights again. All copies together can do what one "
+        "unit can.",
+    ),
+)
+
+
+def page(progress: Callable[[str], None] | None = None) -> str:
+    """The page as HTML text, which loads nothing from anywhere.
+
+    Args:
+        progress: told in a few words what is under way, or None.
+
+    Example::
+
+        pathlib.Path("lab.html").write_text(page(), encoding="utf-8")
+    """
+    data = json.dumps(_data(progress or (lambda _: None)), separators=(",", ":"), allow_nan=False)
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("fanin.lab"), PackageLoader("fanin.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    scripts = [(files("fanin.lab") / "templates" / s).read_text("utf-8") for s in SCRIPTS]
+    return environment.get_template("lab.html").render(
+        data=Markup(data.translate(UNSAFE)),
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],
+        starts=STARTS,
+        activations=ACTIVATIONS,
+        consequences=CONSEQUENCES,
+        jumps=JUMPS,
+        printed=PRINTED,
+        version=__version__,
+    )
+
+
+def write(path: str | Path, progress: Callable[[str], None] | None = None) -> Path:
+    """Write the page to a file and return its path.
+
+    Args:
+        path: of the file; what is there is replaced once the page is made.
+        progress: told in a few words what is under way, or None.
+
+    Raises:
+        ArgumentError: the file cannot be written.
+
+    Example::
+
+        fanin.lab.write("lab.html")
+    """
+    return pages.write(page(progress), path)
+
+
+def _policy(scripts: list[str]) -> str:
+    """The content security policy: these scripts and no other, and no request."""
+    hashes = (base64.b64encode(sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _data(progress: Callable[[str], None]) -> dict[str, Any]:
+    """All that the page cannot compute; arrays as base64 of little-endian float64."""
+    findings, verdicts = _verdicts(progress)
+    return {
+        "rate": LEARNING_RATE,
+        "steps": STEPS,
+        "printed": PRINTED,
+        "nudge": BREAK,
+        "tolerance": TOLERANCE,
+        "train": _samples(300, 1),
+        "test": _samples(100, 2),
+        "starts": {name: _start(name, formula) for name, formula in STARTS.items()},
+        "directions": _encoded(_directions()),
+        "findings": findings,
+        "verdicts": verdicts,
+    }
+
+
+def _start(name: str, formula: str) -> dict[str, Any]:
+    flat = np.concatenate([part.ravel() for pair in weights(name) for part in pair])
+    published = PUBLISHED.get(DRAWN.get(name, name))
+    return {
+        "formula": formula,
+        "weights": _encoded(flat),
+        "published": published and {"cost": published.cost, "test": published.test},
+    }
+
+
+def _samples(count: int, seed: int) -> dict[str, str]:
+    points, labels = circles(count, seed)
+    return {"points": _encoded(points), "labels": _encoded(labels)}
+
+
+def _directions() -> np.ndarray:
+    """Two orthonormal directions, drawn once, to show ten weights in a plane."""
+    return fill_(torch.empty(2, 10, dtype=torch.float64), "orthogonal", seed=0).numpy()
+
+
+def _encoded(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
+
+
+def _verdicts(progress: Callable[[str], None]) -> tuple[list[dict[str, str]], dict[str, list[int]]]:
+    """What `check` finds: the findings, each once, and their numbers by start/activation/change."""
+    findings: dict[tuple[tuple[str, str], ...], int] = {}
+    known: dict[tuple[str, bytes], list[int]] = {}
+    verdicts = {}
+    for start in STARTS:
+        progress(f"checking {start}")
+        for activation in ACTIVATIONS:
+            for change in CHANGES:
+                if change.startswith("break") and start not in SYMMETRIC:
+                    continue
+                drawn = b"".join(w.tobytes() for w, _ in weights(start, change))
+                if (activation, drawn) not in known:
+                    known[activation, drawn] = [
+                        findings.setdefault(tuple(found.items()), len(findings))
+                        for found in _findings(start, activation, change)
+                    ]
+                verdicts[f"{start}/{activation}/{change}"] = known[activation, drawn]
+    return [dict(found) for found in findings], verdicts
+
+
+def _findings(start: str, activation: str, change: str) -> list[dict[str, str]]:
+    points, labels = (torch.from_numpy(array) for array in circles(300, 1))
+    report = check(
+        model(start, activation, change),
+        points,
+        lambda output: F.binary_cross_entropy(output[:, 0], labels),
+    )
+    return [
+        {"code": f.code, "name": f.name, "severity": f.severity, "message": f.message}
+        for f in report.findings
+    ]

@@ -1,0 +1,224 @@
+"""The compiled draw: the bits of the reference, whatever the instruction set and the threads."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+import fanin
+from fanin import draw
+from fanin.draw import key, native, philox
+from fanin.draw.gaussian import fixed_point
+from fanin.draw.truncation import interval
+from fanin.errors import ArgumentError
+
+PRESENT = native.present()
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KEY = key(3, "layer.weight")
+
+needs_compiled = pytest.mark.skipif(
+    not PRESENT, reason="no compiled draw here: install with a C compiler (apt-get install gcc)"
+)
+every_set = pytest.mark.parametrize("name", PRESENT or ["none"])
+pytestmark = needs_compiled
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch):
+    """Choose what draws."""
+
+    def choose(name: str) -> None:
+        monkeypatch.setenv(native.CHOICE, name)
+        assert draw.backend().name == name
+
+    return choose
+
+
+def drawn(count: int, dtype: torch.dtype, start: int) -> Iterator[torch.Tensor]:
+    """One tensor of each kind, with and without what changes its path."""
+    yield draw.normal_(torch.empty(count, dtype=dtype), KEY, 0.02, start=start)
+    yield draw.normal_(torch.empty(count, dtype=dtype), KEY, 2.0**-20, start=start)
+    yield draw.normal_(torch.empty(count, dtype=dtype), KEY, 1.0, 0.3, start=start)
+    yield draw.normal_(torch.empty(count, dtype=dtype), KEY, 0.0, start=start)
+    yield draw.uniform_(torch.empty(count, dtype=dtype), KEY, 0.1, start=start)
+    yield draw.trunc_normal_(torch.empty(count, dtype=dtype), KEY, 0.02, start=start)
+    unlike = torch.empty(count, dtype=dtype)
+    yield draw.trunc_normal_(unlike, KEY, 1.0, -math.inf, 0.5, start=start)
+    yield draw.trunc_normal_(unlike.clone(), KEY, 1.0, -math.inf, math.inf, start=start)
+
+
+@every_set
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("start", "count"),
+    [(0, 9000), (3, 4097), (2**40 + 1, 5), (2**34 - 7, 3000), (1, 1), (2, 0), (2**64 - 4001, 4001)],
+)
+def test_every_kind_has_the_bits_of_the_reference(
+    chosen, name: str, dtype: torch.dtype, start: int, count: int
+):
+    chosen("reference")
+    expected = list(drawn(count, dtype, start))
+    chosen(name)
+    for one, two in zip(drawn(count, dtype, start), expected, strict=True):
+        assert one.dtype == two.dtype
+        assert torch.equal(one.view(torch.uint8), two.view(torch.uint8))
+
+
+@every_set
+def test_words_are_those_of_philox(chosen, name: str):
+    chosen(name)
+    for start, count in [(0, 100), (7, 1), (2**64 - 100, 100), (5, 0)]:
+        assert np.array_equal(draw.words(KEY, start, count), philox.words(KEY, start, count))
+
+
+@every_set
+def test_the_map_of_chosen_words(chosen, name: str):
+    """The ends of rows and octaves, small and large words, and a sample of all."""
+    ends = [2**k + d for k in range(32) for d in range(-3, 4) if 0 <= 2**k + d < 2**32]
+    rows = [(16 + f) << s for s in range(27) for f in range(16)]
+    near = [r + d for r in rows for d in (-1, 0, 1)]
+    ends += [w for w in near + [2**32 - 1 - w for w in near] if 0 <= w < 2**32]
+    sample = np.arange(0, 2**32, 65_537, dtype=np.uint64)
+    words = np.concatenate([np.array(sorted(set(ends)), np.uint64), sample]).astype(np.uint32)
+    words = words[: len(words) // 16 * 16]
+    chosen(name)
+    got = words.copy()
+    native.mapped(got, "normal")
+    assert np.array_equal(got.view(np.int32), fixed_point(words))
+    bounds = interval(-1.0, 2.0)
+    got = words.copy()
+    native.mapped(got, "between", bounds.first, bounds.width)
+    place = ((words.astype(np.uint64) * bounds.width) >> 32) + bounds.first
+    assert np.array_equal(got.view(np.int32), fixed_point(place.astype(np.uint32)))
+    got = words.copy()
+    native.mapped(got, "uniform")
+    expected = 2 * (words >> 8).astype(np.int64) + 1 - 2**24
+    assert np.array_equal(got.view(np.int32), expected)
+
+
+@every_set
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.integers(0, 2**64 - 10_000),
+    count=st.integers(0, 9000),
+    seed=st.integers(0, 2**64 - 1),
+    std=st.floats(2.0**-98, 1e30),
+)
+def test_any_piece_of_any_stream(chosen, name: str, start: int, count: int, seed: int, std: float):
+    stream = key(seed, "any")
+    chosen("reference")
+    expected = draw.normal_(torch.empty(count), stream, std, start=start)
+    chosen(name)
+    assert torch.equal(draw.normal_(torch.empty(count), stream, std, start=start), expected)
+
+
+@every_set
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 7])
+def test_threads_change_nothing(chosen, name: str, threads: int):
+    chosen(name)
+    count = 300_007  # no multiple of anything
+    whole = np.empty(count, np.float32)
+    native.fill(
+        whole.ctypes.data, KEY, 11, count, "normal", "float32", scale=2.0**-28, threads=threads
+    )
+    assert np.array_equal(whole, draw.normal(KEY, count, 11))
+
+
+@every_set
+def test_flushing_to_zero_changes_no_bit(chosen, name: str):
+    """Values that are subnormal in float16, with a processor that would flush float32's."""
+    chosen("reference")
+    expected = draw.normal_(torch.empty(4096, dtype=torch.float16), KEY, 1e-6)
+    smallest = draw.normal_(torch.empty(4096), KEY, 2.0**-98)
+    chosen(name)
+    torch.set_flush_denormal(True)
+    try:
+        assert torch.equal(
+            draw.normal_(torch.empty(4096, dtype=torch.float16), KEY, 1e-6), expected
+        )
+        assert torch.equal(draw.normal_(torch.empty(4096), KEY, 2.0**-98), smallest)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@every_set
+def test_memory_around_the_tensor_is_left_alone(chosen, name: str):
+    chosen(name)
+    for count in (1, 3, 4, 63, 64, 65, 1023, 1024, 1025):
+        for dtype in DTYPES:
+            room = torch.full((count + 64,), 7.0, dtype=dtype)
+            draw.normal_(room[32 : 32 + count], KEY)
+            assert (room[:32] == 7).all()
+            assert (room[32 + count :] == 7).all()
+            assert (room[32 : 32 + count] != 7).all()
+
+
+@every_set
+def test_views_that_are_not_plain_memory_get_the_same_values(chosen, name: str):
+    chosen("reference")
+    expected = draw.normal_(torch.empty(60, 50), KEY)
+    chosen(name)
+    turned = torch.zeros(50, 60).T
+    assert torch.equal(draw.normal_(turned, KEY), expected)
+    spread = torch.zeros(60, 100)
+    assert torch.equal(draw.normal_(spread[:, ::2], KEY), expected)
+    assert (spread[:, 1::2] == 0).all()
+    negative = torch._neg_view(torch.zeros(60, 50))
+    assert torch.equal(draw.normal_(negative, KEY), expected)
+
+
+def test_autograd_notices_the_change():
+    weight = torch.ones(8, requires_grad=True)
+    made = (weight * weight).sum()
+    draw.normal_(weight, KEY)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        made.backward()
+
+
+def test_an_inference_tensor_is_filled():
+    with torch.inference_mode():
+        weight = torch.empty(100)
+    assert torch.equal(draw.normal_(weight, KEY), draw.normal_(torch.empty(100), KEY))
+
+
+def test_an_unknown_choice_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(native.CHOICE, "sse9")
+    with pytest.raises(ArgumentError, match=r"FANIN_DRAW: 'sse9'; this machine has reference, "):
+        draw.backend()
+    with pytest.raises(ArgumentError, match="FANIN_DRAW"):
+        fanin.fill_(torch.ones(3), "normal")
+
+
+def test_without_the_library_the_reference_draws_and_says_why():
+    """In a process of its own: what is loaded stays loaded."""
+    told = subprocess.run(
+        [sys.executable, "-c", _HIDDEN], capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "numpy reference (no compiled draw" in told.stdout
+    assert str(draw.normal(KEY, 3).tolist()) in told.stdout
+
+
+_HIDDEN = """
+from pathlib import Path
+from fanin.draw import native, backend, normal, key
+native.LIBRARY = Path("/nowhere/draw.so")
+print(backend(), normal(key(3, "layer.weight"), 3).tolist())
+"""
+
+
+def test_the_best_set_is_used_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(native.CHOICE, raising=False)
+    assert draw.backend().name == PRESENT[0]
+    assert str(draw.backend()) == f"compiled C, {PRESENT[0]}"
+    monkeypatch.setenv(native.CHOICE, "reference")
+    assert str(draw.backend()) == "numpy reference (FANIN_DRAW=reference)"
