@@ -6,10 +6,8 @@ import io
 import json
 import math
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from page_reader import Page
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ from fanin.cli.program import Program
 from fanin.comparing import Batches, Comparison, Run, Training, compare, train_
 from fanin.comparing.text import Scale, to_text
 from fanin.errors import ArgumentError, BatchError, FaninError, ForwardError, LossError, ModelError
+from fanin.report.wording import visible
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 6, generator=GENERATOR)
@@ -595,28 +595,6 @@ class TestProgress:
         assert len(told) < 250
 
 
-class Page(HTMLParser):
-    """Every tag is closed in order."""
-
-    VOID = frozenset({"meta", "line"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: Any) -> None:
-        self.seen.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: Any) -> None:
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 NASTY = "<script>alert(1)</script>\x1b[31m&"
 
 
@@ -661,18 +639,34 @@ class TestShown:
         self, nasty: Comparison, tmp_path: Path
     ) -> None:
         assert "\x1b" not in str(nasty)
-        page = nasty.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
-        assert "<script" not in page
-        assert "\x1b" not in page
+        for text in (
+            nasty.to_html(tmp_path / "page.html").read_text(encoding="utf-8"),
+            nasty._repr_html_(),
+        ):
+            assert "\x1b" not in text
+            page = Page(text)
+            assert visible(NASTY) in page.text
+            assert "alert(1)" not in "".join(page.scripts)
 
     def test_the_page_is_whole_and_loads_nothing(self, nasty: Comparison, tmp_path: Path) -> None:
-        page = nasty.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
-        reader = Page()
-        reader.feed(page)
-        assert reader.open == []
-        assert reader.seen.count("polyline") == 8
-        assert reader.seen.count("tr") == 9
-        assert not re.search(r"https?:|src=|url\(", page)
+        page = Page(nasty.to_html(tmp_path / "page.html").read_text(encoding="utf-8"))
+        page.assert_sound()
+        assert page.rows("One row for each start") == 8
+
+    def test_a_notebook_shows_the_table_and_the_loss_and_runs_nothing(
+        self, nasty: Comparison
+    ) -> None:
+        page = Page(nasty._repr_html_())
+        assert not page.open
+        assert not page.scripts
+        assert page.tags.count("svg") >= 1
+        assert page.rows("One row for each start") == 8
+
+    def test_a_page_that_cannot_be_written_is_one_clear_error(
+        self, two: Comparison, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ArgumentError, match="path: .* cannot be written"):
+            two.to_html(tmp_path / "no" / "page.html")
 
     def test_json_is_strict_and_complete(self, nasty: Comparison) -> None:
         plain = json.loads(nasty.to_json(), parse_constant=pytest.fail)

@@ -8,8 +8,6 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -19,7 +17,6 @@ from sample_reports import HOSTILE, SAMPLES, finding, hundred, layer, report
 
 from fanin.report import Report
 from fanin.report.document import schema
-from fanin.report.html import to_fragment, to_page
 from fanin.report.text import render, to_text
 from fanin.report.wording import verdict, visible
 
@@ -198,62 +195,6 @@ def test_a_model_named_nan_stays_a_name() -> None:
 def test_another_schema_version_is_refused() -> None:
     with pytest.raises(ValueError, match="schema_version is 99"):
         Report.from_dict({**SAMPLES["gpt2"]().to_dict(), "schema_version": 99})
-
-
-class Page(HTMLParser):
-    """Every tag and attribute of a page, its visible text, and whether the tags match."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-@every_sample
-def test_the_page_loads_nothing_and_runs_nothing(name: str) -> None:
-    source = to_page(SAMPLES[name]())
-    page = Page(source)
-    assert not page.open
-    assert not {"script", "link", "img", "iframe", "object", "a"} & set(page.tags)
-    assert not {"src", "href", "onload", "onerror", "style"} & {key for key, _ in page.attributes}
-    assert "://" not in re.sub(r"<style>.*?</style>", "", source, flags=re.DOTALL)
-    assert "url(" not in source
-    assert "prefers-color-scheme:dark" in source
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_the_page_shows_every_name_as_text(name: str) -> None:
-    assert visible(name) in Page(to_page(SAMPLES["hostile"]())).text
-
-
-def test_the_page_is_written_and_returned(tmp_path: Path) -> None:
-    target = tmp_path / "start.html"
-    assert SAMPLES["hostile"]().to_html(target) == target
-    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
-
-
-def test_a_notebook_shows_the_fragment() -> None:
-    sample = SAMPLES["zero_mlp"]()
-    fragment = sample._repr_html_()
-    assert fragment == to_fragment(sample)
-    assert "<html" not in fragment
-    assert "will not train as it should" in fragment
 
 
 def test_ok_depends_on_errors_alone() -> None:

@@ -27,7 +27,7 @@ def column(page: Page, title: str) -> list[float | None]:
             const at = heads.findIndex(each => each.innerText.trim().startsWith(title))
             return [...document.querySelectorAll('#layers table tbody tr')].map(row => {
                 const cell = row.cells[at]
-                const value = parseFloat(cell.dataset.value ?? cell.innerText.replaceAll(',', ''))
+                const value = parseFloat(cell.dataset.value ?? cell.textContent.replaceAll(',', ''))
                 return Number.isNaN(value) ? null : value
             })
         }""",
@@ -79,7 +79,7 @@ class TestSorting:
 
     def test_rows_stay_whole(self, made: Made, visit: Visit) -> None:
         page = visit(made("healthy"))
-        rows = "rows => rows.map(row => row.innerText)"
+        rows = "rows => rows.map(row => row.textContent)"
         before = page.eval_on_selector_all(ROW, rows)
         head(page, "rms").click()
         after = page.eval_on_selector_all(ROW, rows)

@@ -138,7 +138,7 @@ def to_page(record: Record) -> str:
         unnamed=[Row(name, (seen,)) for name, seen in record.unnamed],
         unnamed_heads=UNNAMED_HEADS,
         run=_run(record),
-        again=f"fanin.check(model, batch, seed={record.seed})",
+        again=_call(record),
     )
 
 
@@ -228,9 +228,20 @@ def _start(group: Sequence[Start]) -> Row:
     )
 
 
+def _call(record: Record) -> str:
+    """The call that repeats the check."""
+    dtype = f', dtype="{record.compute_dtype}"' if _other_dtype(record) else ""
+    return f"fanin.check(model, batch, loss, seed={record.seed}{dtype})"
+
+
+def _other_dtype(record: Record) -> bool:
+    """Whether training is to compute in another dtype than the parameters have."""
+    return record.compute_dtype not in ("", record.dtype)
+
+
 def _run(record: Record) -> list[tuple[str, str]]:
     """What was run, as label and text."""
-    other = record.compute_dtype not in ("", record.dtype)
+    other = _other_dtype(record)
     computes = f", checked for training in {record.compute_dtype}" if other else ""
     said = [
         ("model", record.model),

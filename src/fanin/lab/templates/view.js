@@ -20,14 +20,15 @@ const DIRECTIONS = (() => {
 
 const chosen = {start: "constant", activation: "tanh", change: "none", step: 0};
 let current = null; // the Training of what is chosen
+let equalAtStart = []; // for each hidden layer, whether all its units receive the same at step 0
 let playing = null; // while it plays: the time and step of its beginning
 let drawnStep = -1, drawnDone = -1;
 
 // What is chosen --------------------------------------------------------------------------------
 
 function allowed(name, value) {
-  if (name === "start") return value in data.starts;
-  if (name === "activation") return value in ACTIVATIONS;
+  if (name === "start") return Object.hasOwn(data.starts, value);
+  if (name === "activation") return Object.hasOwn(ACTIVATIONS, value);
   if (name === "change") return /^(none|(break|zero) [123])$/.test(value);
   return Number.isInteger(value) && value >= 0 && value <= data.steps;
 }
@@ -37,6 +38,7 @@ function show(wanted) {
   for (const [name, value] of Object.entries(wanted)) if (allowed(name, value)) chosen[name] = value;
   const {start, activation, change} = chosen;
   current = training(start, activation, change);
+  equalAtStart = current.state(0).layers.map(({inputs}) => inputs === 0);
   drawnStep = drawnDone = -1;
   const [what, layer] = change.split(" ");
   check("start", start);
@@ -244,7 +246,11 @@ function told(k, step) {
   const distinct = current.distinct[k], units = WIDTHS[k + 1], name = `Layer ${k + 1}`;
   const first = distinct[0], now = distinct[step];
   if (now < first) return `${name} has lost units: ${many(now, units)} differ.`;
-  if (first === units) return "";
+  if (first === units && !equalAtStart[k]) return "";
+  // All receive the same, yet are told apart by what reads them.
+  if (first === units) return step === 0
+    ? `${name} starts with equal inputs, but different gradients reach its units: it will break by itself.`
+    : `${name} started with equal inputs, and its symmetry broke by itself.`;
   if (step === 0) return first === 1 ? `${name} starts as ${units} copies of one unit.` : `${name} starts with ${first} different units among ${units}.`;
   if (now === first) return `${name}: its copies have stayed copies for ${counted(step)} step${step > 1 ? "s" : ""}.`;
   let since = step;
@@ -375,6 +381,7 @@ find("#theme").addEventListener("click", () => {
 });
 system.addEventListener("change", themed);
 
+find("#scriptless").remove();
 fromHash();
 themed();
 

@@ -1,0 +1,258 @@
+"""The lab in a browser: what is chosen is what is shown, by pointer, by keyboard and by address."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from browsing import Made, Visit
+from playwright.sync_api import Page, expect
+
+from fanin import lab
+
+LATER = 30_000  # milliseconds: 14,000 steps of training on a busy machine
+
+
+@pytest.fixture
+def at(visit: Visit, made: Made):
+    """Open the lab at an address: ``at("start=He&step=10")``."""
+
+    def opened(address: str = "", **options) -> Page:
+        page = visit(made("lab"), **options)
+        if address:
+            page.evaluate("address => { location.hash = address; }", address)
+        return page
+
+    return opened
+
+
+def chosen(page: Page) -> dict:
+    return page.evaluate("() => lab.chosen")
+
+
+def slider(page: Page):
+    return page.get_by_role("slider", name="Training step")
+
+
+def consequence(page: Page, index: int) -> list[str]:
+    return page.locator("#chain li").nth(index).locator("dd").all_inner_texts()
+
+
+def test_the_first_view_is_of_copies_and_stands_still(at):
+    page = at()
+    expect(page.locator("#now")).to_have_text("step 0")
+    expect(page.locator("#headline")).to_contain_text("each hidden layer is worth one")
+    page.wait_for_timeout(300)
+    expect(page.locator("#now")).to_have_text("step 0")
+
+
+def test_an_address_shows_its_view_and_the_view_gives_its_address(at):
+    page = at("start=He&activation=relu&change=zero+2&step=100")
+    expect(page.locator("#now")).to_have_text("step 100")
+    expect(page.get_by_role("radio", name="He", exact=True)).to_be_checked()
+    expect(page.get_by_role("radio", name="layer 2")).to_be_checked()
+    page.get_by_role("button", name="1,000").click()
+    page.wait_for_url(re.compile(r"#start=He&activation=relu&change=zero\+2&step=1000$"))
+
+
+@pytest.mark.parametrize(
+    "address", ["start=<b>&step=1.5", "activation=toString&step=-1", "change=break+9&step=1e9", "%"]
+)
+def test_an_address_that_makes_no_sense_changes_nothing(at, address: str):
+    page = at()
+    before = chosen(page)
+    page.evaluate("address => { location.hash = address; }", address)
+    page.wait_for_timeout(100)
+    assert chosen(page) == before
+
+
+def test_the_numbers_shown_are_those_of_python(at):
+    page = at("start=He&activation=relu&step=10")
+    (state,) = lab.run("He", steps=(10,))
+    expect(page.locator("#cost")).to_have_text(f"{state.cost:.6f}")
+    expect(page.locator("#train")).to_have_text(f"{100 * state.train:.1f} %")
+    shown = [float(text) for text in consequence(page, 0)]
+    assert shown == pytest.approx([layer.inputs for layer in state.layers[:2]], rel=5e-3)
+    assert consequence(page, 4) == ["10 of 10", "5 of 5"]
+
+
+def test_consequences_are_marked_where_they_hold_and_nowhere_else(at):
+    page = at("start=constant&activation=tanh&step=100")
+    expect(page.locator("#now")).to_have_text("step 100")
+    assert page.locator("#chain li.true").count() == 5
+    assert consequence(page, 2) == ["0", "0"]
+    page.get_by_role("radio", name="He", exact=True).check(force=True)
+    expect(page.locator("#chain li.true")).to_have_count(0)
+
+
+def test_one_broken_weight_is_seen_and_its_layer_can_be_chosen(at):
+    page = at("start=constant&activation=tanh&step=100")
+    page.get_by_role("radio", name="break one weight by 0.001").check(force=True)
+    expect(page.locator("#headline")).to_contain_text("2 of 10 units in layer 1, 1 of 5")
+    # A weight of layer 2 frees both its ends: the unit it belongs to, and the one it reads.
+    page.get_by_role("radio", name="layer 2").check(force=True)
+    expect(page.locator("#headline")).to_contain_text("2 of 10 units in layer 1, 2 of 5")
+
+
+@pytest.mark.parametrize(
+    ("address", "story"),
+    [
+        ("start=He&activation=tanh&change=zero+1&step=5", "Layer 1 started with equal inputs"),
+        ("start=He&activation=relu&change=zero+2&step=5", "Layer 2: its copies have stayed copies"),
+        ("start=zeros&activation=relu&step=5", "No gradient reaches the hidden weights"),
+        ("start=large&activation=relu&step=0", "differing is not enough"),
+        ("start=small&activation=relu&step=2000", "still that of guessing"),
+    ],
+)
+def test_the_story_tells_what_happened(at, address: str, story: str):
+    expect(at(address).locator("#story")).to_contain_text(story)
+
+
+def test_a_sound_start_has_no_sad_story(at):
+    page = at("start=He&activation=relu&step=5000")
+    expect(page.locator("#now")).to_have_text("step 5,000", timeout=LATER)
+    expect(page.locator("#story")).to_be_empty()
+    expect(page.locator(".hero")).to_have_class(re.compile(r"\bok\b"))
+
+
+@pytest.mark.parametrize(
+    ("start", "cost", "printed"),
+    [
+        ("zeros", "0.6931471805599453", "0.6931471805599453"),
+        ("He", "0.0735789596267", "0.07357895962677366"),
+        ("large", "0.382", "0.38278"),
+    ],
+)
+def test_the_articles_cost_stands_beside_ours(at, start: str, cost: str, printed: str):
+    page = at(f"start={start}&activation=relu")
+    expect(page.locator("#later")).to_contain_text(cost, timeout=LATER)
+    expect(page.locator("#published")).to_contain_text(printed)
+    page.get_by_role("radio", name="tanh", exact=True).check(force=True)
+    expect(page.locator("#published")).to_be_empty()
+
+
+def test_copies_lie_on_one_another_and_are_counted(at):
+    page = at("start=constant&activation=tanh&step=1")
+    expect(page.locator("#layer1 .plane text", has_text="A ×10")).to_have_count(1)
+    expect(page.locator("#layer2 .plane text", has_text="A ×5")).to_have_count(1)
+    places = page.locator("#layer1 .plane circle").evaluate_all(
+        "all => all.map((circle) => [circle.getAttribute('cx'), circle.getAttribute('cy')].join())"
+    )
+    assert len(places) == 10
+    assert len(set(places)) == 1
+    assert set(page.locator("#layer1 .map span").all_inner_texts()) == {
+        f"{unit} · A" for unit in range(1, 11)
+    }
+
+
+def test_the_maps_of_copies_are_the_same_picture_and_of_others_not(at):
+    picture = "all => all.map((canvas) => canvas.toDataURL())"
+    page = at("start=constant&activation=tanh&step=1")
+    expect(page.locator("#now")).to_have_text("step 1")
+    assert len(set(page.locator("#layer1 canvas").evaluate_all(picture))) == 1
+    page = at("start=He&activation=tanh&step=1")
+    expect(page.locator("#now")).to_have_text("step 1")
+    assert len(set(page.locator("#layer1 canvas").evaluate_all(picture))) == 10
+
+
+def test_no_gradient_no_arrow(at):
+    page = at("start=zeros&activation=relu&step=10")
+    expect(page.locator("#layer1 .arrows")).to_have_text(re.compile("^No arrows"))
+    page.get_by_role("radio", name="He", exact=True).check(force=True)
+    expect(page.locator("#layer1 .arrows")).to_have_text(re.compile("^Dashed: the gradient"))
+
+
+def test_the_slider_goes_by_the_keyboard(at):
+    page = at()
+    slider(page).focus()
+    for key, step in [
+        ("ArrowRight", "1"),
+        ("ArrowUp", "2"),
+        ("ArrowLeft", "1"),
+        ("PageUp", "2"),
+        ("PageUp", "5"),
+        ("PageDown", "2"),
+        ("End", "15,000"),
+        ("ArrowRight", "15,000"),
+        ("Home", "0"),
+        ("ArrowLeft", "0"),
+    ]:
+        page.keyboard.press(key)
+        expect(page.locator("#now")).to_have_text(f"step {step}", timeout=LATER)
+        expect(slider(page)).to_have_attribute("aria-valuetext", f"step {step} of 15,000")
+
+
+def test_play_moves_and_pause_stops(at):
+    page = at()
+    page.get_by_role("button", name="Play").click()
+    expect(page.locator("#now")).not_to_have_text("step 0")
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_timeout(100)
+    stopped = page.locator("#now").inner_text()
+    page.wait_for_timeout(300)
+    assert page.locator("#now").inner_text() == stopped
+
+
+def test_with_reduced_motion_play_goes_in_pictures(at):
+    page = at(reduced_motion="reduce")
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_timeout(500)
+    expect(page.locator("#now")).to_have_text("step 0")
+    expect(page.locator("#now")).not_to_have_text("step 0")
+
+
+def test_a_screen_reader_hears_the_view_once_the_slider_rests(at):
+    page = at("start=He&activation=relu&step=0")
+    expect(page.locator("#status")).to_contain_text("Step 0:")
+    page.evaluate(
+        """() => {
+          window.heard = [];
+          new MutationObserver(() => heard.push(document.getElementById("status").textContent))
+            .observe(document.getElementById("status"), {childList: true});
+        }"""
+    )
+    slider(page).focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#status")).to_contain_text("Step 10: cost 0.848")
+    assert page.evaluate("() => heard.length") <= 2
+    assert "10 of 10 in layer 1" in page.locator("#status").inner_text()
+
+
+def test_every_picture_has_words(at):
+    page = at("start=constant&activation=relu&step=3")
+    expect(page.locator("#status")).to_contain_text("Step 3:")
+    pictures = page.locator("[role=img]")
+    assert pictures.count() == 1 + 2 + 2 + 15
+    assert all(pictures.evaluate_all("all => all.map((each) => each.getAttribute('aria-label'))"))
+    expect(page.locator("#layer1 canvas").first).to_have_attribute(
+        "aria-label", re.compile("the same as units 2, 3")
+    )
+
+
+def test_the_verdict_is_that_of_the_chosen_start(at):
+    page = at("start=zeros&activation=relu")
+    assert "S101 locked-units" in page.locator("#verdict").inner_text()
+    page.get_by_role("radio", name="He", exact=True).check(force=True)
+    assert "S101" not in page.locator("#verdict").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_follows_the_system_until_it_is_chosen(at, scheme: str):
+    page = at(color_scheme=scheme)
+    background = "() => getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(background)
+    assert (before == "rgb(255, 255, 255)") == (scheme == "light")
+    page.locator("#theme").click()
+    assert page.evaluate(background) != before
+
+
+def test_a_narrow_page_needs_no_horizontal_scrolling(at):
+    page = at("start=large&activation=relu&step=100", viewport={"width": 360, "height": 740})
+    expect(page.locator("#now")).to_have_text("step 100")
+    assert page.evaluate("() => document.scrollingElement.scrollWidth") <= 360
+
+
+def test_without_script_the_page_says_what_it_needs(visit: Visit, made: Made):
+    page = visit(made("lab"), java_script_enabled=False)
+    expect(page.get_by_text("needs JavaScript")).to_be_visible()
