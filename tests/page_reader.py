@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 VOID = {"meta", "link", "input", "br", "hr"}
 # What a page could load something with, or run something by.
@@ -77,8 +78,12 @@ class Page(HTMLParser):
         assert not LOADING & names
         assert not {name for name in names if name.startswith("on")}
         for tag, _, value in [each for each in self.attributes if each[1] == "href"]:
-            assert value.startswith("#") or (tag, value) == ("link", "data:,") or (
-                tag == "a" and value.startswith("https://")  # a source that a rule names
+            assert (
+                value.startswith("#")
+                or (tag, value) == ("link", "data:,")
+                or (
+                    tag == "a" and value.startswith("https://")  # a source that a rule names
+                )
             ), value
         styles = re.findall(r"<style>(.*?)</style>", self.source, re.DOTALL)
         assert not re.search(r"url\(|@import|://", "".join(styles))
@@ -92,5 +97,4 @@ class Page(HTMLParser):
         assert len(set(ids)) == len(ids)
         levels = [int(tag[1]) for tag in self.tags if re.fullmatch("h[1-6]", tag)]
         assert levels.count(1) == 1
-        steps = zip(levels, levels[1:], strict=False)
-        assert all(after <= before + 1 for before, after in steps), levels
+        assert all(after <= before + 1 for before, after in pairwise(levels)), levels

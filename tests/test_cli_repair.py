@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from page_reader import Page
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -225,6 +226,15 @@ class TestFiles:
             assert change["after"] == 0.0
             assert change["because"]
 
+    def test_the_page_shows_what_the_terminal_says(self, factory, out: Path) -> None:
+        for name, status in (("dead", 0), ("half", 1)):
+            result = run("repair", factory(name), "--html", out / "r.html", "--dry-run")
+            assert result.exit_code == status
+            page = Page((out / "r.html").read_text(encoding="utf-8"))
+            page.assert_sound()
+            assert result.stdout.splitlines()[1] in page.text
+        assert written(out) == {"r.html"}
+
     def test_two_runs_write_the_same_bytes(self, factory, out: Path) -> None:
         found = set()
         for name in "ab":
@@ -323,6 +333,8 @@ class TestOptions:
         (["repair", FAULTY, "-o", "no/folder/x"], "cannot be written"),
         (["repair", FAULTY, "--recipe", "no/folder/x"], "cannot be written"),
         (["repair", FAULTY, "--json", "no/folder/x"], "cannot be written"),
+        (["repair", FAULTY, "--html", "no/folder/x"], "--html no/folder/x: cannot be written"),
+        (["repair", FAULTY, "--html", "-"], "a page needs a file"),
         (["repair", FAULTY, "--dry-run", "-o", "x"], "--dry-run writes no file"),
         (["repair", FAULTY, "--dry-run", "--recipe", "-"], "--dry-run writes no file"),
         (["repair", FAULTY, "--select", "S999"], "there is no rule S999"),
@@ -350,7 +362,15 @@ def test_two_outputs_cannot_share_stdout() -> None:
 def test_help_lists_repair_and_its_options() -> None:
     assert "repair" in run("--help").stdout
     told = run("repair", "--help").stdout
-    for option in ("--dry-run", "--output", "--recipe", "--warnings", "--preserve", "--json"):
+    for option in (
+        "--dry-run",
+        "--output",
+        "--recipe",
+        "--warnings",
+        "--preserve",
+        "--json",
+        "--html",
+    ):
         assert option in told
     assert "--all-or-nothing" in told
     assert "Exit status" in told

@@ -665,7 +665,7 @@ class TestShown:
     def test_a_page_that_cannot_be_written_is_one_clear_error(
         self, two: Comparison, tmp_path: Path
     ) -> None:
-        with pytest.raises(ArgumentError, match="path: .* cannot be written"):
+        with pytest.raises(ArgumentError, match=r"path: .* cannot be written"):
             two.to_html(tmp_path / "no" / "page.html")
 
     def test_json_is_strict_and_complete(self, nasty: Comparison) -> None:

@@ -36,9 +36,7 @@ every_sample = pytest.mark.parametrize("name", SAMPLES)
 def large(layers: int = 2_000) -> Report:
     """No two paths alike but for their indices, so that nothing folds; every figure is there."""
     letters = "abcdefgh"
-    words = [
-        "".join(letters[at // 8**place % 8] for place in range(4)) for at in range(layers)
-    ]
+    words = ["".join(letters[at // 8**place % 8] for place in range(4)) for at in range(layers)]
     return report(
         [
             layer(
@@ -232,9 +230,7 @@ class TestCards:
     def test_copies_belong_to_the_rule_of_what_became_of_them(self) -> None:
         (locked, breaking), rest = self.proofs("S101", "S103")
         assert [each.told for each in locked.classes] == ["locked: units 0–3 (4 copies)"]
-        assert [each.told for each in breaking.classes] == [
-            "self-breaking: units 7, 8 (2 copies)"
-        ]
+        assert [each.told for each in breaking.classes] == ["self-breaking: units 7, 8 (2 copies)"]
         assert [each.layer for each in rest.classes] == ["b", "c"]
 
     def test_parameters_that_never_move_belong_to_the_deadlock(self) -> None:
@@ -314,8 +310,8 @@ class TestOutline:
         (top,) = outline(SAMPLES["repeated"]())
         assert top.severity == "error"
         assert [line.name for line in top.inner] == ["{0..6}", "7", "{8..30}", "31", "{32..49}"]
-        assert [line.severity for line in top.inner] == ["warning", "error"] + [
-            "warning", "error", "warning",
+        assert [line.severity for line in top.inner] == [
+            "warning", "error", "warning", "error", "warning",
         ]  # fmt: skip
 
     def test_layers_of_other_sizes_do_not_fold(self) -> None:
@@ -441,7 +437,7 @@ class TestWriting:
     def test_a_place_that_cannot_be_written_is_one_clear_error(
         self, place: str, tmp_path: Path
     ) -> None:
-        with pytest.raises(ArgumentError, match="^path: .* cannot be written: "):
+        with pytest.raises(ArgumentError, match=r"^path: .* cannot be written: "):
             SAMPLES["gpt2"]().to_html(tmp_path / place)
 
     def test_what_is_no_path_is_said(self) -> None:

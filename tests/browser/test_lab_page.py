@@ -237,6 +237,15 @@ def test_the_verdict_is_that_of_the_chosen_start(at):
     assert "S101" not in page.locator("#verdict").inner_text()
 
 
+def test_a_verdict_from_before_the_change_says_so(at):
+    """Random starts have no copies to break, so they are not checked again."""
+    page = at("start=He&activation=relu&change=break+1")
+    before = page.get_by_text("before the change")
+    expect(before).to_be_visible()
+    page.get_by_role("radio", name="constant", exact=True).check(force=True)
+    expect(before).to_be_hidden()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_theme_follows_the_system_until_it_is_chosen(at, scheme: str):
     page = at(color_scheme=scheme)

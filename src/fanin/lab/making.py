@@ -38,7 +38,7 @@ PRINTED = 14_000  # the last iteration at which the article prints the cost
 JUMPS = (0, 1, 10, 100, 1_000, PRINTED)
 # Only starts with copies have something to break; the verdict on another start is that before.
 SYMMETRIC = ("zeros", "constant")
-# What could start a tag, or end a script, is written as \\u….
+# What could start a tag, or end a script, is written as an escape.
 UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 SCRIPTS = ("numbers.js", "draw.js", "view.js")
 CONSEQUENCES = (

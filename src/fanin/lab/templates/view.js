@@ -278,6 +278,7 @@ function showVerdict() {
   const {start, activation, change} = chosen;
   // A start without copies has nothing to break: its verdict is the one before the change.
   const key = `${start}/${activation}/${change}`;
+  find("#before").hidden = key in data.verdicts;
   const found = data.verdicts[key] ?? data.verdicts[`${start}/${activation}/none`] ?? [];
   const items = found.map((index) => data.findings[index]);
   if (!items.length) items.push({severity: "ok", code: "Sound", name: "start", message: "– nothing is found."});

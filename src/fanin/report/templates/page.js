@@ -114,9 +114,7 @@
     const severity = section.querySelector("select");
     const status = section.querySelector("[role=status]");
     let texts = null;
-    let pending = 0;
     const apply = () => {
-      pending = 0;
       texts ??= new Map(arranged.rows.map((row) => [row, row.textContent.toLowerCase()]));
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       const grave = severity?.value ?? "";
@@ -129,17 +127,14 @@
       const total = `${all.toLocaleString("en")} ${status.dataset.noun}${all === 1 ? "" : "s"}`;
       status.textContent = shown === all ? total : `${shown.toLocaleString("en")} of ${total}`;
     };
-    const later = () => {
-      pending ||= requestAnimationFrame(apply);
-    };
-    input.addEventListener("input", later);
+    input.addEventListener("input", apply);
     input.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !input.value) return;
       event.preventDefault();
       input.value = "";
-      later();
+      apply();
     });
-    severity?.addEventListener("change", later);
+    severity?.addEventListener("change", apply);
   };
 
   // "/" goes to the filter, unless the reader is typing.
