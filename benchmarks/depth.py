@@ -23,9 +23,9 @@ of that of guessing, ln 10, or less.  A run ends when its start has trained, whe
 finite, and when it is hopeless: after 100 batches the loss of the last 20 is not 2 % below
 guessing.
 
-What was chosen in fanin was chosen on seeds 0 and 3, with a few looks at seed 1, whose table had 120
-batches; the table is of seed 2, which was looked at when all was chosen.  scikit-learn is needed:
-pip install scikit-learn.
+What was chosen in fanin was chosen on seeds 0 and 3, with a few looks at seed 1, whose table had
+120 batches; the table is of seed 2, which was looked at when all was chosen.  scikit-learn is
+needed: pip install scikit-learn.
 """
 
 from __future__ import annotations
