@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -22,6 +25,20 @@ from fanin.draw.truncation import interval
 from fanin.errors import ArgumentError
 
 PRESENT = native.present()
+
+
+def of_the_build() -> Callable[[Path, Path], str]:
+    """`compiled` of the build hook, which stands beside the package."""
+    path = Path(__file__).parents[1] / "hatch_build.py"
+    spec = importlib.util.spec_from_file_location("hatch_build", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.compiled
+
+
+compiled = of_the_build()
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KEY = key(3, "layer.weight")
 
@@ -214,6 +231,41 @@ from fanin.draw import native, backend, normal, key
 native.LIBRARY = Path("/nowhere/draw.so")
 print(backend(), normal(key(3, "layer.weight"), 3).tolist())
 """
+
+
+def test_a_library_that_draws_other_bits_is_not_used(tmp_path: Path):
+    """One that was built from other sources: of an older version, or by a faulty compiler."""
+    folder = tmp_path / "compiled"
+    shutil.copytree(native.LIBRARY.parent, folder, ignore=shutil.ignore_patterns("*.so"))
+    kernel = folder / "kernel.h"
+    source = kernel.read_text(encoding="utf-8")
+    kernel.write_text(source.replace("SRL(sum, 7)", "SRL(sum, 6)"), encoding="utf-8")
+    assert compiled(folder / "draw.c", folder / "draw.so") == ""
+    hidden = _HIDDEN.replace("/nowhere/draw.so", str(folder / "draw.so"))
+    told = subprocess.run(
+        [sys.executable, "-c", hidden], capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "numpy reference (no compiled draw: it draws other bits" in told.stdout
+    assert str(draw.normal(KEY, 3).tolist()) in told.stdout
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    library = tmp_path / "draw.so"
+    library.write_bytes(b"before")
+    source = native.LIBRARY.with_name("draw.c")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "no C compiler" in compiled(source, library)
+    monkeypatch.setenv("CC", "false")
+    assert compiled(source, library).startswith("false: ")
+    monkeypatch.delenv("CC")
+    broken = tmp_path / "broken.c"
+    broken.write_text("int fanin(", encoding="utf-8")
+    assert "error" in compiled(broken, library)
+    assert library.read_bytes() == b"before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.c", "draw.so"]
 
 
 def test_the_best_set_is_used_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch):

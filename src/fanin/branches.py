@@ -10,7 +10,7 @@ from fanin.architecture import Architecture
 from fanin.operations import ACTIVATIONS, RECURRENT
 from fanin.trace import Call
 
-__all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "named"]
+__all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
 _GATES = frozenset({"sigmoid", "hardsigmoid"})
@@ -62,7 +62,9 @@ class ResidualBranch:
     last: tuple[str, ...]
 
 
-def named(architecture: Architecture) -> tuple[tuple[ResidualBranch, ...], dict[str, int]]:
+def residual_branches(
+    architecture: Architecture,
+) -> tuple[tuple[ResidualBranch, ...], dict[str, int]]:
     """The branches with the names of their layers, and the innermost one of each layer inside."""
     found, inside, _ = branches(architecture)
     names = {i: layer.name for layer in architecture.layers for i in layer.calls}

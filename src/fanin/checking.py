@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import parameters_of
-from fanin.branches import named
+from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
@@ -154,9 +154,11 @@ def _look(
     _blame_loss(seen, audits)
     symmetry, distinct = examine(subject, seen, tell)
     trunk = stations(seen)
+    branches, inside = residual_branches(seen.architecture)
     return Evidence(
         seen=seen,
-        layers=_layers(subject, seen, distinct, audits),
+        layers=_layers(subject, seen, distinct, audits, inside),
+        branches=branches,
         trunk=trunk,
         symmetry=symmetry,
         audits=audits,
@@ -174,12 +176,15 @@ def _look(
 
 
 def _layers(
-    subject: Subject, seen: Pass, distinct: Mapping[str, int | None], audits: tuple[Audit, ...]
+    subject: Subject,
+    seen: Pass,
+    distinct: Mapping[str, int | None],
+    audits: tuple[Audit, ...],
+    inside: Mapping[str, int],
 ) -> tuple[LayerStats, ...]:
     """What was measured of each layer, where it stands, and what theory says of it."""
     sizes = {a.name: a.rms for a in audits if not a.nonfinite}
     foretold = predictions(seen, sizes, subject.samples)
-    _, inside = named(seen.architecture)
     found = []
     for layer in seen.architecture.layers:
         stats = layer_stats(layer, seen, distinct.get(layer.name, layer.units))
@@ -394,7 +399,7 @@ def _report(
         unnamed=evidence.seen.architecture.unnamed,
         seconds=seconds,
         versions=(("fanin", _version()), ("torch", str(torch.__version__))),
-        branches=named(evidence.seen.architecture)[0],
+        branches=evidence.branches,
         starts=starts(model, evidence.seen.architecture),
         batch=tuple(_tensor(t) for t in tensors_in(arguments(subject.batch))),
         compute_dtype=evidence.limit[1],

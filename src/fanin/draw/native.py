@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fanin.draw.gaussian import COLUMNS
+from fanin.draw import philox
+from fanin.draw.gaussian import COLUMNS, fixed_point
 from fanin.draw.philox import Key
 from fanin.errors import ArgumentError
 
@@ -43,6 +44,7 @@ _BEST = ("avx512", "avx2", "neon", "scalar")
 #: What is drawn, and how it is written.
 KINDS = {"words": 0, "normal": 1, "uniform": 2, "between": 3}
 FORMS = {"integer": 0, "float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}
+_ABSENT = "it is built where a C compiler is found"
 # Elements in one call, which Ctrl-C has to wait for: a tenth of a second.
 _SLICE = 1 << 26
 # Fewer are drawn on one thread: starting another takes as long as some ten thousand of them.
@@ -109,14 +111,38 @@ def _chosen(choice: str) -> Backend:
         allowed = ", ".join([REFERENCE, *there])
         raise ArgumentError(f"{CHOICE}: {choice!r}; this machine has {allowed}")
     if not there:
-        return Backend(REFERENCE, "no compiled draw: it is built where a C compiler is found")
+        built = "it draws other bits: install anew" if _library() else _ABSENT
+        return Backend(REFERENCE, f"no compiled draw: {built}")
     return Backend(choice or there[0])
 
 
-def present() -> list[str]:
-    """The instruction sets of this machine that code was compiled for, the best first."""
+@lru_cache(maxsize=1)
+def present() -> tuple[str, ...]:
+    """The instruction sets of this machine that code was compiled for, the best first.
+
+    Only those that draw the bits of the reference: a library that is older than this file, or made
+    by a compiler with a fault, is not used.
+    """
     library = _library()
-    return [name for name in _BEST if library is not None and library.fanin_has(SETS[name])]
+    if library is None:
+        return ()
+    there = (name for name in _BEST if library.fanin_has(SETS[name]))
+    return tuple(name for name in there if _agrees(library, SETS[name]))
+
+
+def _agrees(library: ctypes.CDLL, number: int) -> bool:
+    """Whether a set draws what the reference draws, where rows change and a carry is needed."""
+    key, start, count = Key(2**64 - 1, 0x0123456789ABCDEF), 2**34 - 100, 256
+    job = _Job(key.low, key.high, 0, 0, 0.0, 0.0, 0, KINDS["normal"], FORMS["integer"])
+    drawn = np.empty(count, np.int32)
+    library.fanin_fill(job, start, count, drawn.ctypes.data, 1, number)
+    lower = [2**k + d for k in range(3, 32) for d in (-1, 0, 1)] + [0]
+    ends = np.array([*lower, *(2**32 - 1 - end for end in lower)], np.uint32)
+    mapped = ends.copy()
+    library.fanin_map(job, mapped.ctypes.data, mapped.size, number)
+    return np.array_equal(drawn, fixed_point(philox.words(key, start, count))) and np.array_equal(
+        mapped.view(np.int32), fixed_point(ends)
+    )
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fanin.architecture import Layer
+from fanin.branches import ResidualBranch
 from fanin.numbers import Audit
 from fanin.probe import Cell, Depth, LayerStats, Pass
 from fanin.symmetry import Symmetry
@@ -45,6 +46,7 @@ class Evidence:
     Attributes:
         seen: the one forward and backward pass.
         layers: statistics of each layer, in order of execution.
+        branches: residual branches; those of the layers point to them.
         trunk: what was measured where every path passes.
         symmetry: copies, deadlocks and clones.
         audits: the entries of each parameter.
@@ -64,6 +66,7 @@ class Evidence:
 
     seen: Pass
     layers: tuple[LayerStats, ...]
+    branches: tuple[ResidualBranch, ...]
     trunk: tuple[Station, ...]
     symmetry: Symmetry
     audits: tuple[Audit, ...]

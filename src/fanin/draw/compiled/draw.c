@@ -138,9 +138,10 @@ void fanin_table(const uint32_t *columns) {
 /* Whether this machine has an instruction set. */
 int fanin_has(int set) { return code_of(set).fill != NULL; }
 
+enum { MOST = 64 }; /* threads: many more than memory can be written with */
+
 /* Write values start … start + count − 1 to out, on up to `threads` threads; 0, or −1 where the
  * instruction set is absent. */
-enum { MOST = 64 };
 int fanin_fill(const Job *job, uint64_t start, uint64_t count, void *out, int threads, int set) {
     Share shares[MOST];
     const Fill fill = code_of(set).fill;
