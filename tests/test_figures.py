@@ -426,11 +426,66 @@ class TestWeights:
         top = max(row["y"] for row in area["data"]["values"])
         assert top == pytest.approx(max(row["y"] for row in outline["data"]["values"]), rel=0.01)
 
+    @pytest.mark.parametrize(
+        ("scheme", "shape"),
+        [
+            ("he_normal", (16, 16)),
+            ("he_uniform", (16, 16)),
+            ("he_trunc_normal", (16, 16)),
+            ("orthogonal", (16, 16)),
+            ("orthogonal", (8, 4, 3, 3)),
+            ("looks_linear", (32, 32)),
+            ("looks_linear", (32, 32, 1, 1)),
+        ],
+    )
+    def test_the_outline_is_what_the_scheme_draws(
+        self, scheme: str, shape: tuple[int, ...]
+    ) -> None:
+        """To a pixel and a half of the 22 of a bell, in the middle, where the forms differ most."""
+        layout = "oi" + "k" * (len(shape) - 2)
+        drawn = torch.stack([
+            fanin.fill_(torch.empty(shape), scheme, seed=seed, layout=layout)
+            for seed in range(200)
+        ])  # fmt: skip
+        planned = float(drawn.std())
+        held = start("a.weight", 0.1, planned, scheme=scheme, shape=shape)
+        figure = report([layer("a", "linear", 64, 64)], starts=(held,)).plot("weights")
+        (line,) = [each for each in figure.spec["layer"] if each["mark"]["type"] == "line"]
+        heights = {row["x"]: row["y"] for row in line["data"]["values"] if abs(row["x"]) <= 1.25}
+        assert len(heights) == 11
+        bell = 0.42 * math.sqrt(2 * math.pi)  # of a row, for a density of 1
+        for x, height in heights.items():
+            share = ((drawn / planned - x).abs() < 0.125).double().mean()
+            assert height == pytest.approx(float(bell * share / 0.25), abs=1.5 / 52), x
+
+    @pytest.mark.parametrize(
+        ("scheme", "shape"),
+        [
+            ("delta_orthogonal", (64, 64, 3, 3)),
+            ("orthogonal", (32, 8)),  # four gates of eight units
+            ("looks_linear", (64, 64, 3, 3)),
+            ("looks_linear", (16, 16)),
+            ("zeros", (64, 64)),
+        ],
+    )
+    def test_what_has_no_outline_is_named(self, scheme: str, shape: tuple[int, ...]) -> None:
+        planned = 0.0 if scheme == "zeros" else 0.1
+        bare = start("a.weight", 0.1, planned, scheme=scheme, shape=shape)
+        layers = [layer("a", "linear", 64, 64), layer("b", "linear", 64, 64)]
+        figure = report(layers, starts=(bare, start("b.weight", 0.1, 0.1))).plot("weights")
+        (line,) = [each for each in figure.spec["layer"] if each["mark"]["type"] == "line"]
+        assert {row["foot"] for row in line["data"]["values"]} == {0}
+        assert figure.description.endswith(f"Without an outline: a.weight ({scheme}).")
+        alone = report(layers, starts=(bare,)).plot("weights")
+        assert "the grey outline" in figure.description
+        assert "the grey outline" not in alone.description
+
     def test_what_is_left_as_it_is_has_no_outline(self) -> None:
         held = start("a.weight", 0.2, None)
         figure = report([layer("a", "linear", 64, 64)], starts=(held,)).plot("weights")
         assert not any(each["mark"]["type"] == "line" for each in figure.spec["layer"])
         assert "left as it is" in " ".join(texts(figure.to_svg()))
+        assert "Without an outline: a.weight (left as it is)." in figure.description
 
     def test_values_far_outside_end_at_the_edge(self) -> None:
         held = start("a.weight", 30.0, 0.1)
@@ -472,6 +527,74 @@ class TestGradient:
         figure = report(layers, starts=held).plot("gradient")
         assert [row["value"] for row in rows(figure)] == [2.0]
         assert "1 weight with a gradient but all zero: no ratio." in figure.description
+
+
+class TestWords:
+    """What a description says is what the data is."""
+
+    def test_a_course_follows_its_signal(self) -> None:
+        sizes = {"a": (1.0, 8.0), "b": (0.5, 4.0), "c": (0.1, 2.0)}
+        layers = [
+            layer(name, "linear", 4, 4, rms=rms, cotangent_rms=back)
+            for name, (rms, back) in sizes.items()
+        ]
+        said = report(layers).plot("signal").description
+        assert "Signal falls from 1 (layer a) to 0.1 (layer c)." in said
+        assert "Cotangent rises from 2 (layer c) to 8 (layer a)." in said
+
+    def test_predictions_that_fit_are_counted(self) -> None:
+        layers = [
+            layer(name, "linear", 4, 4, rms=1.0, predicted_rms=rms, correlation=0.5,
+                  predicted_correlation=correlation)
+            for name, rms, correlation in (("a", 1.9, 0.5), ("b", 2.1, 0.59), ("c", None, 0.61))
+        ]  # fmt: skip
+        whole = report(layers)
+        assert "1 of 2 predictions within a factor of 2." in whole.plot("signal").description
+        assert "2 of 3 predictions within 0.1." in whole.plot("correlation").description
+
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            ((0.5,), "of 0.5 in layer 0."),
+            ((0.5, 0.25), "of 0.5 in layer 0 and 0.25 in layer 1."),
+            ((0.5, 0.75, 0.25), "0.25 in layer 2; the largest is 0.75, in layer 1."),
+        ],
+    )
+    def test_a_correlation_is_told_once(self, values: tuple[float, ...], said: str) -> None:
+        layers = [layer(str(at), "linear", 4, 4, correlation=value)
+                  for at, value in enumerate(values)]  # fmt: skip
+        assert said in report(layers).plot("correlation").description
+
+    def test_stds_near_the_planned_one_are_counted(self) -> None:
+        layers = [layer(name, "linear", 64, 64) for name in "abc"]
+        held = tuple(start(f"{name}.weight", size, 0.1)
+                     for name, size in (("a", 0.19), ("b", 0.21), ("c", 0.01)))  # fmt: skip
+        said = report(layers, starts=held).plot("std").description
+        assert "The std of 1 of 3 parameters" in said
+        assert "farthest is ×0.1, at c.weight." in said
+        left = start("d.weight", 0.1, None)
+        assert (
+            "Not shown: 1 parameter" in report(layers, starts=(*held, left)).plot("std").description
+        )
+
+    def test_the_spread_of_gradients_is_told(self) -> None:
+        held = tuple(start(f"{name}.weight", 0.1, 0.1) for name in "ab")
+        layers = [layer(name, "linear", 64, 64, gradient_rms=size, parameters=(f"{name}.weight",))
+                  for name, size in (("a", 0.1), ("b", 0.4))]  # fmt: skip
+        said = report(layers, starts=held).plot("gradient").description
+        assert "Largest over smallest: 4 (layer b over layer a)." in said
+
+    def test_what_is_left_out_of_a_picture_is_told(self) -> None:
+        many, few = deep(POINTS + 1), deep(POINTS)
+        assert f"Of {POINTS + 1} points the extremes" in many.plot("signal").description
+        assert "worst layer of its stretch" in many.plot("units").description
+        assert "worst layer of its stretch" not in few.plot("units").description
+
+    def test_of_two_layers_as_bad_a_bar_shows_the_guilty_one(self) -> None:
+        whole = deep(240, guilty=(1,))  # two layers a bar
+        layers = [replace(each, distinct_units=9) for each in whole.layers]
+        bars = rows(replace(whole, layers=tuple(layers)).plot("units"))
+        assert (bars[0]["at"], bars[0]["state"]) == (2, "copies, error found")
 
 
 class TestManyLayers:

@@ -76,19 +76,7 @@ def repair(
     """
     if dry_run and (output is not None or recipe is not None):
         raise click.UsageError("--dry-run writes no file: leave out --output and --recipe")
-    if recipe == json_to == STDOUT:
-        raise click.UsageError("--recipe and --json cannot both go to stdout")
-    if output == STDOUT:
-        raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
-    if html_to == STDOUT:
-        raise click.BadParameter("a page needs a file", param_hint="'--html'")
-    for option, place in (
-        ("--output", output),
-        ("--recipe", recipe),
-        ("--json", json_to),
-        ("--html", html_to),
-    ):
-        require_writable(option, place)
+    _require_places(output, recipe, json_to, html_to)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress(f"building {target}")
@@ -118,6 +106,26 @@ def repair(
             done.to_html(path)
     _deliver(done, recipe, json_to, written=written, quiet=quiet or STDOUT in (recipe, json_to))
     return 0 if done.ok else 1
+
+
+def _require_places(
+    output: str | None, recipe: str | None, json_to: str | None, html_to: str | None
+) -> None:
+    """Find out before the work whether everything has a place to go.
+
+    Raises:
+        UsageError: two results cannot share stdout, or one cannot go there.
+        ArgumentError: a file cannot be written.
+    """
+    if recipe == json_to == STDOUT:
+        raise click.UsageError("--recipe and --json cannot both go to stdout")
+    if output == STDOUT:
+        raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
+    if html_to == STDOUT:
+        raise click.BadParameter("a page needs a file", param_hint="'--html'")
+    places = {"--output": output, "--recipe": recipe, "--json": json_to, "--html": html_to}
+    for option, place in places.items():
+        require_writable(option, place)
 
 
 def _deliver(

@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Comparison(Record):
             comparison.to_dict()["outcomes"][0]["final"]
         """
         best = self.best
-        plain = to_plain(self)
+        plain = to_plain(replace(self, outcomes=()))
         outcomes = [
             {
                 "scheme": outcome.scheme,

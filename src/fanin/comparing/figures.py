@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from fanin.comparing.record import Curve, Outcome, Record
+from fanin.comparing.record import Curve, Outcome, Record, Run
 from fanin.comparing.text import Scale, divergence
 from fanin.report.chart import COLOURS, Json, log_axis, rounded, shortened
 from fanin.report.figure import Figure, complete, known, nothing
@@ -91,11 +91,17 @@ def _accuracy(record: Record) -> Figure | None:
 
 def _accuracies(outcome: Outcome) -> Curve:
     """(updates made, accuracy): the median over the seeds at the best rate."""
+    points = _by_step(outcome, lambda run: run.accuracies)
+    return tuple((at, statistics.median(values)) for at, values in points.items())
+
+
+def _by_step(outcome: Outcome, read: Callable[[Run], Sequence[float]]) -> dict[int, list[float]]:
+    """What the runs at the best rate had after so many updates; a run may know none of it."""
     points: dict[int, list[float]] = {}
     for run in outcome.best_runs:
-        for at, accuracy in zip(run.at, run.accuracies, strict=False):
-            points.setdefault(at, []).append(accuracy)
-    return tuple((at, statistics.median(points[at])) for at in sorted(points))
+        for at, value in zip(run.at, read(run), strict=False):
+            points.setdefault(at, []).append(value)
+    return dict(sorted(points.items()))
 
 
 def _name(outcome: Outcome) -> str:
@@ -179,12 +185,7 @@ def _bands(record: Record, top: float) -> list[Json]:
     """From the lowest to the highest loss over the seeds, where there are several."""
     rows = []
     for outcome in record.outcomes:
-        runs = outcome.best_runs
-        points: dict[int, list[float]] = {}
-        for run in runs:
-            for at, loss in zip(run.at, run.losses, strict=True):
-                points.setdefault(at, []).append(loss)
-        for step, losses in sorted(points.items()):
+        for step, losses in _by_step(outcome, lambda run: run.losses).items():
             if len(losses) > 1 and all(map(math.isfinite, losses)):
                 low, high = (rounded(min(f(losses), top)) for f in (min, max))
                 rows.append(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from fanin.repair.changes import Change
-from fanin.repair.record import Record, kinds, outcome, span
+from fanin.repair.record import Record, kinds, outcome, span, untouched
 from fanin.report import Report
 from fanin.report.cards import Card, cards
 from fanin.report.figures import before_after
 from fanin.report.html import folded_table
 from fanin.report.page import Head, Row, render, render_page
-from fanin.report.wording import MARKS, count, facts, verdict
+from fanin.report.wording import MARKS, facts, verdict
 from fanin.summary import pattern
 
 __all__ = ["to_fragment", "to_page"]
@@ -74,7 +74,7 @@ def _shared(repair: Record) -> dict[str, Any]:
     return {
         "tone": tone,
         "verdict": f"{MARKS[tone]} {repair.before.model}: {last}",
-        "facts": [*said, *_frozen(repair)],
+        "facts": [*said, *untouched(repair)],
         "heads": HEADS,
         "changes": [_change(members) for members in kinds(repair.changes)],
         "before": before,
@@ -87,13 +87,6 @@ def _shared(repair: Record) -> dict[str, Any]:
 def _cards(report: Report) -> list[Card]:
     """Errors and warnings: notes ask for no repair."""
     return [card for card in cards(report)[0] if card.tone != "info"]
-
-
-def _frozen(repair: Record) -> list[str]:
-    if not repair.frozen:
-        return []
-    held = f"{len(repair.frozen)} of {count(repair.before.tensors, 'parameter')}"
-    return [f"{held} frozen and left alone; the fault may lie there"]
 
 
 def _change(members: Sequence[Change]) -> Row:

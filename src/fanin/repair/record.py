@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fanin.planning import Plan
 from fanin.repair.changes import Change
 from fanin.report import Report
+from fanin.report.wording import count
 from fanin.summary import starred
 
-__all__ = ["Record", "kinds", "outcome", "span"]
+__all__ = ["Record", "kinds", "outcome", "span", "untouched"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +75,14 @@ def outcome(repair: Record) -> list[str]:
         left = ", ".join(dict.fromkeys(f.code for f in after))
         return [lead, f"errors left: {left}{loss}"]
     return [lead, f"{codes or 'warnings'} before{then}, no error after{loss}"]
+
+
+def untouched(repair: Record) -> list[str]:
+    """Say that a fault may lie in what a repair never changes, where it may."""
+    if not repair.frozen:
+        return []
+    held = f"{len(repair.frozen)} of {count(repair.before.tensors, 'parameter')}"
+    return [f"{held} frozen and left alone; the fault may lie there"]
 
 
 def kinds(changes: Iterable[Change]) -> list[list[Change]]:

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from fanin.repair import page
 from fanin.repair.changes import Change
-from fanin.repair.record import Record, kinds, outcome, span
+from fanin.repair.record import Record, kinds, outcome, span, untouched
 from fanin.report.page import write
-from fanin.summary import pattern, visible
+from fanin.report.wording import visible
+from fanin.summary import pattern
 
 __all__ = ["Repair"]
 
@@ -69,10 +70,7 @@ class Repair(Record):
         if self.changes:
             parts.append(_table(self.changes))
         left = [f for f in self.after.findings if f.severity != "info"]
-        if self.frozen:
-            count = f"{len(self.frozen)} of {self.before.tensors}"
-            told = f"{count} parameters are frozen and were left alone; the fault may lie there"
-            parts.append(Text(told))
+        parts += map(Text, untouched(self))
         parts += [Text(f"{f.severity} {f.code} {f.layer}: {visible(f.message)}") for f in left]
         return Group(*parts)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fanin.findings import Finding
 from fanin.report.record import Record
 from fanin.report.rows import folded_names
-from fanin.report.wording import MARKS, count, listing, places, visible
+from fanin.report.wording import MARKS, copies, count, listing, places, visible
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass
 
 __all__ = ["Card", "Copies", "Held", "Proof", "cards", "named"]
@@ -160,11 +160,7 @@ def _proof(own: Symmetry) -> Proof:
 
 
 def _copies(found: UnitClass) -> Copies:
-    units = found.units
-    run = len(units) > 2 and units == tuple(range(units[0], units[-1] + 1))
-    named = f"{units[0]}–{units[-1]}" if run else listing([str(unit) for unit in units], PLACES)
-    told = f"{found.kind}: units {named} ({count(len(units), 'copy', 'copies')})"
-    return Copies(found.layer, told, found.certificate)
+    return Copies(found.layer, f"{found.kind}: {copies(found.units, PLACES)}", found.certificate)
 
 
 def _held(deadlocks: Iterable[Deadlock]) -> tuple[Held, ...]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fanin.findings import Finding
 from fanin.report.record import Record
-from fanin.report.rows import guilty
+from fanin.report.rows import guilty, pattern
 from fanin.report.wording import visible
 
 __all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "SEVERITIES", "SKY", "Axis",
@@ -40,8 +39,6 @@ ROOM = 0.1  # decades between a point and the edge of a logarithmic axis
 HIGHEST = 308  # decade of the largest float
 LABEL = "format(datum.value, datum.value < 1e-3 || datum.value >= 1e5 ? '~e' : '~g')"
 SIZES = ((40, 60), (100, 36), (math.inf, 18))  # (points, square pixels of each)
-
-_INDEX = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # the 0 of "h.0.mlp"
 
 Json = dict[str, Any]
 
@@ -141,7 +138,7 @@ def joints(record: Record) -> list[str] | None:
     """
     if not record.branches:
         return None
-    return [f"{layer.op} {_INDEX.sub('#', layer.name)}" for layer in record.layers]
+    return [f"{layer.op} {'#'.join(pattern(layer.name))}" for layer in record.layers]
 
 
 def series(

@@ -35,8 +35,9 @@ from fanin.report.chart import (
 )
 from fanin.report.figure import HEIGHT, Figure, complete, config, known, nothing
 from fanin.report.record import Record
-from fanin.report.ridges import chosen, ridges, shown, standing
-from fanin.report.wording import count, growth, number, visible
+from fanin.report.ridges import chosen, outlined, ridges, shown
+from fanin.report.rows import folded_names
+from fanin.report.wording import count, growth, listing, number, visible
 from fanin.starts import Start
 
 __all__ = ["KINDS", "before_after", "config", "figures", "plot"]
@@ -62,7 +63,7 @@ STATES = {  # of the units of a layer
     "copies, no finding": SKY,
     **{f"copies, {name} found": colour for name, (colour, _) in SEVERITIES.items()},
 }
-TOLD = 3  # weights that the description tells of
+NAMED = 3  # weights without an outline that the description names before it folds them
 FALLS = 0.5  # a curve that ends below this share of its start is said to fall
 TENTH = 0.1  # of correlation: a prediction this near is said to fit
 NOTHING = "Nothing of this was measured."
@@ -100,12 +101,11 @@ def _signal(record: Record) -> Figure | None:
     places, layers, joined = places_of(record), record.layers, joints(record)
     rms = [layer.rms for layer in layers]
     told = [layer.predicted_rms for layer in layers]
-    curves = _drawn([
+    curves = _drawn(
         series("signal", places, rms, BLUE, joined=joined),
-        series("signal, predicted", places, told, BLUE, joined=joined,
-               anchors=None if joined else rms, dashes=DASHES, dots=False, line=0.9),
+        _predicted("signal, predicted", places, rms, told, BLUE, joined),
         series("cotangent", places, (y.cotangent_rms for y in layers), PURPLE, joined=joined),
-    ])  # fmt: skip
+    )
     if not curves:
         return None
     values = _values(curves)
@@ -114,7 +114,7 @@ def _signal(record: Record) -> Figure | None:
     said = [
         *(_course(curve, back=curve.name == "cotangent") for curve in curves if curve.dots),
         *([f"{_capital(grown)}."] if grown else []),
-        *_agreement(rms, told, 2.0, "rms"),
+        *_agreement(rms, told, 2.0),
         *([JOINED] if joined else []),
         *thinned(curves),
         *_marked(places),
@@ -122,6 +122,20 @@ def _signal(record: Record) -> Figure | None:
     ]
     body = along_depth(curves, log_axis("rms", values, limits), len(places), "rms")
     return _complete("signal", said, body)
+
+
+def _predicted(
+    name: str,
+    places: Sequence[Place],
+    measured: Sequence[float | None],
+    told: Sequence[float | None],
+    colour: str,
+    joined: Sequence[str] | None,
+) -> Series:
+    """The curve of a prediction: a dashed line, which starts from what was measured."""
+    anchors = None if joined else measured
+    look = {"dashes": DASHES, "dots": False, "line": 0.9}
+    return series(name, places, told, colour, joined=joined, anchors=anchors, **look)
 
 
 def before_after(before: Record, after: Record) -> Figure:
@@ -140,7 +154,7 @@ def before_after(before: Record, after: Record) -> Figure:
             series(f"signal {when}", places, rms, colour, joined=joined),
             series(f"cotangent {when}", places, back, colour, joined=joined, dashes=DASHES),
         ]
-    curves = _drawn(curves)
+    curves = _drawn(*curves)
     values = _values(curves)
     limits, _ = _limits(after.compute_dtype, values)
     said = [_course(curve, back=curve.name.startswith("cotangent")) for curve in curves]
@@ -177,20 +191,21 @@ def _correlation(record: Record) -> Figure | None:
     places, layers, joined = places_of(record), record.layers, joints(record)
     measured = [layer.correlation for layer in layers]
     told = [layer.predicted_correlation for layer in layers]
-    curves = _drawn([
+    curves = _drawn(
         series("measured", places, measured, BLUE, joined=joined),
-        series("predicted", places, told, GREEN, joined=joined,
-               anchors=None if joined else measured, dashes=DASHES, dots=False, line=1.0),
-    ])  # fmt: skip
+        _predicted("predicted", places, measured, told, GREEN, joined),
+    )
     points = [p for p in curves[0].points if math.isfinite(p.value)] if curves else []
     if not points:
         return None
-    first, last, most = points[0], points[-1], max(points, key=lambda point: point.value)
+    ends = tuple(dict.fromkeys((points[0], points[-1])))
+    most = max(points, key=lambda point: point.value)
+    told_ends = " and ".join(f"{_near_one(end.value)} in {_layer(end)}" for end in ends)
+    largest = "" if most in ends else f"; the largest is {_near_one(most.value)}, in {_layer(most)}"
     said = [
-        f"Two samples have a correlation of {_near_one(first.value)} in {_layer(first)} and "
-        f"{_near_one(last.value)} in {_layer(last)}; the largest is {_near_one(most.value)}, in "
-        f"{_layer(most)}. At 1 they can no longer be told apart.",
-        *_agreement(measured, told, None, "correlation"),
+        f"Two samples have a correlation of {told_ends}{largest}.",
+        "At 1 they can no longer be told apart.",
+        *_agreement(measured, told, None),
         *([JOINED] if joined else []),
         *thinned(curves),
         *_marked(places),
@@ -361,15 +376,26 @@ def _weights(record: Record) -> Figure | None:
     if not taken:
         return None
     body, height = ridges(taken, places)
-    able = sum(map(shown, record.starts))
-    told = [
-        f"{len(taken)} of {count(able, 'weight')}; the grey outline is the planned distribution.",
-        *(f"{shortened(visible(start.parameter))}: {standing(start)}." for start in taken[:TOLD]),
-    ]
-    return _complete("weights", told, body, height)
+    lead = f"{len(taken)} of {count(sum(map(shown, record.starts)), 'weight')}"
+    if any(map(outlined, taken)):
+        lead += "; the grey outline is the planned distribution"
+    bare: dict[str, list[str]] = {}
+    for start in taken:
+        if not outlined(start):
+            bare.setdefault(start.scheme or "left as it is", []).append(start.parameter)
+    said = [f"{lead}."]
+    if bare:
+        told = (f"{_names(names)} ({visible(scheme)})" for scheme, names in bare.items())
+        said.append(f"Without an outline: {'; '.join(told)}.")
+    return _complete("weights", said, body, height)
+
+
+def _names(names: Sequence[str]) -> str:
+    return listing([shortened(name) for name in folded_names(names, NAMED)], NAMED)
 
 
 def _gradient(record: Record) -> Figure | None:
+    places = places_of(record)
     sizes = {start.parameter: start for start in record.starts}
     values: list[float | None] = []
     zero = 0
@@ -383,20 +409,18 @@ def _gradient(record: Record) -> Figure | None:
         values.append(
             layer.gradient_rms / size if size else 0.0 if layer.gradient_rms == 0 else None
         )
-    curve = series("gradient over weight", places_of(record), values, GREEN, joined=joints(record))
+    curve = series("gradient over weight", places, values, GREEN, joined=joints(record))
     if not curve.points:
         return None
     alive = [p for p in curve.points if positive(p.value)]
     said = [_course(curve, back=True)]
     if len(alive) > 1:
         top, low = (f(alive, key=lambda p: p.value) for f in (max, min))
-        said.append(
-            f"The largest, in {_layer(top)}, is {number(top.value / low.value)} times the "
-            f"smallest, in {_layer(low)}."
-        )
+        ratio = number(top.value / low.value)
+        said.append(f"Largest over smallest: {ratio} ({_layer(top)} over {_layer(low)}).")
     if zero:
         said.append(f"{count(zero, 'weight')} with a gradient but all zero: no ratio.")
-    said += [*thinned([curve]), *_marked(places_of(record))]
+    said += [*thinned([curve]), *_marked(places)]
     axis = log_axis("gradient rms / weight rms", _values([curve]))
     body = along_depth([curve], axis, len(record.layers), "ratio")
     return _complete("gradient", said, body)
@@ -413,7 +437,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _drawn(curves: Iterable[Series]) -> list[Series]:
+def _drawn(*curves: Series) -> list[Series]:
     return [curve for curve in curves if curve.points]
 
 
@@ -436,20 +460,20 @@ def _course(curve: Series, *, back: bool = False) -> str:
         ratio = last.value / first.value
         verb = "falls" if ratio < FALLS else "rises" if ratio > 1 / FALLS else "goes"
         parts.append(
-            f"{curve.name} {verb} from {number(first.value)} ({_layer(first)}) "
+            f"{verb} from {number(first.value)} ({_layer(first)}) "
             f"to {number(last.value)} ({_layer(last)})"
         )
     elif alive:
-        parts.append(f"{curve.name} is {number(alive[0].value)} in {_layer(alive[0])}")
+        parts.append(f"is {number(alive[0].value)} in {_layer(alive[0])}")
     if zeros:
-        parts.append(f"{curve.name} is exactly 0 in {count(zeros, 'layer')}")
+        parts.append(f"is exactly 0 in {count(zeros, 'layer')}")
     if wild:
-        parts.append(f"{curve.name} is not finite in {count(wild, 'layer')}")
-    return f"{_capital('; '.join(parts))}."
+        parts.append(f"is not finite in {count(wild, 'layer')}")
+    return f"{_capital(curve.name)} {'; '.join(parts)}."
 
 
 def _agreement(
-    measured: Sequence[float | None], told: Sequence[float | None], factor: float | None, what: str
+    measured: Sequence[float | None], told: Sequence[float | None], factor: float | None
 ) -> Iterator[str]:
     """How well the prediction fits: within a factor, or within a tenth where that is None."""
     pairs = [(m, t) for m, t in zip(measured, told, strict=True) if m is not None and t is not None]
@@ -460,10 +484,7 @@ def _agreement(
             for m, t in pairs
         )
         within = f"{TENTH:g}" if factor is None else f"a factor of {factor:g}"
-        yield (
-            f"In {near:,} of {count(len(pairs), 'layer')} the {what} is within {within} of the "
-            "predicted."
-        )
+        yield f"{near:,} of {count(len(pairs), 'prediction')} within {within}."
 
 
 def _marked(places: Iterable[Place]) -> Iterator[str]:

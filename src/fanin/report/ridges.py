@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from fanin.report.chart import BLUE, GREY, SEVERITIES, Json, Place, rounded
 from fanin.report.wording import number, visible
 from fanin.starts import Start
 
-__all__ = ["ROWS", "chosen", "ridges", "shown", "standing"]
+__all__ = ["ROWS", "chosen", "outlined", "ridges", "shown"]
 
 ROWS = 12  # distributions in one figure
 MARKED = 8  # of them of layers that a finding names, where there are more; the others compare
@@ -25,7 +25,9 @@ NARROW = 0.05  # planned std that a distribution needs for its shape to be seen:
 STEP = 0.25  # planned std between two points of an outline
 # A normal distribution cut at two of its std has this std of its own.
 CUT, INSIDE = 0.87962566103423978, 0.9544997361036416
-BELLS = ("orthogonal",)  # the entries of a random rotation are nearly normal
+# The density of an entry of a random rotation of n rows is √(1 − 1.5/n) of a normal one in the
+# middle: from 16 on that is one of the 22 pixels of a bell.  looks_linear is made of halves.
+BELLS = {"orthogonal": 16, "looks_linear": 32}
 FIGURES = 165  # pixels that the figures at the end of a row take
 
 
@@ -62,7 +64,25 @@ def _spread(starts: Sequence[Start], amount: int) -> list[Start]:
     return [starts[round(at * last / (amount - 1))] for at in range(amount)]
 
 
-def standing(start: Start) -> str:
+def outlined(start: Start) -> bool:
+    """Tell whether the planned distribution has a shape to draw."""
+    return _form(start) is not None
+
+
+def _form(start: Start) -> str | None:
+    """Name the shape of the planned distribution; None where it has none to draw."""
+    scheme = start.scheme or ""
+    if not start.planned_std:
+        return None
+    if scheme in BELLS:
+        inputs, taps = math.prod(start.shape[1:]), math.prod(start.shape[2:])
+        zeros = scheme == "looks_linear" and taps > 1  # all taps but the one at the centre
+        return None if zeros or inputs < BELLS[scheme] else "normal"
+    form = SCHEMES[scheme].form if scheme in SCHEMES else ""
+    return form if form in DENSITIES else None
+
+
+def _standing(start: Start) -> str:
     """Write how a distribution stands to the planned one: ``std 0.02 · ×0.2 of planned``."""
     std, planned = start.std or 0.0, start.planned_std
     now = f"all {number(start.mean)}" if std == 0 else f"std {number(std)}"
@@ -187,28 +207,24 @@ def _spike(ridge: _Ridge) -> Iterator[Json]:
 
 
 def _outline(ridge: _Ridge) -> Iterator[Json]:
-    """The planned density, where its scheme has one."""
-    scheme, planned = ridge.start.scheme, ridge.start.planned_std
-    if scheme is None or not planned:
-        return
-    form = scheme if scheme in BELLS else SCHEMES[scheme].form if scheme in SCHEMES else ""
-    for at in range(-round(SPAN / STEP), round(SPAN / STEP) + 1):
-        tall = _density(form, at * STEP)
-        if tall is None:
-            return
-        y = rounded(ridge.foot + TALL * tall / BELL)
-        yield {"x": at * STEP, "y": y, "foot": ridge.foot}
+    """The planned density, where there is one to draw."""
+    form = _form(ridge.start)
+    if form is not None:
+        for at in range(-round(SPAN / STEP), round(SPAN / STEP) + 1):
+            y = rounded(ridge.foot + TALL * DENSITIES[form](at * STEP) / BELL)
+            yield {"x": at * STEP, "y": y, "foot": ridge.foot}
 
 
-def _density(form: str, x: float) -> float | None:
-    """Density of a distribution of std 1; None for a form that has none."""
-    if form == "uniform":
-        return 1 / math.sqrt(12) if abs(x) <= math.sqrt(3) else 0.0
-    if form == "trunc_normal":
-        return CUT / INSIDE * BELL * math.exp(-((x * CUT) ** 2) / 2) if abs(x) * CUT <= 2 else 0.0
-    if form == "normal" or form in BELLS:
-        return BELL * math.exp(-(x**2) / 2)
-    return None
+def _normal(x: float) -> float:
+    return BELL * math.exp(-(x**2) / 2)
+
+
+def _uniform(x: float) -> float:
+    return 1 / math.sqrt(12) if abs(x) <= math.sqrt(3) else 0.0
+
+
+def _trunc_normal(x: float) -> float:
+    return CUT / INSIDE * _normal(x * CUT) if abs(x) * CUT <= 2 else 0.0
 
 
 def _label(ridge: _Ridge) -> Json:
@@ -216,7 +232,7 @@ def _label(ridge: _Ridge) -> Json:
     name = visible(start.parameter)
     planned = "–" if start.planned_std is None else number(start.planned_std)
     return {
-        "said": standing(start),
+        "said": _standing(start),
         "parameter": name,
         "shape": "×".join(map(str, start.shape)),
         "planned": f"{visible(start.scheme or 'left as it is')}, std {planned}",
@@ -240,3 +256,11 @@ def _pointer(labels: list[Json], y: Json) -> Json:
             "tooltip": [{"field": field, "type": "nominal", "title": field} for field in fields],
         },
     }
+
+
+# Densities of std 1, by the form of a scheme.
+DENSITIES: Mapping[str, Callable[[float], float]] = {
+    "normal": _normal,
+    "uniform": _uniform,
+    "trunc_normal": _trunc_normal,
+}

@@ -91,8 +91,8 @@ def folded_names(names: Sequence[str], limit: int) -> list[str]:
     keys: dict[str, object] = {}
     groups: dict[object, list[str]] = {}
     for name in names:
-        pattern = tuple(_INDEX.split(name)[::2])
-        keys[name] = pattern if any(pattern) else name
+        common = pattern(name)
+        keys[name] = common if any(common) else name
         groups.setdefault(keys[name], []).append(name)
     shown = dict.fromkeys(
         _pattern(group, _INDEX) if len(group) > limit else visible(name)
@@ -101,13 +101,13 @@ def folded_names(names: Sequence[str], limit: int) -> list[str]:
     return list(shown)
 
 
-def pattern(name: str) -> tuple[str, ...]:
+def pattern(name: str, index: re.Pattern[str] = _INDEX) -> tuple[str, ...]:
     """Return what two paths that differ in their indices alone have in common.
 
     >>> pattern("h.0.mlp") == pattern("h.11.mlp")
     True
     """
-    return tuple(_INDEX.split(name)[::2])
+    return tuple(index.split(name)[::2])
 
 
 def _fold(
@@ -115,10 +115,9 @@ def _fold(
 ) -> list[Row]:
     groups: dict[object, list[LayerStats]] = {}
     for layer in layers:
-        pattern = tuple(index.split(layer.name)[::2])
         fans = (layer.op, layer.fan_in, layer.fan_out, layer.units, layer.trainable)
         codes = tuple(finding.code for finding in blame.get(layer.name, ()))
-        groups.setdefault((pattern, fans, codes), []).append(layer)
+        groups.setdefault((pattern(layer.name, index), fans, codes), []).append(layer)
     return [
         _row(_pattern([layer.name for layer in group], index), group, blame)
         for group in groups.values()

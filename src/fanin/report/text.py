@@ -17,7 +17,17 @@ from fanin.findings import Finding
 from fanin.report.record import Record
 from fanin.report.rows import folded_names
 from fanin.report.table import layer_table, shorten
-from fanin.report.wording import MARKS, count, facts, listing, number, places, verdict, visible
+from fanin.report.wording import (
+    MARKS,
+    copies,
+    count,
+    facts,
+    listing,
+    number,
+    places,
+    verdict,
+    visible,
+)
 from fanin.symmetry import Identity, UnitClass
 
 __all__ = ["render", "to_text"]
@@ -26,6 +36,7 @@ STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan", "ok": "bold 
 INFOS = 6  # notes shown before the rest fold into one line
 GROUPS = 3  # certificates, or reasons, shown before the rest fold into one line
 PLACES = 3  # names in a list before the rest fold into a number
+UNITS = 8  # copies in a list before the rest fold into a number
 NAME = 60  # cells a name may fill in a line of names
 PLAIN = str.maketrans("✗✓→–…×·─", "xv>-~x--")  # one cell each, so that columns stay in line
 
@@ -191,8 +202,8 @@ def _certificates(classes: Iterable[UnitClass], steps: str, full: bool) -> Itera
     """One block a class: the four identities at each virtual step."""
     heads = ("step", "inputs", "outputs", "gradients", "updates")
     for found in classes:
-        units = _units(found.units, full)
-        title = f"{_names([found.layer], full)}  {found.kind}: units {units}, {steps}"
+        units = copies(found.units, None if full else UNITS)
+        title = f"{_names([found.layer], full)}  {found.kind}: {units}, {steps}"
         yield _hanging("  ", Text(title, overflow="fold"))
         if found.certificate:
             yield Text("    " + "".join(f"{head:>11}" for head in heads), "dim", no_wrap=True)
@@ -200,14 +211,6 @@ def _certificates(classes: Iterable[UnitClass], steps: str, full: bool) -> Itera
             cells = (identity.inputs, identity.outputs, identity.gradients, identity.updates)
             figures = "".join(f"{number(cell, 2):>11}" for cell in cells)
             yield Text(f"    {identity.step:>11}{figures}", no_wrap=True)
-
-
-def _units(units: Sequence[int], full: bool) -> str:
-    shown = [str(unit) for unit in units]
-    consecutive = list(units) == list(range(units[0], units[-1] + 1)) if units else False
-    if consecutive and len(units) > 2:
-        return f"{units[0]}–{units[-1]} ({len(units)} copies)"
-    return f"{listing(shown, None if full else 8)} ({len(units)} copies)"
 
 
 def _steps(certificate: Sequence[Identity], full: bool) -> Sequence[Identity]:

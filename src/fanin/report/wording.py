@@ -11,6 +11,7 @@ from fanin.report.record import Record
 
 __all__ = [
     "MARKS",
+    "copies",
     "count",
     "facts",
     "growth",
@@ -103,6 +104,17 @@ def listing(names: Sequence[str], limit: int | None = 3) -> str:
     if limit is None or len(shown) <= limit + 1:
         return ", ".join(shown)
     return f"{', '.join(shown[:limit])} … (+{len(shown) - limit})"
+
+
+def copies(units: Sequence[int], limit: int | None) -> str:
+    """Write the units of a class of copies: their run, or their list, folding a long one.
+
+    >>> copies([0, 1, 2, 3], 8), copies([0, 5], 8)
+    ('units 0–3 (4 copies)', 'units 0, 5 (2 copies)')
+    """
+    run = len(units) > 2 and list(units) == list(range(units[0], units[-1] + 1))
+    named = f"{units[0]}–{units[-1]}" if run else listing([str(unit) for unit in units], limit)
+    return f"units {named} ({count(len(units), 'copy', 'copies')})"
 
 
 def places(finding: Finding) -> tuple[str, ...]:

@@ -245,8 +245,7 @@
     const figure = button.closest("figure");
     const { kind } = figure.dataset;
     const title = figure.querySelector("h3").textContent;
-    const spec = { ...data.specs[kind], title: { text: title, anchor: "start" } };
-    if (spec.width === "container") spec.width = WIDTH;
+    const spec = { ...data.specs[kind], width: WIDTH, title: { text: title, anchor: "start" } };
     const look = { ...data.themes.light, background: "white" };
     const result = await embed(document.createElement("div"), spec, look);
     const link = document.createElement("a");
