@@ -7,7 +7,7 @@ from math import inf, nan
 
 from fanin.branches import ResidualBranch
 from fanin.findings import RULES, Finding
-from fanin.probe import Depth, LayerStats
+from fanin.layers import Depth, LayerStats
 from fanin.report import Report
 from fanin.starts import Start
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass

@@ -13,7 +13,7 @@ from zoo.bad_input import BAD, NAMES, ODD, interrupted
 from zoo.checks import QUIET, check_case, expectation, parametrize, unchanged
 
 import fanin
-from fanin.errors import FaninError
+from fanin.errors import BatchError, FaninError
 
 pytestmark = QUIET
 
@@ -228,3 +228,21 @@ def test_a_model_inside_another_watch_is_checked_and_the_watch_goes_on():
         report = fanin.check(model, batch)
     assert report.ok
     assert Watch.calls
+
+
+@pytest.mark.parametrize("call", [fanin.check, fanin.plan, fanin.init_])
+def test_an_empty_batch_is_refused(call):
+    with pytest.raises(BatchError, match=r"batch: it is empty \(\[0, 4\]\)"):
+        call(nn.Linear(4, 2), torch.empty(0, 4))
+
+
+def test_an_input_that_is_empty_beside_one_that_is_not_is_allowed():
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.cat([cache, x]))
+
+    assert fanin.check(Cached(), (torch.randn(8, 4), torch.empty(0, 4))).ok

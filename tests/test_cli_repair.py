@@ -288,6 +288,14 @@ class TestOptions:
         assert run("repair", factory("half"), "-o", out / "m").exit_code == 1
         assert not load_file(out / "m")["2.bias"].any()
 
+    def test_every_file_that_was_written_is_told(self, factory, out: Path) -> None:
+        told = run(
+            "repair", factory("dead"), "-o", out / "m", "--recipe", out / "r", "--html", out / "h"
+        ).stderr
+        for name, what in (("m", "the mended model"), ("r", "what was changed"), ("h", "open it")):
+            assert f"{out / name}: {what}" in told
+        assert "nothing written" not in told
+
     def test_select_and_ignore(self, factory) -> None:
         untouched = run("repair", factory("dead"), "--select", "N")
         assert untouched.exit_code == 0

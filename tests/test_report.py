@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from sample_reports import HOSTILE, SAMPLES, finding, hundred, layer, report
 
+from fanin.errors import ArgumentError
 from fanin.report import Report
 from fanin.report.document import schema
 from fanin.report.text import render, to_text
@@ -205,3 +206,18 @@ def test_ok_depends_on_errors_alone() -> None:
 
 def test_repr_is_the_verdict() -> None:
     assert repr(SAMPLES["gpt2"]()).startswith("<fanin.Report: ✓ GPT2LMHeadModel starts sound")
+
+
+def test_rules_that_were_left_out_are_told() -> None:
+    """A clean verdict says that it is one of some rules alone."""
+    told = " ".join(str(report([layer("0", "linear", 3, 4)], ignored=("S101", "S102"))).split())
+    assert "nothing found by the rules that were asked" in told
+    assert "rules left out: S101, S102" in told
+    everything = str(report([layer("0", "linear", 3, 4)]))
+    assert "nothing found" in everything
+    assert "left out" not in everything
+
+
+def test_a_path_is_no_indent() -> None:
+    with pytest.raises(ArgumentError, match=r"indent: 'report.json'; .*write_text"):
+        SAMPLES["gpt2"]().to_json("report.json")  # type: ignore[arg-type]

@@ -1155,3 +1155,75 @@ def test_every_parameter_of_every_healthy_model_has_a_role_that_holds_together()
                 assert role.fan_in, role
             if role.last:
                 assert role.branch is not None
+
+
+class TokenShift(nn.Module):
+    """A mix of each token with the one before it, by learned shares behind a norm (RWKV)."""
+
+    def __init__(self, affine: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16, elementwise_affine=affine)
+        self.mix = nn.Parameter(torch.linspace(0, 1, 16))
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        before = F.pad(x, (0, 0, 1, -1))
+        return self.layer(x * self.mix + before * (1 - self.mix))
+
+
+def test_a_product_behind_a_norm_with_a_scale_is_no_second_scale_of_it():
+    net = TokenShift(affine=True)
+    plan = fanin.plan(net, torch.randn(4, 6, 16))
+    assert "mix" in plan.untouched
+
+
+def test_a_product_behind_a_norm_without_a_scale_is_its_scale():
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma, self.layer = nn.Parameter(torch.zeros(16)), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(F.layer_norm(x, (16,)) * self.gamma)
+
+    plan = fanin.plan(Written(), torch.randn(4, 16))
+    assert (plan["gamma"].scheme, plan["gamma"].std) == ("ones", 1.0)
+
+
+class Additive(nn.Module):
+    """Attention by tanh(key + query), whose query is made from the same inputs (Bahdanau)."""
+
+    def __init__(self, spread: bool) -> None:
+        super().__init__()
+        self.spread = spread
+        self.key, self.query, self.inner = (nn.Linear(16, 16) for _ in range(3))
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.tanh(self.inner(x.mean(1, keepdim=True) if self.spread else x))
+        return self.score(torch.tanh(self.key(x) + self.query(state)))
+
+
+def test_a_sum_that_spreads_one_signal_over_the_other_is_no_residual_connection():
+    batch = torch.randn(4, 6, 16)
+    spread = fanin.plan(Additive(True), batch)
+    assert "residual" not in spread["query.weight"].because
+    assert spread["query.weight"].std > 0
+    assert "residual" in fanin.plan(Additive(False), batch)["query.weight"].because
+
+
+def test_an_output_layer_before_a_norm_keeps_its_scale():
+    class Tower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(16, 32), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(self.out(torch.relu(self.inner(x))), dim=-1)
+
+    found = fanin.plan(Tower(), torch.randn(4, 16))["out.weight"]
+    assert found.std == pytest.approx(math.sqrt(2 / 32))
+    assert "before a norm" in found.because
+    plain = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    assert "guessing" in fanin.plan(plain, torch.randn(4, 16))["2.weight"].because

@@ -107,3 +107,9 @@ def test_the_batch_is_told_in_a_line_a_tensor():
     assert report.batch == ("int64 [3, 5]", "float32 [3, 5, 4]")
     assert report.compute_dtype == "bfloat16"
     assert fanin.check(Two(), batch).compute_dtype == "float32"
+
+
+def test_a_norm_that_starts_as_planned_has_the_planned_size():
+    norm = fanin.check(model(), torch.randn(16, 32)).starts[2]
+    assert (norm.parameter, norm.std) == ("2.weight", 0.0)
+    assert norm.size == norm.planned_std == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from zoo.healthy import HEALTHY
 
 import fanin
 from fanin.architecture import Architecture, read
+from fanin.errors import ForwardError
 from fanin.guard import Guard, untouched
 from fanin.nested import arguments, tensors_in
 from fanin.trace import Watch, trace
@@ -571,3 +573,28 @@ def test_variation_across_tokens_is_seen_also_where_samples_and_tokens_share_an_
     assert flat.token_variation == pytest.approx(0.9, abs=0.1)
     (same,) = fanin.check(model, x[:, :1].expand(-1, 6, -1)).layers
     assert same.token_variation == pytest.approx(0.0, abs=1e-6)
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with contextlib.suppress(RuntimeError):  # one that is handled is not the one to name
+            self.body[1](torch.ones(1))
+        return self.body(x)
+
+
+def test_a_forward_that_fails_is_told_with_the_module_that_failed():
+    with pytest.raises(ForwardError, match=r"shapes cannot be multiplied .* \(in body\.1\)$"):
+        fanin.check(Inner(), torch.randn(3, 4))
+
+
+def test_a_forward_that_fails_by_itself_names_no_module():
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("not today")
+
+    with pytest.raises(ForwardError, match=r"its forward raised ValueError: not today$"):
+        fanin.check(Own(2, 2), torch.randn(3, 2))

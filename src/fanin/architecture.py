@@ -9,8 +9,8 @@ from functools import cached_property
 
 from torch import nn
 
+from fanin.calls import INTEGERS, Call, Trace
 from fanin.operations import ACTIVATIONS, NORMS, PASSIVE
-from fanin.trace import INTEGERS, Call, Trace
 
 __all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fanin.architecture import Architecture
-from fanin.trace import Call
+from fanin.calls import Call
 
 __all__ = ["FUSED", "MIXES", "attention_parts", "source_of"]
 

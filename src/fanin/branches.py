@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
+from fanin.calls import Call
 from fanin.operations import ACTIVATIONS, RECURRENT
-from fanin.trace import Call
 
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
@@ -127,6 +127,8 @@ def _branch(
 ) -> tuple[Branch, set[int]] | None:
     calls = architecture.trace.calls
     one, two = add.sources[0], next(i for i in add.sources if i != add.sources[0])
+    if min(one, two) >= 0 and calls[one].shape != calls[two].shape:
+        return None  # one is spread over the other: keys and a query, a map and its context
     start, stream = _meeting(calls, one, two), None
     for end, other in ((one, two), (two, one)):
         # x + a(x) + b(x): the sum with a(x) is the stream that b(x) is added to

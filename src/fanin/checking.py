@@ -18,18 +18,11 @@ from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import eager, private, untouched
+from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
 from fanin.prediction import between_samples, predictions
-from fanin.probe import (
-    LayerStats,
-    Pass,
-    Recorder,
-    Subject,
-    layer_stats,
-    relative_spread,
-    run_pass,
-)
+from fanin.probe import Pass, Recorder, Subject, relative_spread, run_pass
 from fanin.reading import check_batch
 from fanin.report import Report
 from fanin.starts import starts
@@ -134,7 +127,9 @@ def examined(
         subject = Subject(model, batch, loss, guard, seed, samples)
         evidence = _look(subject, limit, tell, record)
     findings = tuple(f for f in judge(evidence) if f.code in chosen)
-    return _report(subject, evidence, findings, time.perf_counter() - started), evidence
+    ignored = tuple(code for code in RULES if code not in chosen)
+    seconds = time.perf_counter() - started
+    return _report(subject, evidence, findings, ignored, seconds), evidence
 
 
 def _look(
@@ -374,7 +369,11 @@ def _input_rms(batch: Any) -> float | None:
 
 
 def _report(
-    subject: Subject, evidence: Evidence, findings: tuple[Finding, ...], seconds: float
+    subject: Subject,
+    evidence: Evidence,
+    findings: tuple[Finding, ...],
+    ignored: tuple[str, ...],
+    seconds: float,
 ) -> Report:
     model = subject.model
     first = next(model.parameters())
@@ -402,6 +401,7 @@ def _report(
         branches=evidence.branches,
         starts=starts(model, evidence.seen.architecture),
         batch=tuple(_tensor(t) for t in tensors_in(arguments(subject.batch))),
+        ignored=ignored,
         compute_dtype=evidence.limit[1],
     )
 

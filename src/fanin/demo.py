@@ -10,7 +10,6 @@ Its data, seeds, order of draws and formulas are kept, so that its published num
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +31,7 @@ from fanin.comparing import Batches, Comparison, Outcome, Run, Training, plot, t
 from fanin.errors import ArgumentError
 from fanin.guard import random_state
 from fanin.report import Report
-from fanin.report.document import to_plain
+from fanin.report.document import as_json, to_plain
 from fanin.report.wording import number
 
 __all__ = [
@@ -151,7 +150,7 @@ class Demo:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The rows as JSON text in ASCII, ``indent`` spaces per level (None: one line)."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return as_json(self.to_dict(), indent)
 
     def __rich__(self) -> RenderableType:
         recorded = _last_record(self.iterations)

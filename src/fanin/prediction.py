@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from fanin import moments
 from fanin.architecture import Architecture
+from fanin.calls import Call, Operand
 from fanin.operations import PASSIVE
 from fanin.policies.signal import curve
 from fanin.probe import Cell, Pass
-from fanin.trace import Call, Operand
 
 __all__ = ["Prediction", "between_samples", "predictions"]
 

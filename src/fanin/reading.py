@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, read
+from fanin.calls import Call
 from fanin.errors import BatchError, ForwardError, ModelError
 from fanin.guard import Guard, eager, private, reseed, untouched
 from fanin.nested import arguments, tensors_in
 from fanin.operations import Weighted
-from fanin.trace import Call, Watch, reject_scripted, trace
+from fanin.trace import Watch, reject_scripted, trace
 
 __all__ = ["Unobserved", "bare", "check_batch", "reading"]
 
@@ -93,7 +94,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def check_batch(model: nn.Module, batch: Any) -> None:
-    """Raise BatchError for a key that is no name, another device, or a value that is not finite."""
+    """Raise BatchError for an empty batch, a key that is no name, another device, a bad value."""
     args, kwargs = arguments(batch)
     keys: Iterable[object] = kwargs  # a user's dict may hold anything
     odd = [k for k in keys if not isinstance(k, str)]
@@ -104,6 +105,10 @@ def check_batch(model: nn.Module, batch: Any) -> None:
         )
     places = {t.device for t in (*model.parameters(), *model.buffers())}
     named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
+    given = [tensor for _, value in named for tensor in tensors_in(value)]
+    if given and not any(tensor.numel() for tensor in given):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in given)
+        raise BatchError(f"batch: it is empty ({shapes}); at least one sample is needed")
     for name, value in named:
         for tensor in tensors_in(value):
             if tensor.device not in places and tensor.dim() > 0:

@@ -15,9 +15,9 @@ from torch import nn
 from fanin.architecture import Architecture
 from fanin.attention import FUSED, MIXES, attention_parts, source_of
 from fanin.branches import Branch, branches, low_rank_pairs
+from fanin.calls import BATCH, Call, Operand
 from fanin.operations import ACTIVATIONS, ADDING, NORMS, PASSIVE, RECURRENT
 from fanin.reparametrized import Part, parts
-from fanin.trace import BATCH, Call, Operand
 
 __all__ = ["Input", "Role", "roles"]
 
@@ -280,7 +280,8 @@ class _Reader:
                 and not self.architecture.normalizes(before)
             ):
                 before = self.calls[before.behind[0]]
-            if self.architecture.normalizes(before):
+            # A norm with a scale of its own needs no second: this product is something else.
+            if self.architecture.normalizes(before) and not before.operands:
                 return True
         return False
 

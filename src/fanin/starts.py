@@ -53,6 +53,16 @@ class Start:
     fan: float | None = None
     because: str = ""
 
+    @property
+    def size(self) -> float | None:
+        """What `planned_std` is held against: the std; of a vector the root mean square.
+
+        The values of a vector may all be one, as those of a norm are.
+        """
+        if self.std is None or self.mean is None:
+            return None
+        return self.std if len(self.shape) > 1 else math.hypot(self.std, self.mean)
+
 
 def starts(model: nn.Module, architecture: Architecture) -> tuple[Start, ...]:
     """One entry for each parameter of the model, in its order.

@@ -20,18 +20,9 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer
 from fanin.clones import clones
+from fanin.layers import fingerprints, tolerance_of, unit_labels
 from fanin.operations import ADDING
-from fanin.probe import (
-    Cell,
-    Pass,
-    Recorder,
-    Stand,
-    Subject,
-    fingerprints,
-    run_pass,
-    tolerance_of,
-    unit_labels,
-)
+from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 from fanin.sketch import classes, labels
 
 __all__ = ["Deadlock", "Identity", "Symmetry", "UnitClass", "examine"]

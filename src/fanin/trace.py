@@ -8,17 +8,19 @@ depend on a layer or on the batch; everything else is a constant.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
+from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.nested import arguments, map_tensors, tensors_in
@@ -32,136 +34,7 @@ from fanin.operations import (
     describe,
 )
 
-__all__ = [
-    "BATCH",
-    "INTEGERS",
-    "Call",
-    "Observer",
-    "Operand",
-    "Trace",
-    "Watch",
-    "reject_scripted",
-    "trace",
-]
-
-BATCH = -1  # the batch's floating tensors, among the producers of a call
-INTEGERS = -2  # its integer tensors: tokens, but also masks and labels
-_ENTRIES = frozenset({"embedding", "embedding_bag", "one_hot"})  # where integers become a signal
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A parameter-derived operand of a call: its role there and the parameters it comes from.
-
-    Attributes:
-        role: "weight", "bias", "recurrent", ….
-        parameters: those it is, or is computed from.
-        shape: of the operand.
-        offset: what was added to the parameter (1 in a norm that multiplies with 1 + weight);
-            None where it is computed from its parameters in any other way.
-        turned: whether it is the transpose of the parameter.
-    """
-
-    role: str
-    parameters: tuple[str, ...]
-    shape: tuple[int, ...]
-    offset: float | None = 0.0
-    turned: bool = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """One torch call that took part in the forward pass.
-
-    Attributes:
-        index: place in the order of execution.
-        op: canonical name of the operation.
-        module: path of the innermost module that was running.
-        inputs: indices of the calls that made its signal operands; -1 is the batch's floating
-            tensors, -2 its integers (tokens, but also masks and labels).
-        shape: of its (first) output.
-        operands: what it takes from parameters; empty for a call without weights.
-        units: output channels of a weighted call.
-        fan_in: inputs summed into one output value.
-        fan_out: outputs that one input value reaches.
-        varies: whether the output depends on the batch.
-        inside: the composite function it was seen in, such as "multi_head_attention_forward".
-        sources: like `inputs`, but in the order of the arguments, each as often as it is given.
-        layout: what the dimensions of its main weight are (`operations.Weighted.layout`).
-        blocks: equal parts of the weight that are matrices of their own.
-        mean_fan_in: `fan_in` before rounding, where outputs differ in it.
-        padding: row of a table that stands for padding.
-        option: the number a nonlinearity is given (leaky_relu's slope), or a signal is multiplied
-            with or divided by.
-    """
-
-    index: int
-    op: str
-    module: str
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
-    operands: tuple[Operand, ...] = ()
-    units: int | None = None
-    fan_in: int | None = None
-    fan_out: int | None = None
-    varies: bool = True
-    inside: str | None = None
-    sources: tuple[int, ...] = ()
-    layout: str = ""
-    blocks: int = 1
-    mean_fan_in: float | None = None
-    padding: int | None = None
-    option: float | None = None
-
-    @property
-    def behind(self) -> tuple[int, ...]:
-        """The calls among `inputs`."""
-        return tuple(i for i in self.inputs if i >= 0)
-
-    @property
-    def entry(self) -> bool:
-        """Whether the samples enter here: a floating input, or tokens that are looked up."""
-        return BATCH in self.inputs or (self.op in _ENTRIES and self.varies)
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Every parameter path the call uses, the main weight's first."""
-        return tuple(dict.fromkeys(p for operand in self.operands for p in operand.parameters))
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The calls of one forward pass, in order.
-
-    Attributes:
-        calls: in order of execution.
-        outputs: indices of the calls that made the model's output.
-        length: calls of the model itself; those behind belong to the loss.
-        loss: index of the call that made the loss, None when it was not watched.
-    """
-
-    calls: tuple[Call, ...]
-    outputs: tuple[int, ...]
-    length: int
-    loss: int | None = None
-
-
-class Observer(Protocol):
-    """Takes its measurements while the pass runs, so that nothing has to be kept."""
-
-    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
-        """A call that uses parameters has run."""
-
-    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
-        """An elementwise nonlinearity has run."""
-
-    def produced(self, call: Call, output: Tensor) -> None:
-        """Any call on a signal has run."""
-
-    def criterion(
-        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """A known loss is about to run; its call will have this index."""
+__all__ = ["Watch", "reject_scripted", "trace"]
 
 
 @dataclass(frozen=True)
@@ -226,6 +99,7 @@ class Watch(TorchFunctionMode):
         self._records: dict[int, tuple[weakref.ref[Tensor], _Record]] = {}
         self._paths = {id(m): path for path, m in model.named_modules()}
         self._stack: list[str] = [""]
+        self._failed: tuple[BaseException | None, str] = None, ""
         self._inside: list[str] = []
         for name, parameter in parameters:
             self._note(parameter, _Record(None, (name,), varies=False))
@@ -553,6 +427,9 @@ class Watch(TorchFunctionMode):
             self._stack.append(self._paths.get(id(module), self._stack[-1]))
 
         def leave(*_: Any) -> None:
+            error = sys.exc_info()[1]
+            if error is not None and self._failed[0] is not error:
+                self._failed = error, self._stack[-1]  # the innermost module is left first
             if len(self._stack) > 1:
                 self._stack.pop()
 
@@ -563,6 +440,10 @@ class Watch(TorchFunctionMode):
         finally:
             first.remove()
             last.remove()
+
+    def failed_in(self, error: BaseException) -> str:
+        """Path of the innermost module that an exception came out of; "" where it is not known."""
+        return self._failed[1] if self._failed[0] is error else ""
 
 
 def trace(
@@ -596,6 +477,8 @@ def trace(
             raise
         told = " ".join(str(error).split()) or type(error).__name__
         subject = "model: its forward" if what == "forward" else "loss: it"
+        where = watch.failed_in(error)
+        told = f"{told} (in {where})" if where else told
         raise ForwardError(f"{subject} raised {type(error).__name__}: {told}") from error
     if value is None:
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)

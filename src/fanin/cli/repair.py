@@ -100,11 +100,16 @@ def repair(
             progress(f"writing {output}")
             with replacing("--output", output) as path:
                 save(loaded.model, path, done.plan, seed)
-    written = dry_run or output is not None or recipe is not None
     if html_to is not None:
         with replacing("--html", html_to) as path:
             done.to_html(path)
-    _deliver(done, recipe, json_to, written=written, quiet=quiet or STDOUT in (recipe, json_to))
+    if recipe is not None and not done.undone:
+        write_text("--recipe", done.plan.to_toml(), recipe)
+    if json_to is not None:
+        write_json(done.to_json(), json_to)
+    if not quiet and STDOUT not in (recipe, json_to):
+        show(done)
+        _tell(done, output, recipe, html_to, dry_run=dry_run)
     return 0 if done.ok else 1
 
 
@@ -128,15 +133,16 @@ def _require_places(
         require_writable(option, place)
 
 
-def _deliver(
-    done: Repair, recipe: str | None, json_to: str | None, *, written: bool, quiet: bool
+def _tell(
+    done: Repair, output: str | None, recipe: str | None, html_to: str | None, *, dry_run: bool
 ) -> None:
-    """Write the files that were asked for and show the text."""
-    if recipe is not None and not done.undone:
-        write_text("--recipe", done.plan.to_toml(), recipe)
-    if json_to is not None:
-        write_json(done.to_json(), json_to)
-    if not quiet:
-        show(done)
-        if done.changes and not written:
-            show("nothing written: --output takes the mended model, --recipe the changes")
+    """Say on stderr what stands in the files that were written."""
+    if not done.undone:
+        model = "the mended model" if done.changes else "the model as it was"
+        for place, what in ((output, model), (recipe, "what was changed, as a recipe")):
+            if place is not None:
+                click.echo(f"{place}: {what}", err=True)
+    if html_to is not None:
+        click.echo(f"{html_to}: open it in a browser", err=True)
+    if done.changes and not dry_run and output is None and recipe is None:
+        show("nothing written: --output takes the mended model, --recipe the changes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +26,7 @@ from fanin.comparing.training import OPTIMIZERS, Training, every, seed_all, trai
 from fanin.errors import ArgumentError
 from fanin.guard import random_state
 from fanin.report import Report
-from fanin.report.document import to_plain
+from fanin.report.document import as_json, to_plain
 from fanin.report.figure import Figure
 from fanin.report.page import write
 from fanin.report.wording import number
@@ -108,7 +107,7 @@ class Comparison(Record):
 
             pathlib.Path("starts.json").write_text(comparison.to_json())
         """
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return as_json(self.to_dict(), indent)
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML page to ``path`` and return it.

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from fanin.architecture import Layer
 from fanin.branches import ResidualBranch
+from fanin.calls import Call
+from fanin.layers import Depth, LayerStats
 from fanin.numbers import Audit
-from fanin.probe import Cell, Depth, LayerStats, Pass
+from fanin.probe import Cell, Pass
 from fanin.symmetry import Symmetry
-from fanin.trace import Call
 
 __all__ = ["Evidence", "Station", "depth_of", "stations"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
-from fanin.trace import Call
 
 __all__ = ["HUGE", "RULES"]
 

@@ -119,12 +119,17 @@ def _head(role: Role, drawn: Blueprint) -> Choice:
     """The output layer: small, so that the loss starts at that of guessing."""
     base = deep(role, drawn) or in_a_row(role, keeps_scale(role))
     gain = head_gain(role)
+    if gain == 1.0:
+        told = "output layer before a norm, which takes any scale away"
+        return replace(base, because=f"{told}; {base.because}")
     because = f"output layer: × {gain:g} puts the loss at that of guessing; {base.because}"
     return replace(base, gain=base.gain * gain, because=because)
 
 
 def head_gain(role: Role) -> float:
     """Std of the logits: what the output layer's gain is multiplied with."""
+    if role.norm_after:
+        return 1.0
     return HEAD_GAIN if deep(role) is None else DEEP_HEAD
 
 

@@ -57,15 +57,17 @@ def outcome(repair: Record) -> list[str]:
         return [f"nothing changed: an error would have remained (before: {codes})"]
     if not repair.changes:
         if not before:
-            return ["nothing to mend: no error"]
+            return [f"nothing to mend: no error{_unasked(repair)}"]
         told = " that keeps the output" if repair.preserved else ""
         return [f"nothing changed: no remedy{told} for {codes}"]
     entries = sum(c.entries for c in repair.changes)
     total = repair.before.parameters
     lead = (
         f"{len(repair.changes)} of {repair.before.tensors} parameters changed, "
-        f"{entries:,} of {total:,} entries; every other entry is bit for bit what it was"
+        f"{entries:,} of {total:,} entries"
     )
+    if entries < total:
+        lead += "; every other entry is bit for bit what it was"
     behind = [c for c in repair.met if c not in {f.code for f in repair.before.findings}]
     then = f", then {', '.join(behind)} behind it" if behind else ""
     loss = ""
@@ -75,6 +77,12 @@ def outcome(repair: Record) -> list[str]:
         left = ", ".join(dict.fromkeys(f.code for f in after))
         return [lead, f"errors left: {left}{loss}"]
     return [lead, f"{codes or 'warnings'} before{then}, no error after{loss}"]
+
+
+def _unasked(repair: Record) -> str:
+    """What else is there, that a repair looks at only where it is asked to."""
+    warnings = sum(f.severity == "warning" for f in repair.before.findings)
+    return f" ({count(warnings, 'warning')}, mended on request)" if warnings else ""
 
 
 def untouched(repair: Record) -> list[str]:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fanin.architecture import weighted_source
+from fanin.calls import Call
 from fanin.guard import eager, private, reseed, untouched
+from fanin.layers import TOLERANCES
 from fanin.operations import Weighted
-from fanin.probe import TOLERANCES
 from fanin.sketch import Directions, labels, project
 from fanin.slopes import dead_units
-from fanin.trace import Call, Watch, trace
+from fanin.trace import Watch, trace
 
 __all__ = ["Wire", "wiring"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fanin.probe import LayerStats
+from fanin.layers import LayerStats
 from fanin.report.wording import interval, visible
 
 __all__ = ["COLUMNS", "Column", "filled"]

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from fanin.errors import ArgumentError
 from fanin.report.record import Record
 
-__all__ = ["SCHEMA_VERSION", "read", "schema", "to_dict", "to_json", "to_plain"]
+__all__ = ["SCHEMA_VERSION", "as_json", "read", "schema", "to_dict", "to_json", "to_plain"]
 
 SCHEMA_VERSION = 1
 R = TypeVar("R", bound=Record)
@@ -39,7 +40,21 @@ def to_json(record: Record, indent: int | None = 2) -> str:
 
         pathlib.Path("report.json").write_text(to_json(report))
     """
-    return json.dumps(to_dict(record), indent=indent, allow_nan=False)
+    return as_json(to_dict(record), indent)
+
+
+def as_json(plain: Mapping[str, Any], indent: Any) -> str:
+    """Strict JSON text in ASCII.
+
+    Raises:
+        ArgumentError: the indent is no number of spaces, such as a path that is to be written to.
+    """
+    if not isinstance(indent, int | None) or isinstance(indent, bool):
+        raise ArgumentError(
+            f"indent: {indent!r}; a number of spaces or None is needed (to_json returns the text; "
+            "pathlib.Path(...).write_text writes it)"
+        )
+    return json.dumps(plain, indent=indent, allow_nan=False)
 
 
 def schema() -> dict[str, Any]:

@@ -38,7 +38,6 @@ from fanin.report.record import Record
 from fanin.report.ridges import chosen, outlined, ridges, shown
 from fanin.report.rows import folded_names
 from fanin.report.wording import count, growth, listing, number, visible
-from fanin.starts import Start
 
 __all__ = ["KINDS", "before_after", "config", "figures", "plot"]
 
@@ -57,7 +56,7 @@ NEAR = 1e3  # a limit of the compute dtype this far from a value is drawn: a ste
 NEAR_OTHER = 10.0  # the same for float16 where the model computes in another dtype
 DASHES = (5, 4)
 BARS = 120  # of layers: more cannot be told apart on 640 pixels
-LABELLED = 24  # bars that have room for a label
+LETTERS = 48  # of all labels of the bars side by side, which fit on the width of a phone
 STATES = {  # of the units of a layer
     "all distinct": BLUE,
     "copies, no finding": SKY,
@@ -253,7 +252,7 @@ def _units(record: Record) -> Figure | None:
 
 
 def _bars(rows: Sequence[Json], last: int) -> Json:
-    """The body: a bar for each row, with its amounts where units are copies and there is room."""
+    """A bar for each row, with its amounts where units are copies and there is room."""
     few = any(row["share"] < 1 for row in rows)
     states = {state: STATES[state] for state in STATES if any(r["state"] == state for r in rows)}
     share = {
@@ -279,7 +278,8 @@ def _bars(rows: Sequence[Json], last: int) -> Json:
         "tooltip": [{"field": field, "type": "nominal", "title": field} for field in told],
     }
     layers: list[Json] = [{"mark": {"type": "rect"}, "encoding": encoding}]
-    if few and len(rows) <= LABELLED:
+    widest = max(len(row["distinct"]) for row in rows)
+    if few and len(rows) * widest <= LETTERS:
         middle = {"field": "at", "type": "quantitative"}
         layers.append({
             "transform": [{"filter": {"field": "share", "lt": 1}}],
@@ -335,7 +335,7 @@ def _std(record: Record) -> Figure | None:
     places = _by_parameter(record)
     held: list[tuple[Place, float]] = []
     for start in record.starts:
-        place, size = places.get(start.parameter), _size(start)
+        place, size = places.get(start.parameter), start.size
         if place is not None and size is not None and start.planned_std:
             named = replace(
                 place,
@@ -361,13 +361,6 @@ def _std(record: Record) -> Figure | None:
     axis = log_axis("std over planned std", [*values, 0.5, 2.0], [(1.0, "")])
     body = along_depth([curve], axis, len(record.layers), "times planned", ("parameter", "planned"))
     return _complete("std", said, body)
-
-
-def _size(start: Start) -> float | None:
-    """The std of a matrix; the root mean square of a vector, whose values may all be one."""
-    if start.std is None or start.mean is None:
-        return None
-    return start.std if len(start.shape) > 1 else math.hypot(start.std, start.mean)
 
 
 def _weights(record: Record) -> Figure | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fanin.probe import LayerStats
+from fanin.layers import LayerStats
 from fanin.report.cards import cards
 from fanin.report.columns import COLUMNS, filled
 from fanin.report.figures import figures, plot
@@ -90,8 +90,8 @@ LAYERS = (
 START_HEADS = (
     Head("parameter", "", "text"),
     Head("scheme", "what the automatic choice draws it with", "text"),
-    Head("planned std", "standard deviation of one weight then"),
-    Head("std now", "standard deviation of its values now"),
+    Head("planned std", "standard deviation of one weight then; of a vector, root mean square"),
+    Head("std now", "the same of its values now"),
     Head("fan", "the fan that the scheme divides by"),
     Head("shape", "of the parameter", "text"),
     Head("because", "the reason", "prose"),
@@ -220,7 +220,7 @@ def _start(group: Sequence[Start]) -> Row:
         (
             first.scheme or "left as it is",
             interval(start.planned_std for start in group),
-            interval(start.std for start in group),
+            interval(start.size for start in group),
             interval(start.fan for start in group),
             " × ".join(map(str, first.shape)) or "scalar",
             first.because + ("" if first.trainable else " (frozen)"),

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from fanin.branches import ResidualBranch
 from fanin.findings import Finding
-from fanin.probe import LayerStats
+from fanin.layers import LayerStats
 from fanin.report.record import Record
 from fanin.report.rows import guilty, indices
 from fanin.report.wording import visible

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fanin.branches import ResidualBranch
 from fanin.findings import Finding
-from fanin.probe import Depth, LayerStats
+from fanin.layers import Depth, LayerStats
 from fanin.starts import Start
 from fanin.symmetry import Symmetry
 
@@ -63,6 +63,8 @@ class Record:
     """One entry a parameter, in the model's order: its values, and what fanin would draw."""
     batch: tuple[str, ...] = ()
     """One line for each tensor of the batch, such as ``"float32 [8, 3, 224, 224]"``."""
+    ignored: tuple[str, ...] = ()
+    """Codes of the rules that were left out (`select`, `ignore`)."""
     compute_dtype: str = ""
     """Dtype that training computes in: the range that values must stay in."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fanin.findings import Finding
-from fanin.probe import LayerStats
+from fanin.layers import LayerStats
 from fanin.report.record import Record
 from fanin.report.wording import places, visible
 

@@ -8,7 +8,7 @@ from rich.cells import cell_len, chop_cells
 from rich.padding import Padding
 from rich.text import Text
 
-from fanin.probe import Depth
+from fanin.layers import Depth
 from fanin.report.columns import COLUMNS, Column, filled
 from fanin.report.record import Record
 from fanin.report.rows import Gap, Row, all_rows, folded_rows

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from fanin.findings import Finding
-from fanin.probe import Depth
+from fanin.layers import Depth
 from fanin.report.record import Record
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "visible",
 ]
 
+CODES = 6  # of the rules that were left out, before the rest fold into a number
 MARKS = {"error": "✗", "warning": "!", "info": "·", "ok": "✓"}
 
 
@@ -139,7 +140,8 @@ def verdict(record: Record) -> str:
     if errors:
         return f"{MARKS['error']} {name} will not train as it should: {', '.join(found)}"
     size = [count(len(record.layers), "layer"), count(record.parameters, "parameter")]
-    body = ", ".join(size + (found or ["nothing found"]))
+    nothing = "nothing found by the rules that were asked" if record.ignored else "nothing found"
+    body = ", ".join(size + (found or [nothing]))
     return f"{MARKS['ok']} {name} starts sound: {body}"
 
 
@@ -158,6 +160,8 @@ def facts(record: Record) -> list[str]:
     if record.samples is not None:
         shown.append(f"batch of {record.samples:,}")
     shown += [f"seed {record.seed}", f"{record.seconds:.1f} s"]
+    if record.ignored:
+        shown.append(f"rules left out: {listing(list(record.ignored), CODES)}")
     return shown
 
 
