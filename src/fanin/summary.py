@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fanin.assignment import Assignment, Recipe
 
-__all__ = ["pattern", "starred", "table", "visible"]
+__all__ = ["count", "pattern", "starred", "table", "visible"]
 
 _LISTED = 3  # numbers that are listed one by one in a name
 
@@ -102,3 +102,12 @@ def pattern(names: list[str]) -> str:
     parts = list(split[0])
     parts[places[0]] = f"{{{inner}}}"
     return f"{'.'.join(parts)} ({len(names)}×)"
+
+
+def count(amount: int, noun: str, plural: str = "") -> str:
+    """Write an amount with its noun.
+
+    >>> count(1, "error"), count(1200, "layer"), count(2, "copy", "copies")
+    ('1 error', '1,200 layers', '2 copies')
+    """
+    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"

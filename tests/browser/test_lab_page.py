@@ -80,9 +80,11 @@ def test_consequences_are_marked_where_they_hold_and_nowhere_else(at):
     page = at("start=constant&activation=tanh&step=100")
     expect(page.locator("#now")).to_have_text("step 100")
     assert page.locator("#chain li.true").count() == 5
+    assert "5 of five" in page.locator("#holding").inner_text()
     assert consequence(page, 2) == ["0", "0"]
     page.get_by_role("radio", name="He", exact=True).check(force=True)
     expect(page.locator("#chain li.true")).to_have_count(0)
+    assert page.locator("#holding").inner_text().startswith("None of the five holds here")
 
 
 def test_one_broken_weight_is_seen_and_its_layer_can_be_chosen(at):

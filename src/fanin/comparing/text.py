@@ -15,7 +15,8 @@ from rich.text import Text
 
 from fanin.comparing.record import Curve, Outcome, Record
 from fanin.report import Report
-from fanin.report.wording import MARKS, count, interval, listing, number, visible
+from fanin.report.wording import MARKS, interval, listing, number, visible
+from fanin.summary import count
 
 __all__ = ["Scale", "conclusion", "divergence", "final", "plot", "render", "setting", "to_text",
            "verdict"]  # fmt: skip

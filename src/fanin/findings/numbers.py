@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
+from fanin.summary import count
 
 __all__ = ["HUGE", "RULES"]
 
@@ -24,6 +25,7 @@ def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
     """N401: NaN or infinity inside a parameter."""
     bad = [a for a in evidence.audits if a.nonfinite]
     if bad:
+        entries = count(sum(a.nonfinite for a in bad), "entry", "entries")
         counts = [f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad[:4]]
         more = f" (+{len(bad) - 4})" if len(bad) > 4 else ""
         yield finding(
@@ -32,8 +34,7 @@ def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
             (a.name for a in bad),
             measured=f"{'; '.join(counts)}{more} not finite",
             expected="0",
-            message=f"{sum(a.nonfinite for a in bad):,} entries in {len(bad)} parameter(s) "
-            "are NaN or infinite.",
+            message=f"NaN or infinite: {entries} in {count(len(bad), 'parameter')}.",
         )
 
 

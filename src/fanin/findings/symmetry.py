@@ -9,6 +9,7 @@ from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.operations import RECURRENT
+from fanin.summary import count
 from fanin.symmetry import Deadlock, UnitClass
 
 __all__ = ["RULES"]
@@ -89,7 +90,9 @@ def _locked(
 
 def _where(names: list[str], by_layer: dict[str, list[UnitClass]]) -> str:
     parts = [f"units {_units([c.units for c in by_layer[n]])} of {n}" for n in names[:3]]
-    text = "; ".join(parts) + (f"; and in {len(names) - 3} more layers" if len(names) > 3 else "")
+    text = "; ".join(parts) + (
+        f"; and in {count(len(names) - 3, 'more layer')}" if len(names) > 3 else ""
+    )
     return text[0].upper() + text[1:]
 
 

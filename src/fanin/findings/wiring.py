@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
+from fanin.summary import count
 
 __all__ = ["RULES"]
 
@@ -43,7 +44,7 @@ def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
         "W501",
         "warning",
         [*unused, *_whole_modules(evidence, unused)],
-        measured=f"{len(unused)} parameter(s) without a path to the loss: "
+        measured=f"{count(len(unused), 'parameter')} without a path to the loss: "
         f"{', '.join(unused[:3])}{more}",
         expected="every trainable parameter used",
         message=f"Trainable parameters play no part in the loss{aside}.",

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from fanin.planning import Plan
 from fanin.repair.changes import Change
 from fanin.report import Report
-from fanin.report.wording import count
-from fanin.summary import starred
+from fanin.summary import count, starred
 
 __all__ = ["Record", "kinds", "outcome", "span", "untouched"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fanin.findings import Finding
 from fanin.report.record import Record
 from fanin.report.rows import folded_names
-from fanin.report.wording import MARKS, copies, count, listing, places, visible
+from fanin.report.wording import MARKS, copies, listing, places, visible
+from fanin.summary import count
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass
 
 __all__ = ["Card", "Copies", "Held", "Proof", "cards", "named"]

@@ -14,8 +14,9 @@ from fanin.report.outline import outline
 from fanin.report.page import Head, Row, render, render_page
 from fanin.report.record import Record
 from fanin.report.rows import Gap, all_rows, folded_names, folded_rows, pattern
-from fanin.report.wording import count, facts, interval, number, verdict
+from fanin.report.wording import facts, interval, number, verdict
 from fanin.starts import Start
+from fanin.summary import count
 
 __all__ = ["folded_table", "to_fragment", "to_page"]
 

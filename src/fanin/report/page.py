@@ -24,7 +24,8 @@ from markupsafe import Markup
 from fanin.errors import ArgumentError
 from fanin.findings import document
 from fanin.report.figure import Figure, config
-from fanin.report.wording import MARKS, count, number, visible
+from fanin.report.wording import MARKS, number, visible
+from fanin.summary import count
 
 __all__ = ["Head", "Row", "explanation", "render", "render_page", "write"]
 

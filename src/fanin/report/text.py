@@ -17,17 +17,8 @@ from fanin.findings import Finding
 from fanin.report.record import Record
 from fanin.report.rows import folded_names
 from fanin.report.table import layer_table, shorten
-from fanin.report.wording import (
-    MARKS,
-    copies,
-    count,
-    facts,
-    listing,
-    number,
-    places,
-    verdict,
-    visible,
-)
+from fanin.report.wording import MARKS, copies, facts, listing, number, places, verdict, visible
+from fanin.summary import count
 from fanin.symmetry import Identity, UnitClass
 
 __all__ = ["render", "to_text"]
@@ -191,7 +182,9 @@ def _symmetry(record: Record, full: bool) -> Iterator[Text | Table]:
         steps = f"{count(symmetry.steps, 'virtual step')} in {symmetry.dtype}"
         yield from _certificates(shown, steps, full)
     if len(shown) < len(classes):
-        yield Text(f"  … {len(classes) - len(shown)} more classes (--full)", "dim")
+        yield Text(
+            f"  … {count(len(classes) - len(shown), 'more class', 'more classes')} (--full)", "dim"
+        )
     yield from _deadlocks(record, full)
     if full:
         for group in symmetry.clones:

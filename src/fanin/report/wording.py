@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from fanin.findings import Finding
 from fanin.layers import Depth
 from fanin.report.record import Record
+from fanin.summary import count
 
 __all__ = [
     "MARKS",
     "copies",
-    "count",
     "facts",
     "growth",
     "interval",
@@ -84,15 +84,6 @@ def _end(value: float) -> str:
     """One end of an interval: two digits, or one before an exponent."""
     text = number(value, 2)
     return number(value, 1) if "e" in text else text
-
-
-def count(amount: int, noun: str, plural: str = "") -> str:
-    """Write an amount with its noun.
-
-    >>> count(1, "error"), count(1200, "layer"), count(2, "copy", "copies")
-    ('1 error', '1,200 layers', '2 copies')
-    """
-    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
 
 
 def listing(names: Sequence[str], limit: int | None = 3) -> str:

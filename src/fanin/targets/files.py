@@ -127,7 +127,7 @@ def _takes_nothing(factory: Callable[..., object], target: str) -> None:
         signature.bind()
     except TypeError as error:
         raise TargetError(
-            f"{target}: a factory is called without arguments, but this one has a {error}"
+            f"{target}: a factory is called without arguments, but this one is {error}"
         ) from error
 
 

@@ -272,6 +272,10 @@ function showChain(state) {
     });
     item.classList.toggle("true", every);
   });
+  const holding = all("#chain li.true").length;
+  find("#holding").textContent = holding === 0
+    ? "None of the five holds here: no hidden layer is made of copies alone."
+    : `Marked: what holds here in both layers, ${holding} of five.`;
 }
 
 function showVerdict() {
