@@ -127,8 +127,6 @@ def _branch(
 ) -> tuple[Branch, set[int]] | None:
     calls = architecture.trace.calls
     one, two = add.sources[0], next(i for i in add.sources if i != add.sources[0])
-    if min(one, two) >= 0 and calls[one].shape != calls[two].shape:
-        return None  # one is spread over the other: keys and a query, a map and its context
     start, stream = _meeting(calls, one, two), None
     for end, other in ((one, two), (two, one)):
         # x + a(x) + b(x): the sum with a(x) is the stream that b(x) is added to
@@ -141,6 +139,8 @@ def _branch(
     bent = {end: any(calls[i].op in ACTIVATIONS for i in region) for end, region in sides.items()}
     short, long = sorted(sides, key=lambda end: depths[end])
     projected = depths[short] == 1 and depths[long] > 1 and bent[long] and not bent[short]
+    # Keys and a query that is spread over them are two readings of one signal, no way around.
+    projected = projected and calls[one].shape == calls[two].shape
     if projected and _weights(calls, sides[short]) & _weights(calls, sides[long] - sides[short]):
         return None  # a state: W x(t) + U h(t − 1), where h has seen x(t − 1) by the same W
     if depths[long] == 0 or (depths[short] > 0 and not projected):

@@ -50,7 +50,7 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
         used = _USED.get(role.seen, f"the weight in torch.{role.seen}")
         return Leave(f"{used} is computed from it, in a way not known here")
     if role.kind == "scale" and not drawn.meta:
-        return Leave("a scale that the model's author chose (no norm stands before it)")
+        return Leave("a scale that the model's author chose (it is not that of a norm)")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
         return Leave("LayerScale: its size is a choice of the model's author")
     return None
