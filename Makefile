@@ -38,5 +38,6 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/made docs/findings docs/schemes .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/made docs/findings docs/schemes src/fanin/draw/compiled/draw.so
+	find src tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,6 @@ but the versions that a page names.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 
 import fanin
 from fanin.demo import circles
+from fanin.lab import write as write_lab
 from fanin.report import Report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "browser"))
@@ -91,7 +91,7 @@ def comparison(path: Path) -> None:
 
 def lab(path: Path) -> None:
     """The symmetry lab."""
-    subprocess.run([sys.executable, "-m", "fanin", "lab", "-o", str(path)], check=True)
+    write_lab(path)
 
 
 SCENES: Mapping[str, Callable[[Path], None]] = MappingProxyType(

@@ -32,14 +32,14 @@ import yaml
 from click.testing import CliRunner
 
 import fanin
+from fanin import errors
 from fanin.cli import cli
 from fanin.findings import RULES
 from fanin.report.figures import KINDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md"))
-# Shown and not run: installations, and training with several processes.
-SHOWN_ONLY = 4
+SHOWN_ONLY = 1  # an installation
 FENCE = re.compile(
     r"(?:<!-- (?P<note>[^>]+) -->\n\n?)?^```(?P<language>\S*)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -161,6 +161,21 @@ def test_a_page_does_what_it_shows(
 def test_every_kind_of_figure_is_listed() -> None:
     page = (DOCS / "notebook.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE) == list(KINDS)
+
+
+def test_the_tree_of_errors_is_that_of_the_code() -> None:
+    (tree,) = (block.code for block in blocks(DOCS / "api.md") if block.language == "text")
+    parents: dict[str, str] = {}
+    path: list[str] = []
+    for line in tree.splitlines():
+        name = re.search(r"\w+", line)
+        assert name is not None
+        del path[name.start() // 4 :]
+        if path:
+            parents[name[0]] = path[-1]
+        path.append(name[0])
+    real = {name: getattr(errors, name).__base__.__name__ for name in errors.__all__}
+    assert parents | {"FaninError": "Exception"} == real
 
 
 def test_few_blocks_are_shown_only() -> None:

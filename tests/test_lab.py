@@ -171,6 +171,7 @@ def test_one_broken_weight_frees_its_own_unit_and_no_other():
 def test_one_zero_layer_breaks_by_itself_where_the_others_are_random():
     before, after = lab.run("He", "tanh", "zero 2", steps=(0, 1))
     assert before.layers[1].inputs == 0.0
+    assert before.layers[1].distinct == 5  # by what reads them
     assert after.layers[1].inputs > 0.0
     assert after.layers[1].distinct == 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ PATIENCE = 10_000  # milliseconds that anything on a page may take, on a busy ma
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium; without one the test is skipped, and says how to install it."""
-    running = chromium()
-    try:
-        started = running.__enter__()
-    except MissingBrowserError as error:
-        pytest.skip(str(error))
-    yield started
-    running.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(chromium())
+        except MissingBrowserError as error:
+            pytest.skip(str(error))
+        yield started
 
 
 @pytest.fixture
@@ -53,17 +53,6 @@ def visit(browser: Browser) -> Iterator[Visit]:
     for context in contexts:
         context.close()
     assert [each for some in troubles for each in some] == []
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """An empty page without a network, watched like those of `visit`."""
-    context = browser.new_context(offline=True)
-    context.set_default_timeout(PATIENCE)
-    troubles = watch(context)
-    yield context.new_page()
-    context.close()
-    assert troubles == []
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,10 @@ def test_an_address_shows_its_view_and_the_view_gives_its_address(at):
     expect(page.locator("#now")).to_have_text("step 100")
     expect(page.get_by_role("radio", name="He", exact=True)).to_be_checked()
     expect(page.get_by_role("radio", name="layer 2")).to_be_checked()
-    page.get_by_role("button", name="1,000").click()
+    there = page.get_by_role("button", name="1,000", exact=True)
+    there.click()
+    expect(there).to_have_attribute("aria-current", "true", timeout=LATER)
+    assert page.locator("[aria-current]").count() == 1
     page.wait_for_url(re.compile(r"#start=He&activation=relu&change=zero\+2&step=1000$"))
 
 
@@ -182,6 +185,13 @@ def test_the_slider_goes_by_the_keyboard(at):
         page.keyboard.press(key)
         expect(page.locator("#now")).to_have_text(f"step {step}", timeout=LATER)
         expect(slider(page)).to_have_attribute("aria-valuetext", f"step {step} of 15,000")
+
+
+def test_the_slider_goes_by_the_pointer_and_is_logarithmic(at):
+    page = at()
+    for place, step in [("500", "121"), ("1000", "15,000"), ("0", "0")]:  # √15,001 - 1 is 121.5
+        slider(page).fill(place)
+        expect(page.locator("#now")).to_have_text(f"step {step}", timeout=LATER)
 
 
 def test_play_moves_and_pause_stops(at):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable
 from hashlib import sha256
 from importlib.resources import files
@@ -25,11 +24,14 @@ from fanin.lab.running import (
     DRAWN,
     LEARNING_RATE,
     STARTS,
+    TEST,
     TOLERANCE,
+    TRAIN,
     model,
     weights,
 )
 from fanin.report import page as pages
+from fanin.report.wording import MARKS
 
 __all__ = ["page", "write"]
 
@@ -38,8 +40,6 @@ PRINTED = 14_000  # the last iteration at which the article prints the cost
 JUMPS = (0, 1, 10, 100, 1_000, PRINTED)
 # Only starts with copies have something to break; the verdict on another start is that before.
 SYMMETRIC = ("zeros", "constant")
-# What could start a tag, or end a script, is written as an escape.
-UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 SCRIPTS = ("numbers.js", "draw.js", "view.js")
 CONSEQUENCES = (
     ("Equal inputs", "Units with equal weights receive the same sum at every point."),
@@ -67,16 +67,16 @@ def page(progress: Callable[[str], None] | None = None) -> str:
 
         pathlib.Path("lab.html").write_text(page(), encoding="utf-8")
     """
-    data = json.dumps(_data(progress or (lambda _: None)), separators=(",", ":"), allow_nan=False)
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("fanin.lab"), PackageLoader("fanin.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     scripts = [(files("fanin.lab") / "templates" / s).read_text("utf-8") for s in SCRIPTS]
     return environment.get_template("lab.html").render(
-        data=Markup(data.translate(UNSAFE)),
+        data=_data(progress or (lambda _: None)),
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
         starts=STARTS,
@@ -124,8 +124,9 @@ def _data(progress: Callable[[str], None]) -> dict[str, Any]:
         "printed": PRINTED,
         "nudge": BREAK,
         "tolerance": TOLERANCE,
-        "train": _samples(300, 1),
-        "test": _samples(100, 2),
+        "marks": MARKS,
+        "train": _samples(*TRAIN),
+        "test": _samples(*TEST),
         "starts": {name: _start(name, formula) for name, formula in STARTS.items()},
         "directions": _encoded(_directions()),
         "findings": findings,
@@ -139,7 +140,7 @@ def _start(name: str, formula: str) -> dict[str, Any]:
     return {
         "formula": formula,
         "weights": _encoded(flat),
-        "published": published and {"cost": published.cost, "test": published.test},
+        "published": published and published.cost,
     }
 
 
@@ -179,7 +180,7 @@ def _verdicts(progress: Callable[[str], None]) -> tuple[list[dict[str, str]], di
 
 
 def _findings(start: str, activation: str, change: str) -> list[dict[str, str]]:
-    points, labels = (torch.from_numpy(array) for array in circles(300, 1))
+    points, labels = (torch.from_numpy(array) for array in circles(*TRAIN))
     report = check(
         model(start, activation, change),
         points,

@@ -23,7 +23,9 @@ __all__ = [
     "DRAWN",
     "LEARNING_RATE",
     "STARTS",
+    "TEST",
     "TOLERANCE",
+    "TRAIN",
     "LayerState",
     "State",
     "model",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 LEARNING_RATE = 0.01  # the article's, as the data and the network are
+TRAIN, TEST = (300, 1), (100, 2)  # number of points and seed
 WEIGHT_SEED = 3
 CONSTANT = 0.5
 BREAK = 1e-3  # added to one weight: small beside 0.5, and far above any rounding
@@ -185,7 +188,7 @@ def run(
     made = model(start, activation, change)
     parameters = [p.detach() for p in made.parameters()]
     wanted, states = set(steps), []
-    train, test = _samples(300, 1), _samples(100, 2)
+    train, test = _samples(*TRAIN), _samples(*TEST)
     for step in range(max(wanted, default=-1) + 1):
         for parameter in parameters:
             parameter.requires_grad_()

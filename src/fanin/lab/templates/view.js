@@ -12,7 +12,6 @@ const REST = 400; // milliseconds without a change before the page is told to sc
 const PLAY = 14_000; // milliseconds from step 0 to the last
 const PATIENCE = 1000; // steps, after which a cost this near to ln 2 is worth a word
 const GUESSING = 1e-3;
-const MARKS = {error: "✗", warning: "!", info: "·", ok: "✓"};
 const DIRECTIONS = (() => {
   const flat = decoded(data.directions);
   return [flat.subarray(0, 10), flat.subarray(10)];
@@ -91,10 +90,12 @@ function frame_(time) {
   if (playing) advance(time);
   current.grow(data.steps, SLICE);
   const step = Math.min(chosen.step, current.done);
-  if (step !== drawnStep) drawStep(step);
-  // While it trains, the curves follow every few hundred steps.
-  if (step !== drawnStep || current.done === data.steps || current.done > drawnDone + 200) {
-    if (drawnStep !== step || drawnDone !== current.done) drawCurves(step);
+  const moved = step !== drawnStep;
+  if (moved) drawStep(step);
+  // While it trains, the curves follow every few hundred steps, and at its end.
+  const due = current.done === data.steps ? drawnDone < data.steps : current.done > drawnDone + 200;
+  if (moved || due) {
+    drawCurves(step);
     drawnDone = current.done;
   }
   drawnStep = step;
@@ -201,7 +202,7 @@ function drawCurves(step) {
   const {published} = data.starts[chosen.start];
   const known = published && chosen.activation === "relu" && chosen.change === "none";
   find("#later").textContent = done >= data.printed ? printed(cost[data.printed]) : "training …";
-  find("#published").textContent = known ? `printed in the article: ${published.cost}` : "";
+  find("#published").textContent = known ? `printed in the article: ${published}` : "";
 }
 
 const printed = (cost) => (Number.isFinite(cost) ? String(cost) : "∞");
@@ -223,7 +224,7 @@ function showHead(state) {
       ? `Worth ${many(first.distinct, 10)} units in layer 1, ${many(second.distinct, 5)} in layer 2`
       : "All units differ: 10 of 10 and 5 of 5";
   find(".hero").className = `hero ${tone}`;
-  find("#headline").textContent = `${MARKS[tone]} ${said}`;
+  find("#headline").textContent = `${data.marks[tone]} ${said}`;
   const story = HIDDEN.map((k) => told(k, state.step));
   if (silent) story.push("No gradient reaches the hidden weights, so they stay as they are.");
   else if (!copies) story.push(poor);
@@ -283,13 +284,13 @@ function showVerdict() {
   // A start without copies has nothing to break: its verdict is the one before the change.
   const key = `${start}/${activation}/${change}`;
   find("#before").hidden = key in data.verdicts;
-  const found = data.verdicts[key] ?? data.verdicts[`${start}/${activation}/none`] ?? [];
+  const found = data.verdicts[key] ?? data.verdicts[`${start}/${activation}/none`];
   const items = found.map((index) => data.findings[index]);
   if (!items.length) items.push({severity: "ok", code: "Sound", name: "start", message: "– nothing is found."});
   find("#verdict").replaceChildren(...items.map(({severity, code, name, message}) => {
     const item = document.createElement("li"), head = document.createElement("strong");
     item.className = severity;
-    head.textContent = `${MARKS[severity]} ${code} ${name}`;
+    head.textContent = `${data.marks[severity]} ${code} ${name}`;
     item.append(head, ` ${message}`);
     return item;
   }));
