@@ -20,6 +20,7 @@ ORDER = (
     "errors",
     "moments",
     "assignment",
+    "window",
     "region",
     "catalogue",
     "recipe",

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from windows import windows
 
 import fanin
 from fanin import draw
@@ -23,6 +24,7 @@ from fanin.draw import key, native, philox
 from fanin.draw.gaussian import fixed_point
 from fanin.draw.truncation import interval
 from fanin.errors import ArgumentError
+from fanin.window import Rows, Window
 
 PRESENT = native.present()
 
@@ -145,9 +147,57 @@ def test_threads_change_nothing(chosen, name: str, threads: int):
     count = 300_007  # no multiple of anything
     whole = np.empty(count, np.float32)
     native.fill(
-        whole.ctypes.data, KEY, 11, count, "normal", "float32", scale=2.0**-28, threads=threads
+        whole.ctypes.data,
+        KEY,
+        Rows(11, count),
+        "normal",
+        "float32",
+        scale=2.0**-28,
+        threads=threads,
     )
     assert np.array_equal(whole, draw.normal(KEY, count, 11))
+    rows = np.empty((1001, 299), np.float32)  # of a matrix of 1001 × 350, from column 7 on
+    native.fill(
+        rows.ctypes.data,
+        KEY,
+        Rows(7, 299, 1001, 350, 0, 299),
+        "normal",
+        "float32",
+        scale=2.0**-28,
+        threads=threads,
+    )
+    whole = draw.normal(KEY, 1001 * 350).reshape(1001, 350)
+    assert np.array_equal(rows, whole[:, 7:306])
+
+
+@pytest.mark.parametrize("name", [*PRESENT, "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(window=windows(), start=st.sampled_from([0, 5, 2**33 - 9]), turned=st.booleans())
+def test_a_part_of_a_tensor_has_the_values_of_the_whole(
+    chosen, name: str, dtype: torch.dtype, window: Window, start: int, turned: bool
+):
+    chosen("reference")
+    at = tuple(np.ix_(*(window.indices(d) for d in range(len(window.shape))))) or ...
+    part = torch.empty(window.sizes[::-1], dtype=dtype)
+    part = part.permute(list(range(part.dim()))[::-1])  # not contiguous where it has two dimensions
+    part = part if turned else part.contiguous()
+    whole = torch.empty(window.shape, dtype=dtype)
+    draws = (
+        lambda t, **given: draw.normal_(t, KEY, 0.02, start=start, **given),
+        lambda t, **given: draw.uniform_(t, KEY, 0.1, start=start, **given),
+        lambda t, **given: draw.trunc_normal_(t, KEY, start=start, **given),
+    )
+    for drawing in draws:
+        chosen("reference")
+        expected = drawing(whole)[at]
+        chosen(name)
+        assert torch.equal(drawing(part, window=window), expected)
+
+
+def test_a_part_of_another_size_is_refused():
+    with pytest.raises(ArgumentError, match=r"window: of the sizes \[2, 3\]; .* \[3, 2\]"):
+        draw.normal_(torch.empty(3, 2), KEY, window=Window.box((4, 3), (0, 0), (2, 3)))
 
 
 @every_set

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fanin.draw import philox
 from fanin.draw.gaussian import COLUMNS, fixed_point
 from fanin.draw.philox import Key
 from fanin.errors import ArgumentError
+from fanin.window import Rows
 
 __all__ = [
     "CHOICE",
@@ -64,6 +66,18 @@ class _Job(ctypes.Structure):
         ("shifted", ctypes.c_int32),
         ("kind", ctypes.c_int32),
         ("form", ctypes.c_int32),
+    )
+
+
+class _Rows(ctypes.Structure):
+    """`Rows` of draw.c."""
+
+    _fields_ = (
+        ("start", ctypes.c_uint64),
+        ("count", ctypes.c_uint64),
+        ("repeats", ctypes.c_uint64),
+        ("stride", ctypes.c_uint64),
+        ("step", ctypes.c_uint64),
     )
 
 
@@ -135,7 +149,7 @@ def _agrees(library: ctypes.CDLL, number: int) -> bool:
     key, start, count = Key(2**64 - 1, 0x0123456789ABCDEF), 2**34 - 100, 256
     job = _Job(key.low, key.high, 0, 0, 0.0, 0.0, 0, KINDS["normal"], FORMS["integer"])
     drawn = np.empty(count, np.int32)
-    library.fanin_fill(job, start, count, drawn.ctypes.data, 1, number)
+    library.fanin_fill(job, _Rows(start, count, 1), drawn.ctypes.data, 1, number)
     lower = [2**k + d for k in range(3, 32) for d in (-1, 0, 1)] + [0]
     ends = np.array([*lower, *(2**32 - 1 - end for end in lower)], np.uint32)
     mapped = ends.copy()
@@ -156,8 +170,7 @@ def _library() -> ctypes.CDLL | None:
     library.fanin_table.argtypes = (ctypes.c_void_p,)
     library.fanin_table(columns.ctypes.data)
     library.fanin_fill.argtypes = (
-        ctypes.POINTER(_Job), ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int,
-        ctypes.c_int,
+        ctypes.POINTER(_Job), ctypes.POINTER(_Rows), ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
     )  # fmt: skip
     library.fanin_map.argtypes = (
         ctypes.POINTER(_Job), ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
@@ -168,8 +181,7 @@ def _library() -> ctypes.CDLL | None:
 def fill(
     address: int,
     key: Key,
-    start: int,
-    count: int,
+    rows: Rows,
     kind: str,
     form: str,
     *,
@@ -180,15 +192,14 @@ def fill(
     width: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Write elements `start` … `start + count − 1` of a stream to memory.
+    """Write elements of a stream to memory.
 
     Only where `backend().compiled`.
 
     Args:
-        address: of room for `count` values of the form.
+        address: of the part that the rows are of, with room for values of the form.
         key: of the stream.
-        start: index of the first word.
-        count: how many.
+        rows: which words, and where in the part their values stand.
         kind: of `KINDS`.
         form: of `FORMS`.
         scale: what a number is multiplied with, in float32.
@@ -205,11 +216,31 @@ def fill(
     )
     size = {"float64": 8, "bfloat16": 2, "float16": 2}.get(form, 4)
     most = torch.get_num_threads() if threads is None else threads
-    for offset in range(0, count, _SLICE):
-        part = min(_SLICE, count - offset)
-        used = most if part >= _ALONE else 1
-        place = address + offset * size
-        library.fanin_fill(job, start + offset, part, place, used, SETS[chosen.name])
+    for part in _slices(rows):
+        used = most if part.count * part.repeats >= _ALONE else 1
+        asked = _Rows(part.start, part.count, part.repeats, part.stride, part.step)
+        library.fanin_fill(job, asked, address + part.place * size, used, SETS[chosen.name])
+
+
+def _slices(rows: Rows) -> Iterator[Rows]:
+    """The rows, in calls of at most `_SLICE` elements."""
+    if rows.count > _SLICE:
+        for repeat in range(rows.repeats):
+            for at in range(0, rows.count, _SLICE):
+                yield Rows(
+                    rows.start + repeat * rows.stride + at,
+                    min(_SLICE, rows.count - at),
+                    place=rows.place + repeat * rows.step + at,
+                )
+        return
+    most = max(1, _SLICE // max(rows.count, 1))
+    for first in range(0, rows.repeats, most):
+        yield replace(
+            rows,
+            start=rows.start + first * rows.stride,
+            repeats=min(most, rows.repeats - first),
+            place=rows.place + first * rows.step,
+        )
 
 
 def mapped(words: NDArray[np.uint32], kind: str, first: int = 0, width: int = 0) -> None:

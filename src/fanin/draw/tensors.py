@@ -1,18 +1,22 @@
 """Tensors filled in place from a stream: element i of the logical tensor is word i.
 
-i counts the elements in row-major order, whatever the strides.  Values are computed on the CPU in
+i counts the elements in row-major order, whatever the strides.  A tensor that is a part of the
+logical one, a shard for instance, gets the values of its own places.  Values are computed in
 float32 and rounded once to the dtype of the tensor (nearest, ties to even; a float64 tensor gets
 the float32 values as they are): by compiled code, into its memory, where it is contiguous and on
-the CPU, else in pieces that are copied to it.
+the CPU; by Triton where it is contiguous and on a CUDA device; else on the CPU, in pieces that are
+copied to it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -22,6 +26,7 @@ from fanin.draw.philox import CHUNK, Key, integer
 from fanin.draw.truncation import interval
 from fanin.draw.values import Values, draw
 from fanin.errors import ArgumentError
+from fanin.window import Window
 
 __all__ = ["normal_", "trunc_normal_", "uniform_"]
 
@@ -31,13 +36,19 @@ _SMALLEST = 2.0**-98
 
 
 def normal_(
-    tensor: Tensor, key: Key, std: float = 1.0, mean: float = 0.0, *, start: int = 0
+    tensor: Tensor,
+    key: Key,
+    std: float = 1.0,
+    mean: float = 0.0,
+    *,
+    start: int = 0,
+    window: Window | None = None,
 ) -> Tensor:
     """Fill a tensor of any shape with normal values; returns it.
 
     std: of one element, 0 or at least 2⁻⁹⁸.  A `mean` that is not 0 costs one more rounding: it
-    is added in float32 to the product std·z.  start: the index of the tensor's first element in the
-    logical tensor that it is a part of.
+    is added in float32 to the product std·z.  window: which part of the logical tensor this one is,
+    all of it by default.  start: the word of the logical tensor's first element.
 
     Raises ArgumentError for a tensor that cannot be filled (of another dtype, sparse, quantized,
     meta), for an argument that is out of range, and for values that overflow the dtype.
@@ -49,16 +60,23 @@ def normal_(
     Source: `fanin.draw.gaussian`.
     """
     std, mean = _scale("std", std), _number("mean", mean)
-    _check(tensor, start, "std", std, LARGEST * std + abs(mean))
+    window = _check(tensor, start, window, "std", std, LARGEST * std + abs(mean))
     values = Values("normal", np.float32(std * UNIT), np.float32(mean))
-    return _fill_(tensor, key, start, values)
+    return _fill_(tensor, key, start, window, values)
 
 
-def uniform_(tensor: Tensor, key: Key, bound: float = 1.0, *, start: int = 0) -> Tensor:
+def uniform_(
+    tensor: Tensor,
+    key: Key,
+    bound: float = 1.0,
+    *,
+    start: int = 0,
+    window: Window | None = None,
+) -> Tensor:
     """Fill a tensor of any shape with uniform values between −bound and bound; returns it.
 
     2²⁴ values (2k + 1 − 2²⁴)·bound·2⁻²⁴, symmetric and never 0: std is bound/√3.  bound: 0 or at
-    least 2⁻⁹⁸.  start: as in `normal_`, and so are the errors raised.
+    least 2⁻⁹⁸.  start, window: as in `normal_`, and so are the errors raised.
 
     >>> from fanin.draw import key
     >>> uniform_(torch.empty(3), key(0, "layer.weight", "uniform"))
@@ -67,8 +85,9 @@ def uniform_(tensor: Tensor, key: Key, bound: float = 1.0, *, start: int = 0) ->
     Source: the upper 24 bits of each word, in the middle of their interval.
     """
     bound = _scale("bound", bound)
-    _check(tensor, start, "bound", bound, bound)
-    return _fill_(tensor, key, start, Values("uniform", np.float32(bound * 2.0**-24)))
+    window = _check(tensor, start, window, "bound", bound, bound)
+    values = Values("uniform", np.float32(bound * 2.0**-24))
+    return _fill_(tensor, key, start, window, values)
 
 
 def trunc_normal_(
@@ -80,12 +99,13 @@ def trunc_normal_(
     corrected: bool = True,
     *,
     start: int = 0,
+    window: Window | None = None,
 ) -> Tensor:
     """Fill a tensor of any shape with normal values cut at two bounds; returns it.
 
     low, high: in σ of the normal variable that is cut; may be infinite.  With `corrected`, std is
     that of the result (cut at ±2σ the variable itself has 0.8796 σ); without, it is σ.  Bounds that
-    are not symmetric leave a mean, which is not removed.  start: as in `normal_`.
+    are not symmetric leave a mean, which is not removed.  start, window: as in `normal_`.
 
     Nothing is rejected or moved to a bound: all words are mapped, in order, to those between the
     bounds.  So values are few where little probability is (1231 between 5σ and ∞).
@@ -103,9 +123,10 @@ def trunc_normal_(
     low, high = (_number(n, x, infinite=True) for n, x in (("low", low), ("high", high)))
     between = interval(low, high)
     sigma = std / between.std if corrected else std
-    _check(tensor, start, "std", std, sigma * min(max(abs(low), abs(high)), LARGEST))
+    largest = sigma * min(max(abs(low), abs(high)), LARGEST)
+    window = _check(tensor, start, window, "std", std, largest)
     values = Values("between", np.float32(sigma * UNIT), bounds=between)
-    return _fill_(tensor, key, start, values)
+    return _fill_(tensor, key, start, window, values)
 
 
 def _number(argument: str, value: object, infinite: bool = False) -> float:
@@ -128,8 +149,15 @@ def _scale(argument: str, value: object) -> float:
     return number
 
 
-def _check(tensor: Tensor, start: int, argument: str, value: float, largest: float) -> None:
-    """Raise where the tensor cannot be filled with values up to `largest`."""
+def _check(
+    tensor: Tensor,
+    start: int,
+    window: Window | None,
+    argument: str,
+    value: float,
+    largest: float,
+) -> Window:
+    """Raise where the tensor cannot be filled with values up to `largest`; its window."""
     if not isinstance(tensor, Tensor):
         raise ArgumentError(f"tensor: a {type(tensor).__name__}; a torch.Tensor is needed")
     problem = _unfit(tensor)
@@ -138,13 +166,20 @@ def _check(tensor: Tensor, start: int, argument: str, value: float, largest: flo
             f"tensor: {problem}; a dense tensor of float32, float64, bfloat16 or float16 "
             "with memory of its own is needed"
         )
-    integer("start", start, 0, 2**64 - tensor.numel() + 1)
+    window = Window.whole(tensor.shape) if window is None else window
+    if window.sizes != tuple(tensor.shape):
+        raise ArgumentError(
+            f"window: of the sizes {list(window.sizes)}; those of the tensor are needed, "
+            f"{list(tensor.shape)}"
+        )
+    integer("start", start, 0, 2**64 - math.prod(window.shape) + 1)
     limit = min(torch.finfo(tensor.dtype).max, torch.finfo(torch.float32).max)
     if largest > limit:
         raise ArgumentError(
             f"{argument}: {value!r}; values up to {largest:.4g} would overflow "
             f"{str(tensor.dtype).removeprefix('torch.')}, whose largest is {limit:.4g}"
         )
+    return window
 
 
 def _unfit(tensor: Tensor) -> str:
@@ -164,24 +199,30 @@ def _unfit(tensor: Tensor) -> str:
     return ""
 
 
-def _fill_(tensor: Tensor, key: Key, start: int, values: Values) -> Tensor:
-    """Write the values of the words from `start` on."""
+def _fill_(tensor: Tensor, key: Key, start: int, window: Window, values: Values) -> Tensor:
+    """Write the values of the tensor's places, counted from word `start` on."""
     # An inference tensor may be written in inference mode only; others are, as by torch.nn.init,
     # without a gradient.  The detached alias shares memory and version, and no history.
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         alias = tensor.detach()
-        if alias.is_contiguous():
-            alias = alias.view(-1)
-            if _has_memory(alias) and native.backend().compiled:
-                form = str(alias.dtype).removeprefix("torch.")
-                values.write(alias.data_ptr(), form, key, start, alias.numel())
-                if not alias.is_inference():
-                    torch.autograd.graph.increment_version(alias)
-                return tensor
-        for part, first in _parts(alias, start):
-            drawn = torch.from_numpy(draw(values, key, first, part.numel()))
+        if alias.is_contiguous() and _written(alias.view(-1), key, start, window, values):
+            return tensor
+        for part, piece in _parts(alias, window):
+            drawn = torch.from_numpy(_drawn(values, key, start, piece))
             part.copy_(drawn.to(part.dtype).view(part.shape))
     return tensor
+
+
+def _written(flat: Tensor, key: Key, start: int, window: Window, values: Values) -> bool:
+    """Write straight into the memory of a tensor; False where that cannot be."""
+    if _has_memory(flat) and native.backend().compiled:
+        form = str(flat.dtype).removeprefix("torch.")
+        for rows in window.rows():
+            values.write(flat.data_ptr(), form, key, replace(rows, start=start + rows.start))
+        if not flat.is_inference():
+            torch.autograd.graph.increment_version(flat)
+        return True
+    return False
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -190,18 +231,30 @@ def _has_memory(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not tensor.is_neg() and not wrapped
 
 
-def _parts(tensor: Tensor, start: int) -> Iterator[tuple[Tensor, int]]:
-    """Views of at most CHUNK elements that follow one another, each with its first index."""
-    count = tensor.numel()
+def _drawn(values: Values, key: Key, start: int, window: Window) -> NDArray[np.float32]:
+    """The values of a part, float32 [elements]."""
+    found = np.empty(window.count, np.float32)
+    for rows in window.rows():
+        for k in range(rows.repeats):
+            at, first = rows.place + k * rows.step, start + rows.start + k * rows.stride
+            found[at : at + rows.count] = draw(values, key, first, rows.count)
+    return found
+
+
+def _parts(tensor: Tensor, window: Window, dim: int = 0) -> Iterator[tuple[Tensor, Window]]:
+    """Views of at most CHUNK elements that follow one another, each with its window."""
+    count = window.count
     if count <= CHUNK:
         if count:
-            yield tensor, start
+            yield tensor, window
         return
-    row = count // len(tensor)
-    if row > CHUNK:
-        for index, part in enumerate(tensor):
-            yield from _parts(part, start + index * row)
-        return
-    step = CHUNK // row
-    for index in range(0, len(tensor), step):
-        yield tensor[index : index + step], start + index * row
+    size = window.sizes[dim]
+    row = count // size
+    step = max(1, CHUNK // row)
+    for first in range(0, size, step):
+        most = min(step, size - first)
+        part, piece = tensor.narrow(dim, first, most), window.narrow(dim, first, most)
+        if row > CHUNK:
+            yield from _parts(part, piece, dim + 1)
+        else:
+            yield part, piece

@@ -11,6 +11,7 @@ from fanin.draw import native, philox
 from fanin.draw.gaussian import UNIT, fixed_point
 from fanin.draw.philox import Key, integer, pieces
 from fanin.draw.truncation import Interval
+from fanin.window import Rows
 
 __all__ = ["Values", "draw", "normal", "words"]
 
@@ -62,16 +63,15 @@ class Values:
             words = place.astype(np.uint32)
         return fixed_point(words)
 
-    def write(self, address: int, form: str, key: Key, start: int, count: int) -> None:
-        """Write the values of words `start`, … to memory by compiled code, rounded once."""
+    def write(self, address: int, form: str, key: Key, rows: Rows) -> None:
+        """Write the values of some words to memory by compiled code, rounded once."""
         bounds = self.bounds
         if bounds is not None and bounds.width == 2**32:  # all words, in their order
             bounds = None
         native.fill(
             address,
             key,
-            start,
-            count,
+            rows,
             "normal" if self.kind == "between" and bounds is None else self.kind,
             form,
             scale=float(self.scale),
@@ -86,7 +86,7 @@ def draw(values: Values, key: Key, start: int, count: int) -> NDArray[np.float32
     """Values of the words `start` … `start + count − 1` of a stream, float32 [count]."""
     drawn = np.empty(count, np.float32)
     if native.backend().compiled:
-        values.write(drawn.ctypes.data, "float32", key, start, count)
+        values.write(drawn.ctypes.data, "float32", key, Rows(start, count))
         return drawn
     for offset, size in pieces(count):
         drawn[offset : offset + size] = values.of(philox.words(key, start + offset, size))
@@ -108,7 +108,7 @@ def words(key: Key, start: int, count: int) -> NDArray[np.uint32]:
         return philox.words(key, start, count)
     start, count = _range(start, count)
     drawn = np.empty(count, np.uint32)
-    native.fill(drawn.ctypes.data, key, start, count, "words", "integer")
+    native.fill(drawn.ctypes.data, key, Rows(start, count), "words", "integer")
     return drawn
 
 

@@ -111,10 +111,17 @@ static Code code_of(int set) {
     }
 }
 
+/* Equal runs of `count` consecutive elements: `stride` from one to the next in the stream, `step` in
+ * memory. */
+typedef struct {
+    uint64_t start, count, repeats, stride, step;
+} Rows;
+
 typedef struct {
     const Job *job;
+    const Rows *rows;
     Fill fill;
-    uint64_t start, count;
+    uint64_t first, stop; /* of the elements of all runs */
     char *out;
     pthread_t thread;
     int runs;
@@ -122,10 +129,18 @@ typedef struct {
 
 static void *work(void *argument) {
     const Share *share = argument;
+    const Rows *rows = share->rows;
     fenv_t before; /* the caller's mode of rounding, and of flushing to zero */
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
-    share->fill(share->job, share->start, share->count, share->out);
+    for (uint64_t at = share->first; at < share->stop;) {
+        const uint64_t row = at / rows->count, column = at % rows->count;
+        const uint64_t left = rows->count - column, most = share->stop - at;
+        const uint64_t size = left < most ? left : most;
+        share->fill(share->job, rows->start + row * rows->stride + column, size,
+                    share->out + (row * rows->step + column) * SIZES[share->job->form]);
+        at += size;
+    }
     fesetenv(&before);
     return NULL;
 }
@@ -140,22 +155,23 @@ int fanin_has(int set) { return code_of(set).fill != NULL; }
 
 enum { MOST = 64 }; /* threads: many more than memory can be written with */
 
-/* Write values start … start + count − 1 to out, on up to `threads` threads; 0, or −1 where the
- * instruction set is absent. */
-int fanin_fill(const Job *job, uint64_t start, uint64_t count, void *out, int threads, int set) {
+/* Write the values of some runs to out, on up to `threads` threads; 0, or −1 where the instruction
+ * set is absent. */
+int fanin_fill(const Job *job, const Rows *rows, void *out, int threads, int set) {
     Share shares[MOST];
     const Fill fill = code_of(set).fill;
+    const uint64_t total = rows->count * rows->repeats;
     if (fill == NULL) return -1;
     if (threads > MOST) threads = MOST;
     if (threads < 1) threads = 1;
     /* whole pieces, so that no two threads write to one line of the cache but at an edge */
-    const uint64_t step = (count / threads + PIECE) / PIECE * PIECE;
+    const uint64_t step = (total / threads + PIECE) / PIECE * PIECE;
     int used = 0;
-    for (uint64_t at = 0; at < count; at += step, used++) {
+    for (uint64_t at = 0; at < total; at += step, used++) {
         Share *share = &shares[used];
-        *share = (Share){job, fill, start + at, count - at < step ? count - at : step,
-                         (char *)out + at * SIZES[job->form], 0, 0};
-        if (at + step < count) share->runs = pthread_create(&share->thread, NULL, work, share) == 0;
+        const uint64_t stop = total - at < step ? total : at + step;
+        *share = (Share){job, rows, fill, at, stop, out, 0, 0};
+        if (stop < total) share->runs = pthread_create(&share->thread, NULL, work, share) == 0;
         if (!share->runs) work(share); /* the last one, and where no thread can be had */
     }
     for (int i = 0; i < used; i++)
