@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fanin.architecture import Parameter, parameters_of
-from fanin.assignment import KEPT, OF_TENSOR, Assignment, Recipe
-from fanin.catalogue.scheme import is_number
+from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, ModelError, RecipeError
-from fanin.fill import realize_
+from fanin.fill import assign_, factored
+from fanin.fused import Fused, Part, parts_of
+from fanin.placement import Piece, Share, exchange_, made, prepared, share
 from fanin.reading import bare
 from fanin.recipe import check
-from fanin.region import check_region, groups_of, mask
 
 __all__ = ["Trial", "apply_", "copied", "kept", "lent", "trial"]
 
@@ -32,12 +31,14 @@ def apply_(
     seed: int = 0,
     frozen: bool = False,
     device: torch.device | str | None = None,
+    fused: Fused | None = None,
 ) -> tuple[str, ...]:
     """Draw every parameter that the recipe assigns, in place.
 
     A parameter on the meta device is made on `device` (default: CPU).  Tied parameters are drawn
-    once, under their first path.  Gradients, buffers, hooks, mode and random states stay as they
-    are.
+    once, under their first path.  Of a parameter that is spread over processes (DTensor) the local
+    shard is drawn, without communication but for schemes that need linear algebra.  Gradients,
+    buffers, hooks, mode and random states stay as they are.
 
     Args:
         recipe: what each parameter starts as.
@@ -45,6 +46,8 @@ def apply_(
         seed: of every draw.
         frozen: whether parameters that require no gradient are drawn too.
         device: where parameters on the meta device are made.
+        fused: pattern of a parameter that the recipe knows by several names → those names, in
+            order; see `Plan.apply_`.
 
     Returns:
         the paths of the parameters that were drawn, in the recipe's order.
@@ -64,18 +67,76 @@ def apply_(
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
     model = bare(model)
+    prepared(model)
     parameters = {alias: p for p in parameters_of(model) for alias in p.aliases}
-    _fit(recipe, parameters)
-    chosen = [a for a in recipe.assignments if frozen or parameters[a.parameter].trainable]
-    _require_values(recipe, model, {parameters[a.parameter].name for a in chosen})
+    parts = _parts(fused, recipe, parameters)
+    _fit(recipe, parameters, parts)
+    places = _places(recipe, parameters, parts)
+    chosen = [place for place in places if frozen or parameters[place.parameter].trainable]
+    drawn = list(dict.fromkeys(place.parameter for place in chosen))
+    _require_values(recipe, model, set(drawn))
     tensors = dict(model.named_parameters())
     with kept(model) as keep:
-        for assignment in chosen:
-            name = parameters[assignment.parameter].name
-            tensor = keep(tensors[name], device)
-            _draw(tensor, assignment, seed, name)
+        shares = {name: share(name, keep(tensors[name], device)) for name in drawn}
+        apart = []
+        for place in chosen:
+            piece = _piece(place, shares[place.parameter])
+            if piece.share.holders and factored(piece.assignment):
+                apart.append(piece)
+            elif piece.share.window.count or not piece.share.holders:
+                assign_(piece.share.tensor, piece.assignment, seed, piece.name, piece.share.window)
+        exchange_(apart, seed)
         keep.statistics(device)
-    return tuple(parameters[a.parameter].name for a in chosen)
+    return tuple(drawn)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an assignment is written: a parameter of the model, or a part of a fused one."""
+
+    parameter: str
+    assignment: Assignment
+    name: str
+    part: Part | None = None
+
+
+def _places(
+    recipe: Recipe,
+    parameters: Mapping[str, Parameter],
+    parts: Mapping[str, tuple[Part, ...]],
+) -> list[_Place]:
+    """Every assignment with the places it is written to, in the recipe's order."""
+    inside: dict[str, list[tuple[str, Part]]] = {}
+    for name, several in parts.items():
+        for part in several:
+            inside.setdefault(part.name, []).append((name, part))
+    found = []
+    for assignment in recipe.assignments:
+        own = parameters.get(assignment.parameter)
+        if own is not None and own.name not in parts:
+            found.append(_Place(own.name, assignment, own.name))
+        for name, part in inside.get(assignment.parameter, ()):
+            found.append(_Place(name, assignment, assignment.parameter, part))
+    return found
+
+
+def _piece(place: _Place, whole: Share) -> Piece:
+    """What this process draws at a place."""
+    if place.part is None:
+        return Piece(place.assignment, place.name, whole)
+    window, at = place.part.window(whole.window)
+    holders = tuple((rank, place.part.window(held)[0]) for rank, held in whole.holders)
+    tensor = whole.tensor.detach()[at]
+    return Piece(place.assignment, place.name, Share(tensor, window, holders))
+
+
+def _parts(
+    fused: Fused | None, recipe: Recipe, parameters: Mapping[str, Parameter]
+) -> dict[str, tuple[Part, ...]]:
+    if not fused:
+        return {}
+    shapes = {p.name: p.shape for p in parameters.values()}
+    return parts_of(fused, shapes, {a.parameter: tuple(a.shape) for a in recipe.assignments})
 
 
 @contextmanager
@@ -109,7 +170,7 @@ def lent(
             if frozen or parameter.requires_grad:
                 with torch.inference_mode(False):  # what is made in that mode stays in it
                     drawn = torch.empty_like(parameter.data)
-                    _draw(drawn, assignment, seed, assignment.parameter)
+                    assign_(drawn, assignment, seed, assignment.parameter)
                 own[assignment.parameter] = parameter.data
                 parameter.data = drawn
         yield
@@ -148,7 +209,7 @@ class Trial:
             if name not in self._seen:
                 self._keeper(self._tensors[name])
                 self._seen.add(name)
-            _draw(self._tensors[name], assignment, seed, name)
+            assign_(self._tensors[name], assignment, seed, name)
 
     def originals(self) -> dict[str, Tensor]:
         """The values that the parameters had, of all that were written so far."""
@@ -174,20 +235,18 @@ class _Keeper:
         self._replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
-    def __call__(self, tensor: Tensor, device: torch.device | str | None = None) -> Tensor:
+    def __call__(self, tensor: nn.Parameter, device: torch.device | str | None = None) -> Tensor:
         """Keep a parameter; the tensor to write into: itself, or one with memory."""
         if not tensor.is_meta:
             self.copies.append((tensor, tensor.detach().clone()))
             return tensor
-        made = nn.Parameter(
-            torch.empty_like(tensor, device=device or "cpu"), requires_grad=tensor.requires_grad
-        )
+        new = made(tensor, device)
         for module in self._model.modules():
             for key, value in module._parameters.items():
                 if value is tensor:
                     self._replaced.append((module, key, value))
-                    module._parameters[key] = made
-        return made
+                    module._parameters[key] = new
+        return new
 
     def statistics(self, device: torch.device | str | None = None) -> None:
         """Make the running statistics of norms that are on the meta device: they start fresh."""
@@ -212,75 +271,13 @@ class _Keeper:
             module._parameters[key] = value
 
 
-def _draw(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
-    """Draw one parameter; then what belongs to its tensor: rows of their own scale, padding."""
-    padding, rows = (assignment.arguments.get(n) for n in ("padding", "rows"))
-    _check_extra(assignment, padding, rows, tensor.shape)
-    _write(tensor, assignment, seed, name)
-    with torch.no_grad():
-        values = tensor.detach()
-        if rows is not None:
-            at = assignment.layout.index("o")
-            shape = [1] * values.dim()
-            shape[at] = -1
-            values.mul_(torch.tensor(rows, dtype=values.dtype, device=values.device).view(shape))
-        if padding is not None:
-            values[int(padding)] = 0
-
-
-def _write(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
-    """Draw a tensor, or the part of it that is named; what is kept is multiplied at most."""
-    given, shape = assignment.arguments, tuple(tensor.shape)
-    check_region(assignment.scheme, given, shape, assignment.layout)
-    if assignment.scheme == KEPT:
-        with torch.no_grad():
-            tensor.detach().mul_(assignment.gain)
-        return
-    extra = {k: v for k, v in given.items() if k not in OF_TENSOR or k == "groups"}
-    whole = replace(assignment, arguments=extra)
-    part, groups = mask(shape, assignment.layout, given), given.get("split")
-    if part is None and groups is None:
-        realize_(tensor, whole, seed, name)
-        return
-    drawn = torch.empty_like(tensor.detach())
-    realize_(drawn, whole, seed, name)
-    with torch.no_grad():
-        values = tensor.detach()
-        if groups is not None:
-            at = assignment.layout.index(given.get("along", "i"))
-            _split(values, drawn, groups_of(given), at)
-            return
-        chosen, kept = torch.from_numpy(part).to(values.device), given.get("kept")
-        rest = values if kept is None else values * kept
-        values.copy_(torch.where(chosen, drawn, rest))
-
-
-def _split(values: Tensor, drawn: Tensor, groups: Sequence[Sequence[int]], at: int) -> None:
-    """Add what was drawn, less its mean over each group along a dimension; the rest stays."""
-    for group in groups:
-        index = torch.tensor(group, device=values.device)
-        noise = drawn.index_select(at, index)
-        noise -= noise.mean(at, keepdim=True)
-        values.index_copy_(at, index, values.index_select(at, index) + noise)
-
-
-def _check_extra(assignment: Assignment, padding: Any, rows: Any, shape: Sequence[int]) -> None:
-    """Raise ArgumentError for a padding row or factors that the tensor does not have."""
-    name, table = assignment.parameter, shape[0] if shape else 0
-    if padding is not None and not (isinstance(padding, int) and 0 <= padding < table):
-        raise ArgumentError(f"padding: {padding!r} of {name}; one of the {table} rows is needed")
-    if rows is not None:
-        outputs = shape[assignment.layout.index("o")] if "o" in assignment.layout else 0
-        numbers = isinstance(rows, (list, tuple)) and all(map(is_number, rows))
-        if not numbers or len(rows) != outputs:
-            raise ArgumentError(
-                f"rows: {type(rows).__name__} of {name}; one number for each of the {outputs} "
-                "outputs is needed"
-            )
-
-
-def _fit(recipe: Recipe, parameters: Mapping[str, Parameter]) -> None:
-    shapes = {p.name: p.shape for p in parameters.values()}
+def _fit(
+    recipe: Recipe,
+    parameters: Mapping[str, Parameter],
+    parts: Mapping[str, tuple[Part, ...]],
+) -> None:
+    shapes = {p.name: p.shape for p in parameters.values() if p.name not in parts}
+    shapes |= {part.name: part.shape for several in parts.values() for part in several}
     aliased = {a: p.name for a, p in parameters.items() if a != p.name}
     renamed = Recipe(
         tuple(

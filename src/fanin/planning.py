@@ -17,6 +17,7 @@ from fanin.architecture import Architecture, parameters_of
 from fanin.assignment import Assignment, Recipe
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, ModelError
+from fanin.fused import Fused
 from fanin.measuring import Target, measure_
 from fanin.policies import decide
 from fanin.policies.targets import targets
@@ -67,6 +68,7 @@ class Plan(Recipe):
         *,
         frozen: bool = False,
         device: torch.device | str | None = None,
+        fused: Fused | None = None,
     ) -> Plan:
         """Draw every assigned parameter of `model` in place, and return the plan.
 
@@ -78,18 +80,26 @@ class Plan(Recipe):
             seed: of every draw, 0 to 2**64 − 1.
             frozen: whether parameters that require no gradient are drawn too.
             device: where parameters on the meta device are made (default: CPU).
+            fused: where the model keeps in one tensor what the plan knows by several names: pattern
+                of the tensor → those names, in order along the one dimension that is joined.  ``*``
+                stands for a part of a path; ``{}`` for the index in a stack along the first
+                dimension; (name, start, stop) for some rows.
 
         Raises:
             RecipeError: the plan is for another model.
-            ModelError: something on the meta device would be left without a value.
-            ArgumentError: the seed is not possible.
+            ModelError: something on the meta device would be left without a value, or a parameter
+                is spread over processes in a way that no part of it can be drawn.
+            ArgumentError: the seed is not possible, or a pattern fits nothing.
 
         >>> model = nn.Linear(4, 2)
         >>> _ = plan(model, torch.randn(8, 4)).apply_(model, seed=1)
         >>> model.bias.tolist()
         [0.0, 0.0]
+
+        >>> qkv = {"*.qkv.weight": ["*.q.weight", "*.k.weight", "*.v.weight"]}
+        >>> experts = {"*.experts.up": ["*.experts.{}.up.weight"]}
         """
-        apply_(self, model, seed=seed, frozen=frozen, device=device)
+        apply_(self, model, seed=seed, frozen=frozen, device=device, fused=fused)
         return self
 
     def check(self, model: nn.Module) -> tuple[Mismatch, ...]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Rows", "Window", "chunk"]
+__all__ = ["Rows", "Runs", "Window", "chunk"]
 
 #: Consecutive runs (start, stop) of indices, ascending.
 Runs = tuple[tuple[int, int], ...]

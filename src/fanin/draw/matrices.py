@@ -48,8 +48,12 @@ def orthogonal(key: Key, rows: int, cols: int) -> NDArray[np.float64]:
     return np.ascontiguousarray(q if rows > cols else q.T)
 
 
-def hadamard(key: Key, rows: int, cols: int) -> NDArray[np.float64]:
+def hadamard(
+    key: Key, rows: int, cols: int, *, first: int = 0, count: int | None = None
+) -> NDArray[np.float64]:
     """A randomized Hadamard product, float64 [rows, cols]: orthonormal rows, or columns.
+
+    Of its rows, `count` from the `first` on are computed; all by default.
 
     The first rows and columns of `hadamard_rows`, divided by n = max(rows, cols), which has to be
     2ᵏ, 12·2ᵏ or 20·2ᵏ.  Not Haar-distributed: an entry is the sum of n random signs over n, so it
@@ -70,10 +74,12 @@ def hadamard(key: Key, rows: int, cols: int) -> NDArray[np.float64]:
     rows, cols = integer("rows", rows, 1, _SIDE), integer("cols", cols, 1, _SIDE)
     n = max(rows, cols)
     small = _small_factor("rows, cols", n)
+    first = integer("first", first, 0, rows + 1)
+    count = rows - first if count is None else integer("count", count, 0, rows - first + 1)
     chosen = _choices(key, n)
-    matrix = np.empty((rows, cols))
-    for first, count in pieces(rows, max(1, _BLOCK // n)):
-        matrix[first : first + count] = _rows(chosen, small, first, count)[:, :cols]
+    matrix = np.empty((count, cols))
+    for at, some in pieces(count, max(1, _BLOCK // n)):
+        matrix[at : at + some] = _rows(chosen, small, first + at, some)[:, :cols]
     matrix /= n
     return matrix
 

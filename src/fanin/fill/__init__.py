@@ -1,5 +1,6 @@
 """Tensors filled by the schemes of the catalogue, as functions of seed and name."""
 
-from fanin.fill.filling import fill_, realize_
+from fanin.fill.assigned import assign_
+from fanin.fill.filling import by_parts, factored, fill_, realize_, taken
 
-__all__ = ["fill_", "realize_"]
+__all__ = ["assign_", "by_parts", "factored", "fill_", "realize_", "taken"]

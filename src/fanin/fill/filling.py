@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,19 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fanin import draw
-from fanin.assignment import Assignment
+from fanin.assignment import KEPT, REGION, Assignment
 from fanin.catalogue import Scheme, find
 from fanin.catalogue.scheme import Fan, both_fans, is_number
 from fanin.errors import ArgumentError
 from fanin.fill.layout import Matrices, read_layout
-from fanin.fill.matrices import BUILDERS, KERNELS, Place
+from fanin.fill.matrices import BUILDERS, FACTORED, KERNELS, Place
 from fanin.fill.vectors import VECTORS
+from fanin.window import Window
 
-__all__ = ["fill_", "realize_"]
+__all__ = ["by_parts", "factored", "fill_", "realize_", "taken"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_ELEMENTWISE = frozenset({"constant", "normal", "uniform", "trunc_normal"})
 _TAILS = 6.4  # no standard normal of the draw is larger
 _CHUNK = 1 << 22  # elements centred at once, in float64: 32 MiB
 
@@ -41,6 +43,7 @@ class _Job:
     matrices: Matrices | None
     seed: int
     name: str
+    window: Window
 
     def key(self, stream: str) -> draw.Key:
         return draw.key(self.seed, self.name, stream, self.scheme.version)
@@ -101,16 +104,19 @@ def fill_(
     complete = found.complete(arguments)
     found.check_gain(gain)
     _check_tensor(tensor)
-    matrices = _matrices(found, complete, tensor, layout, blocks, groups)
-    divisor = _divisor(found, complete, fan, matrices, tensor)
+    window = Window.whole(tensor.shape)
+    matrices = _matrices(found, complete, window.shape, layout, blocks, groups)
+    divisor = _divisor(found, complete, fan, matrices, window.shape)
     std = 0.0  # of what is drawn element by element
     if found.drawn(complete) not in ("matrix", "constant") and tensor.numel():
         std = found.std(divisor, gain, **arguments)
-    _write(tensor, _Job(found, complete, float(gain), std, divisor, matrices, seed, name))
+    _write(tensor, _Job(found, complete, float(gain), std, divisor, matrices, seed, name, window))
     return tensor
 
 
-def realize_(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> None:
+def realize_(
+    tensor: Tensor, assignment: Assignment, seed: int, name: str, window: Window | None = None
+) -> None:
     """Fill a tensor as it was decided for it: `assignment.std` is the std of random weights.
 
     Args:
@@ -118,6 +124,7 @@ def realize_(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> No
         assignment: its plan, with layout and blocks; `groups` stands among the arguments.
         seed: 0 to 2⁶⁴ − 1.
         name: under which it is drawn.
+        window: which part of the parameter the tensor is; all of it by default.
 
     Raises:
         ArgumentError: the assignment cannot be, or is for another shape; the tensor is then as it
@@ -144,20 +151,54 @@ def realize_(tensor: Tensor, assignment: Assignment, seed: int, name: str) -> No
             f"std: {std!r} of {assignment.parameter}; a number, 0 or more is needed"
         )
     _check_tensor(tensor)
-    if assignment.shape and tuple(tensor.shape) != tuple(assignment.shape):
+    window = Window.whole(tensor.shape) if window is None else window
+    shape = window.shape
+    if assignment.shape and shape != tuple(assignment.shape):
         raise ArgumentError(
-            f"tensor: {assignment.parameter} has the shape {list(tensor.shape)}; "
+            f"tensor: {assignment.parameter} has the shape {list(shape)}; "
             f"it was planned for {list(assignment.shape)}"
         )
+    if window.sizes != tuple(tensor.shape):
+        raise ArgumentError(
+            f"window: of the sizes {list(window.sizes)}; those of the tensor are needed, "
+            f"{list(tensor.shape)}"
+        )
     matrices = _matrices(
-        found, complete, tensor, assignment.layout or None, assignment.blocks, groups
+        found, complete, shape, assignment.layout or None, assignment.blocks, groups
     )
     form = found.drawn(complete)
     divisor = None
     if form == "matrix":
-        divisor = _divisor(found, complete, assignment.fan, matrices, tensor)
+        divisor = _divisor(found, complete, assignment.fan, matrices, shape)
     gain = float(assignment.gain)
-    _write(tensor, _Job(found, complete, gain, float(std), divisor, matrices, seed, name))
+    _write(tensor, _Job(found, complete, gain, float(std), divisor, matrices, seed, name, window))
+
+
+def by_parts(assignment: Assignment) -> bool:
+    """Whether a part of the parameter is drawn without the rest, at the cost of that part.
+
+    >>> by_parts(Assignment("w", "normal", 1.0, 0.02, None, "GPT-2"))
+    True
+    >>> by_parts(Assignment("w", "orthogonal", 1.0, 0.02, None, "a rotation"))
+    False
+    """
+    given = assignment.arguments
+    if assignment.scheme == KEPT or any(given.get(name) for name in (*REGION, "split")):
+        return assignment.scheme == KEPT
+    scheme = find(assignment.scheme)
+    form = scheme.drawn(scheme.complete(assignment.options))
+    return (form in _ELEMENTWISE and not given.get("centred")) or (
+        scheme.name == "hadamard" and assignment.layout == "oi" and assignment.blocks == 1
+    )
+
+
+def factored(assignment: Assignment) -> bool:
+    """Whether its values pass through linear algebra, whose last bits are those of one machine.
+
+    >>> factored(Assignment("w", "orthogonal", 1.0, 0.02, None, "a rotation"))
+    True
+    """
+    return assignment.scheme != KEPT and find(assignment.scheme).name in FACTORED
 
 
 # ── what is allowed ──────────────────────────────────────────────────────────────────────────
@@ -188,23 +229,23 @@ def _check_tensor(tensor: Any) -> None:
 def _matrices(
     scheme: Scheme,
     arguments: Mapping[str, Any],
-    tensor: Tensor,
+    shape: Sequence[int],
     layout: str | None,
     blocks: int,
     groups: int,
 ) -> Matrices | None:
     """The matrices of the tensor: None where no layout is known and the scheme needs none."""
     needed = scheme.name in BUILDERS or bool(arguments.get("centred"))
-    if layout is None and tensor.dim() == 2 and scheme.name not in KERNELS:
+    if layout is None and len(shape) == 2 and scheme.name not in KERNELS:
         layout = "oi"
-    elif layout is None and tensor.dim() > 2 and scheme.name in KERNELS:
+    elif layout is None and len(shape) > 2 and scheme.name in KERNELS:
         first = "io" if scheme.name == "bilinear_upsampling" else "oi"
-        layout = first + "k" * (tensor.dim() - 2)
-    shape = list(tensor.shape)
+        layout = first + "k" * (len(shape) - 2)
+    shape = list(shape)
     if layout is None:
         if blocks != 1 or groups != 1:
             raise ArgumentError(f"layout: missing; blocks and groups of {shape} need one")
-        if needed and tensor.dim() > 2:
+        if needed and len(shape) > 2:
             raise ArgumentError(
                 f"layout: missing; {scheme.name} needs to know what each dimension of {shape} is, "
                 'such as "oikk" for a convolution or "boi" for experts'
@@ -223,7 +264,7 @@ def _divisor(
     arguments: Mapping[str, Any],
     fan: Fan,
     matrices: Matrices | None,
-    tensor: Tensor,
+    shape: Sequence[int],
 ) -> float | None:
     """What the scheme divides by: given, or read from the layout."""
     if fan is not None:
@@ -232,9 +273,9 @@ def _divisor(
         return None if fan is None else both_fans(fan)[0]
     if fan is None and matrices is not None:
         fan = matrices.fans
-    if fan is None and tensor.numel() > 0:
+    if fan is None and math.prod(shape) > 0:
         raise ArgumentError(
-            f"fan: missing; {scheme.name} divides by a fan, which the shape {list(tensor.shape)} "
+            f"fan: missing; {scheme.name} divides by a fan, which the shape {list(shape)} "
             "does not say (only a plain matrix is read as [out, in]): give fan=, a positive number "
             "or (fan_in, fan_out)"
         )
@@ -249,26 +290,52 @@ def _write(tensor: Tensor, job: _Job) -> None:
     # and version, and has no history.
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         alias = tensor.detach()
-        form = job.scheme.drawn(job.arguments)
+        form, window = job.scheme.drawn(job.arguments), job.window
         key = job.key(form)  # also checks seed and name
+        centred = form == "normal" and job.arguments.get("centred")
         if form == "constant":
             value = 0.0 if job.scheme.name == "zeros" else job.gain
             _check_range(tensor, abs(value), job)
             alias.fill_(value)
         elif form == "uniform":
-            draw.uniform_(alias, key, job.std * math.sqrt(3))
+            draw.uniform_(alias, key, job.std * math.sqrt(3), window=window)
         elif form == "trunc_normal":
             bounds = (job.arguments.get("low", -2.0), job.arguments.get("high", 2.0))
-            draw.trunc_normal_(alias, key, job.std, *bounds)
-        elif form == "normal" and job.arguments.get("centred"):
+            draw.trunc_normal_(alias, key, job.std, *bounds, window=window)
+        elif form == "normal" and not centred:
+            draw.normal_(alias, key, job.std, window=window)
+        elif not window.is_whole:
+            _cut_(alias, job)
+        elif centred:
             _centred_(alias, key, job)
-        elif form == "normal":
-            draw.normal_(alias, key, job.std)
         elif job.scheme.name in VECTORS:
-            drawn = VECTORS[job.scheme.name](tuple(tensor.shape), job.arguments, job.key("bias"))
+            drawn = VECTORS[job.scheme.name](window.shape, job.arguments, job.key("bias"))
             _copy_(alias, drawn, job)
         else:
             _fill_matrices_(alias, job)
+
+
+def _cut_(tensor: Tensor, job: _Job) -> None:
+    """A part of what is not drawn element by element."""
+    matrices, window = job.matrices, job.window
+    if job.scheme.name == "hadamard" and matrices is not None and matrices.layout == "oi":
+        key = _places(job, matrices)[0].key("hadamard")
+        drawn = [draw.hadamard(key, *window.shape, first=a, count=b - a) for a, b in window.runs[0]]
+        columns = window.indices(1)
+        _copy_(tensor, np.concatenate([np.empty((0, window.shape[1])), *drawn])[:, columns], job)
+        return
+    whole = torch.empty(window.shape, dtype=tensor.dtype)
+    _write(whole, replace(job, window=Window.whole(window.shape)))
+    tensor.copy_(taken(whole, window))
+
+
+def taken(whole: Tensor, window: Window) -> Tensor:
+    """The part of a tensor that a window is."""
+    for dim, runs in enumerate(window.runs):
+        if runs != ((0, window.shape[dim]),):
+            pieces = [whole.narrow(dim, a, b - a) for a, b in runs]
+            whole = torch.cat(pieces, dim) if pieces else whole.narrow(dim, 0, 0)
+    return whole
 
 
 def _fill_matrices_(tensor: Tensor, job: _Job) -> None:
@@ -277,19 +344,24 @@ def _fill_matrices_(tensor: Tensor, job: _Job) -> None:
     if tensor.numel() == 0:
         return
     build = BUILDERS[job.scheme.name]
-    for number, view in enumerate(matrices.views(tensor)):
-        place = Place(
-            job.scheme.name,
-            matrices.outputs,
-            matrices.inputs,
-            matrices.kernel,
-            number,
-            job.fan,
-            job.seed,
-            job.name,
-            job.scheme.version,
-        )
+    for place, view in zip(_places(job, matrices), matrices.views(tensor), strict=True):
         _copy_(view, build(place, job.arguments), job)
+
+
+def _places(job: _Job, matrices: Matrices) -> list[Place]:
+    """What each matrix of the tensor is."""
+    first = Place(
+        job.scheme.name,
+        matrices.outputs,
+        matrices.inputs,
+        matrices.kernel,
+        0,
+        job.fan,
+        job.seed,
+        job.name,
+        job.scheme.version,
+    )
+    return [replace(first, number=number) for number in range(matrices.count)]
 
 
 def _centred_(tensor: Tensor, key: draw.Key, job: _Job) -> None:

@@ -16,13 +16,16 @@ from fanin.catalogue.mimetic import mixture
 from fanin.catalogue.structured import triangle
 from fanin.errors import ArgumentError
 
-__all__ = ["BUILDERS", "KERNELS", "Place"]
+__all__ = ["BUILDERS", "FACTORED", "KERNELS", "Place"]
 
 Array = NDArray[np.float64]
 Arguments = Mapping[str, Any]
 
 #: Schemes that fill a kernel and nothing else.
 KERNELS = frozenset({"dirac", "delta_orthogonal", "icnr", "bilinear_upsampling"})
+
+#: Schemes whose values come from a factorization: equal on machines with the same linear algebra.
+FACTORED = frozenset({"orthogonal", "delta_orthogonal", "looks_linear", "mimetic"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""The whole model behind one that is spread over processes: without values, to be read."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.placement import is_spread
+
+__all__ = ["is_sharded", "unsharded", "with_values"]
+
+# Hooks of these packages gather, scatter or convert; without shards there is nothing to do so for.
+_PARALLEL = ("torch.distributed.",)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any parameter is spread over processes."""
+    return any(is_spread(p) for p in model.parameters())
+
+
+def unsharded(model: nn.Module) -> nn.Module:
+    """A copy of a sharded model as it was before: whole parameters on meta, no parallel hooks.
+
+    Buffers are copied with their values, so that a forward can run that looks at them.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        memo[id(parameter)] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+    copies = []
+    for module in model.modules():
+        _without_hooks(module, memo)
+        original = _original(module)
+        if original is not None:
+            memo[id(module)] = original.__new__(original)
+            copies.append(module)
+    for module in copies:
+        memo[id(module)].__dict__.update(copy.deepcopy(module.__dict__, memo))
+    return copy.deepcopy(model, memo)
+
+
+def with_values(model: nn.Module, whole: nn.Module, names: set[str]) -> nn.Module:
+    """Give the copy of a sharded model memory, and to the parameters of these names values.
+
+    The others are left unwritten.  Every process has to call it: shards are gathered.
+    """
+    spread = dict(model.named_parameters())
+    for name, parameter in list(whole.named_parameters()):
+        like = spread[name]
+        if name in names:
+            values: Any = like.detach()
+            data = values.full_tensor() if is_spread(like) else values.clone()
+        else:
+            here: Any = like.to_local() if is_spread(like) else like  # type: ignore[attr-defined]
+            data = torch.empty(like.shape, dtype=like.dtype, device=here.device)
+        _replace(whole, parameter, nn.Parameter(data, requires_grad=parameter.requires_grad))
+    return whole
+
+
+def _replace(model: nn.Module, old: Tensor, new: nn.Parameter) -> None:
+    for module in model.modules():
+        for key, value in module._parameters.items():
+            if value is old:
+                module._parameters[key] = new
+
+
+def _original(module: nn.Module) -> type[nn.Module] | None:
+    """The class that a module had before `fully_shard` changed it; such modules refuse copies."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    if kind is None or not isinstance(module, kind):
+        return None
+    return next(c for c in type(module).__mro__[1:] if c is not kind and issubclass(c, nn.Module))
+
+
+def _without_hooks(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Let a copy of the module have all hooks but those of parallel training."""
+    for name in _HOOKS:
+        hooks: OrderedDict[int, Any] = getattr(module, name)
+        kept = OrderedDict((k, h) for k, h in hooks.items() if not _is_parallel(h))
+        if len(kept) != len(hooks):
+            memo[id(hooks)] = kept
+
+
+def _is_parallel(hook: Any) -> bool:
+    function = getattr(hook, "__func__", hook)
+    function = getattr(function, "func", function)  # functools.partial
+    return str(getattr(function, "__module__", "")).startswith(_PARALLEL)
