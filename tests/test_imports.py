@@ -169,6 +169,8 @@ def test_a_module_imports_only_names_that_are_public_where_they_live(module: str
 def test_public_names_exist_and_stand_once(module: str):
     names = public(module)
     assert len(set(names)) == len(names)
+    if module == "fanin.draw.cuda_kernel":
+        pytest.importorskip("triton", reason="no Triton: pip install triton")
     loaded = importlib.import_module(module)
     assert all(hasattr(loaded, name) for name in names)
     assert all(not name.startswith("_") for name in names if name != "__version__")

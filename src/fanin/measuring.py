@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
 
-__all__ = ["Outcome", "Target", "measure_", "outcomes_"]
+__all__ = ["Outcome", "Target", "Total", "measure_", "outcomes_"]
 
 
 # A signal this far from its size is lost or exploded on its way: no scale of one weight mends that.
@@ -40,6 +40,10 @@ WITHIN = "already within tolerance"
 
 _KEPT: tuple[float, ...] = ()
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
+
+
+#: Sums a tensor over processes.
+Total: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,16 @@ class Outcome:
 
 
 def measure_(
-    model: nn.Module, batch: Any, targets: Mapping[str, Target]
+    model: nn.Module, batch: Any, targets: Mapping[str, Target], total: Total | None = None
 ) -> dict[str, tuple[float, ...]]:
     """Rescale weights in place in one forward pass, so that each meets its target.
 
     Args:
         model: whose parameters are changed; all else is put back.
-        batch: that the targets are measured on.
+        batch: that the targets are measured on; this process's part of it, with `total`.
         targets: weight → what its output should be.
+        total: sums a tensor over the processes that measure together; each has to run the same
+            calls.
 
     Returns:
         parameter → the factor it was multiplied with (one for each unit, with `Target.units`), or
@@ -111,7 +117,7 @@ def measure_(
         ForwardError: the model raised.
     """
     found: dict[str, tuple[float, ...]] = {}
-    for name, outcome in outcomes_(model, batch, targets).items():
+    for name, outcome in outcomes_(model, batch, targets, total).items():
         if outcome.factors:
             found[name] = outcome.factors
         bias = targets[name.removesuffix(outcome.part)].bias
@@ -120,7 +126,9 @@ def measure_(
     return found
 
 
-def outcomes_(model: nn.Module, batch: Any, targets: Mapping[str, Target]) -> dict[str, Outcome]:
+def outcomes_(
+    model: nn.Module, batch: Any, targets: Mapping[str, Target], total: Total | None = None
+) -> dict[str, Outcome]:
     """As `measure_`; weight → what came of its target.  What was never called does not appear.
 
     A weight of weight norm is scaled by its magnitudes: give the target under their name.  Where
@@ -130,7 +138,7 @@ def outcomes_(model: nn.Module, batch: Any, targets: Mapping[str, Target]) -> di
     # a forward may take gradients itself, so they stay enabled
     with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
         reseed(0)
-        adjust = _Adjust(model, targets, guard)
+        adjust = _Adjust(model, targets, guard, _Means(total))
         trace(model, private(batch), None, _Measuring(model, guard, adjust))
     return adjust.found
 
@@ -216,11 +224,45 @@ class _Use:
         return _along(bias, self.unit_dim or -1)
 
 
+@dataclass(frozen=True)
+class _Means:
+    """Means over the batch; where several processes hold parts of it, over all of them."""
+
+    total: Total | None = None
+
+    def of(self, values: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+        """Over all dimensions, or some."""
+        over = range(values.dim()) if dims is None else dims
+        if self.total is None:
+            return values.mean() if dims is None else values.mean(tuple(over))
+        sums = values.sum() if dims is None else values.sum(tuple(over))
+        count = math.prod(values.shape[d] for d in over)
+        agreed = self.total(torch.cat([sums.flatten(), sums.new_tensor([count])]))
+        return (agreed[:-1] / agreed[-1]).view(sums.shape)
+
+    def size(self, values: Tensor, centred: bool = False) -> float:
+        """Root mean square, or std."""
+        if self.total is None:
+            return float(values.std(unbiased=False) if centred else values.square().mean().sqrt())
+        if centred:
+            values = values - self.of(values)
+        return float(self.of(values.square()).sqrt())
+
+    def sum(self, number: int) -> int:
+        """Over all processes."""
+        if self.total is None:
+            return number
+        return round(float(self.total(torch.tensor([number], dtype=torch.float64))))
+
+
 class _Adjust:
     """Called between a weighted call and its result; the first call of each weight decides."""
 
-    def __init__(self, model: nn.Module, targets: Mapping[str, Target], guard: Guard) -> None:
+    def __init__(
+        self, model: nn.Module, targets: Mapping[str, Target], guard: Guard, means: _Means
+    ) -> None:
         self.found: dict[str, Outcome] = {}
+        self._means = means
         self._parameters = dict(model.named_parameters())
         self._magnitudes = {pair[0] for pair in _normed(model)}
         self._targets, self._guard = dict(targets), guard
@@ -263,8 +305,10 @@ class _Adjust:
 
     def _adjusted(self, name: str, target: Target, use: _Use) -> Tensor:
         told = self._unfit(name, use)
-        if told:
-            return self._left(name, use, told)
+        if self._means.sum(bool(told)):  # all, or none
+            return self._left(name, use, told or "another process cannot measure it")
+        if self._means.sum(use.output.numel()) == 0:
+            return self._left(name, use, "its output is empty")
         return self._units(name, target, use) if target.units else self._whole(name, target, use)
 
     def _left(self, name: str, use: _Use, told: str) -> Tensor:
@@ -289,8 +333,6 @@ class _Adjust:
         """Why a weight cannot be scaled by this call; "" where it can."""
         if torch._C._functorch.is_functorch_wrapped_tensor(use.output):
             return "it runs inside of a transform such as vmap, where outputs have no values"
-        if use.output.numel() == 0:
-            return "its output is empty"
         if name in self._guard.written:
             return "the forward writes into it"
         other = self._scaled.get(self._parameters[name].data_ptr(), name)
@@ -305,14 +347,15 @@ class _Adjust:
 
     def _whole(self, name: str, target: Target, use: _Use) -> Tensor:
         values, added = use.output.detach().double(), use.added()
-        before = _size(values, target.centred)
+        before = self._means.size(values, target.centred)
         product = values if added is None else values - added
         bias = self._bias(target, use)
-        means = None if bias is None else _means(product, use)
+        means = None if bias is None else self._of_units(product, use)
         if means is not None:
-            factor, told = _ratio(_size(product - means), target)
+            factor, told = _ratio(self._means.size(product - means), target)
         elif target.exact and added is not None:
-            factor, told = _solved(product, added, target, torch.finfo(use.output.dtype).eps)
+            eps = torch.finfo(use.output.dtype).eps
+            factor, told = _solved(product, added, target, eps, self._means)
         else:
             factor, told = _ratio(before, target)
         if means is not None and told == WITHIN:
@@ -325,10 +368,20 @@ class _Adjust:
         if bias is not None and means is not None:
             moved, new = self._centre(target, bias, -factor * means.flatten())
         output = use.again()
-        after = _size(output.detach().double(), target.centred)
+        after = self._means.size(output.detach().double(), target.centred)
         factors = () if new and factor == 1.0 else (factor,)
         self.found[name + use.part] = Outcome(before, after, factors, new, moved, part=use.part)
         return output
+
+    def _of_units(self, product: Tensor, use: _Use) -> Tensor | None:
+        """Mean of each unit, in a shape that broadcasts; None where they are all there is."""
+        at = use.unit_dim
+        if at is None or self._means.sum(product.numel()) == product.shape[at]:
+            return None
+        dims = [d for d in range(product.dim()) if d != at % product.dim()]
+        means = _along(self._means.of(product, dims), at)
+        noise = NOISE * torch.finfo(use.output.dtype).eps * self._means.size(product)
+        return means if self._means.size(product - means) > noise else None
 
     def _bias(self, target: Target, use: _Use) -> Tensor | None:
         """The bias that is to take the means away, where it can."""
@@ -368,9 +421,10 @@ class _Adjust:
         same = use.weight.shape == parameter.shape and use.weight.stride() == parameter.stride()
         if not same or at < 0 or values is None or len(values) != parameter.shape[at]:
             return self._left(name, use, "its outputs do not lie along one dimension of it")
-        if values.shape[1] < 2:
+        if self._means.sum(values.shape[1]) < 2:
             return self._left(name, use, "the batch has one value for each unit")
-        std = values.std(1, unbiased=False)
+        mean = self._means.of(values, [1])
+        std = self._means.of((values - mean[:, None]).square(), [1]).sqrt()
         factor = torch.where(std > 0, target.size / std.clamp_min(1e-300), torch.ones_like(std))
         shape = [1] * parameter.dim()
         shape[at] = -1
@@ -379,10 +433,11 @@ class _Adjust:
         moved, new = 0.0, _KEPT
         bias = self._parameters.get(target.bias or "")
         if bias is not None and bias.shape == factor.shape:
-            means = (values.mean(1) - bias.detach().double()) * factor
+            means = (mean - bias.detach().double()) * factor
             moved, new = self._centre(target, bias, -means)
         output = use.again()
-        before, after = (_size(v.detach().double(), True) for v in (use.output, output))
+        sizes = (self._means.size(v.detach().double(), True) for v in (use.output, output))
+        before, after = sizes
         self.found[name] = Outcome(before, after, tuple(factor.tolist()), new, moved)
         return output
 
@@ -416,21 +471,6 @@ def _by_unit(use: _Use) -> Tensor | None:
     return values.reshape(len(values), -1)
 
 
-def _size(values: Tensor, centred: bool = False) -> float:
-    return float(values.std(unbiased=False) if centred else values.square().mean().sqrt())
-
-
-def _means(product: Tensor, use: _Use) -> Tensor | None:
-    """Mean of each unit, in a shape that broadcasts; None where they are all there is."""
-    at = use.unit_dim
-    if at is None or product.numel() == product.shape[at]:
-        return None
-    means = product.mean([d for d in range(product.dim()) if d != at % product.dim()])
-    means = _along(means, at)
-    noise = NOISE * torch.finfo(use.output.dtype).eps * _size(product)
-    return means if _size(product - means) > noise else None
-
-
 def _ratio(size: float, target: Target) -> tuple[float, str]:
     """The factor that brings an output from a size to its target, or why there is none."""
     if not math.isfinite(size):
@@ -445,22 +485,24 @@ def _ratio(size: float, target: Target) -> tuple[float, str]:
     return factor if target.exact else float(f"{factor:.{DIGITS}g}"), ""
 
 
-def _solved(product: Tensor, added: Tensor, target: Target, eps: float) -> tuple[float, str]:
+def _solved(
+    product: Tensor, added: Tensor, target: Target, eps: float, means: _Means
+) -> tuple[float, str]:
     """The factor f with the size of f·product + added as wanted, or why there is none.
 
     Of two it is the larger: more of the input gets through.
     """
     if target.centred:
         added = added.expand_as(product)
-        product, added = product - product.mean(), added - added.mean()
-    size = _size(product)
+        product, added = product - means.of(product), added - means.of(added)
+    size = means.size(product)
     if not math.isfinite(size) or not bool(added.any()):
         return _ratio(size, target)
-    if size <= NOISE * eps * _size(added):
+    if size <= NOISE * eps * means.size(added.expand_as(product)):
         return 1.0, "its output is its bias alone"
     # f² + 2·half·f + rest = 0
-    half = float((product * added).mean()) / size**2
-    rest = (float(added.square().expand_as(product).mean()) - target.size**2) / size**2
+    half = float(means.of(product * added)) / size**2
+    rest = (float(means.of(added.square().expand_as(product))) - target.size**2) / size**2
     inner = half**2 - rest
     root = math.sqrt(max(inner, 0.0))
     factor = root - half if half <= 0 else -rest / (half + root)

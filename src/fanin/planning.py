@@ -18,13 +18,15 @@ from fanin.assignment import Assignment, Recipe
 from fanin.catalogue import find
 from fanin.errors import ArgumentError, ModelError
 from fanin.fused import Fused
-from fanin.measuring import Target, measure_
+from fanin.measuring import Target, Total, measure_
+from fanin.placement import agreement, prepared
 from fanin.policies import decide
 from fanin.policies.targets import targets
 from fanin.reading import bare, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.summary import table
+from fanin.unsharded import is_sharded, unsharded, with_values
 
 __all__ = ["DTYPES", "Plan", "closed_forms", "init_", "plan"]
 
@@ -190,6 +192,10 @@ def plan(
     planned values, which are taken back; scales found so are part of the plan.  A model on the
     meta device is planned without memory, from closed forms alone.
 
+    A model that is spread over processes (`fully_shard`, tensor parallel, DistributedDataParallel)
+    is planned by all of them, each with its own part of the batch: scales are measured on all
+    parts together.  Where anything is measured, each process needs memory for the whole model.
+
     Args:
         model: any module that runs.
         batch: a tensor (one positional argument), a tuple (positional) or a dict (keyword).
@@ -210,14 +216,18 @@ def plan(
     0.5
     """
     _check_model(model)
-    model = bare(model)
+    total = agreement(model)
+    spread = bare(model)
+    prepared(spread)
+    sharded = is_sharded(spread)
+    model = unsharded(spread) if sharded else spread
     name = find(scheme).name
     if name == "auto" and gain != 1.0:
         raise ArgumentError(f"gain: {gain!r}; auto decides every gain itself")
     _check_seed(seed)
     architecture = reading(model, batch)
     found = roles(architecture, model)
-    meta = any(p.is_meta for p in model.parameters())
+    meta = any(p.is_meta for p in spread.parameters())
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     recipe = _without_unfit(recipe, model)
     wanted = targets(recipe, found)
@@ -227,7 +237,11 @@ def plan(
         if name != "auto":
             raise ModelError(f"model: {name} measures a batch, and a model on meta has no values")
         return Plan.of(recipe)
-    return Plan.of(_measured(recipe, found, model, batch, wanted, seed=seed, frozen=frozen))
+    if sharded:  # each process measures the whole model on its part of the batch
+        trained = {p.name for p in parameters_of(model) if frozen or p.trainable}
+        drawn = trained & {a.parameter for a in recipe.assignments}
+        model = with_values(spread, model, {p.name for p in parameters_of(model)} - drawn)
+    return Plan.of(_measured(recipe, found, model, batch, wanted, total, seed=seed, frozen=frozen))
 
 
 def closed_forms(architecture: Architecture, model: nn.Module) -> Recipe:
@@ -325,13 +339,14 @@ def _measured(
     model: nn.Module,
     batch: Any,
     wanted: Mapping[str, Target],
+    total: Total | None,
     *,
     seed: int,
     frozen: bool,
 ) -> Recipe:
     """The recipe with the scales that a pass over the batch asks for; the model is put back."""
     with lent(recipe, model, seed=seed, frozen=frozen):
-        factors = measure_(model, batch, wanted)
+        factors = measure_(model, batch, wanted, total)
     order = {role.parameter: role for role in found}
     return replace(
         recipe,

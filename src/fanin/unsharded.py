@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fanin.errors import ModelError
 from fanin.placement import is_spread
 
 __all__ = ["is_sharded", "unsharded", "with_values"]
@@ -17,6 +18,13 @@ __all__ = ["is_sharded", "unsharded", "with_values"]
 # Hooks of these packages gather, scatter or convert; without shards there is nothing to do so for.
 _PARALLEL = ("torch.distributed.",)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# The copy is never saved or loaded.
+_STATE_HOOKS = (
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+# Under names that start so, `fully_shard` and others like it keep their state in a module.
+_COMPOSED = "__composable_api_state"
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -28,6 +36,9 @@ def unsharded(model: nn.Module) -> nn.Module:
     """A copy of a sharded model as it was before: whole parameters on meta, no parallel hooks.
 
     Buffers are copied with their values, so that a forward can run that looks at them.
+
+    Raises:
+        ModelError: something in the model cannot be copied.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -40,9 +51,15 @@ def unsharded(model: nn.Module) -> nn.Module:
         if original is not None:
             memo[id(module)] = original.__new__(original)
             copies.append(module)
-    for module in copies:
-        memo[id(module)].__dict__.update(copy.deepcopy(module.__dict__, memo))
-    return copy.deepcopy(model, memo)
+    try:
+        for module in copies:
+            memo[id(module)].__dict__.update(copy.deepcopy(module.__dict__, memo))
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"model: it is spread over processes and cannot be copied to be read ({error}); plan it "
+            "before it is sharded, on meta too, and apply the plan after"
+        ) from error
 
 
 def with_values(model: nn.Module, whole: nn.Module, names: set[str]) -> nn.Module:
@@ -86,6 +103,9 @@ def _without_hooks(module: nn.Module, memo: dict[int, Any]) -> None:
         kept = OrderedDict((k, h) for k, h in hooks.items() if not _is_parallel(h))
         if len(kept) != len(hooks):
             memo[id(hooks)] = kept
+    states = [name for name in vars(module) if name.startswith(_COMPOSED)]
+    for name in (*_STATE_HOOKS, *states):
+        memo[id(getattr(module, name))] = OrderedDict()
 
 
 def _is_parallel(hook: Any) -> bool:

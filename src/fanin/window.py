@@ -33,6 +33,19 @@ class Rows:
     place: int = 0
     step: int = 0
 
+    def adjoining(self) -> Iterator[Rows]:
+        """The same as runs that follow one another in the part.
+
+        >>> list(Rows(0, 2, repeats=2, stride=9, place=0, step=5).adjoining())
+        [Rows(start=0, count=2, repeats=1, stride=0, place=0, step=0),
+         Rows(start=9, count=2, repeats=1, stride=0, place=5, step=0)]
+        """
+        if self.repeats == 1 or self.step == self.count:
+            yield self
+            return
+        for k in range(self.repeats):
+            yield Rows(self.start + k * self.stride, self.count, place=self.place + k * self.step)
+
 
 @dataclass(frozen=True)
 class Window:

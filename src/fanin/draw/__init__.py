@@ -11,6 +11,7 @@ can change a bit, and torch's, numpy's and Python's own random states are neithe
     gaussian      words to standard normals
     truncation    the words between two bounds, and the std between them
     native        the compiled draw, where it was built
+    cuda          the same on a GPU, by Triton: cuda_kernel
     values        a piece of a stream, by compiled code or by the reference
     tensors       normal_, uniform_, trunc_normal_
     matrices      orthogonal, hadamard

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fanin.draw import native
+from fanin.draw import cuda, native
 from fanin.draw.gaussian import LARGEST, UNIT
 from fanin.draw.philox import CHUNK, Key, integer
 from fanin.draw.truncation import interval
@@ -215,20 +215,23 @@ def _fill_(tensor: Tensor, key: Key, start: int, window: Window, values: Values)
 
 def _written(flat: Tensor, key: Key, start: int, window: Window, values: Values) -> bool:
     """Write straight into the memory of a tensor; False where that cannot be."""
-    if _has_memory(flat) and native.backend().compiled:
+    if flat.is_neg() or torch._C._functorch.is_functorch_wrapped_tensor(flat):
+        return False  # what stands in memory is not the values
+    if flat.device.type == "cpu" and native.backend().compiled:
         form = str(flat.dtype).removeprefix("torch.")
         for rows in window.rows():
             values.write(flat.data_ptr(), form, key, replace(rows, start=start + rows.start))
-        if not flat.is_inference():
-            torch.autograd.graph.increment_version(flat)
-        return True
-    return False
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Whether the values of a tensor stand in the CPU's memory as they are."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return tensor.device.type == "cpu" and not tensor.is_neg() and not wrapped
+    elif cuda.available(flat):
+        for rows in window.rows():
+            for each in rows.adjoining():
+                place, first = flat[each.place :], start + each.start
+                launch = (first, each.count, each.repeats, each.stride)
+                cuda.fill(place[: each.count * each.repeats], key, launch, values)
+    else:
+        return False
+    if not flat.is_inference():
+        torch.autograd.graph.increment_version(flat)
+    return True
 
 
 def _drawn(values: Values, key: Key, start: int, window: Window) -> NDArray[np.float32]:
