@@ -19,6 +19,7 @@ from fanin.findings import Finding
 from fanin.planning import Plan, init_, plan
 from fanin.repair import Repair, repair_
 from fanin.report import Report
+from fanin.verifying import Verification, verify
 
 __all__ = [
     "Assignment",
@@ -30,6 +31,7 @@ __all__ = [
     "Repair",
     "Report",
     "Scheme",
+    "Verification",
     "__version__",
     "calibrate_",
     "check",
@@ -41,6 +43,7 @@ __all__ = [
     "recording",
     "repair_",
     "schemes",
+    "verify",
 ]
 
 __version__ = "0.1.0"

@@ -27,7 +27,7 @@ from fanin.reading import check_batch
 from fanin.report import Report
 from fanin.starts import starts
 from fanin.symmetry import examine
-from fanin.trace import reject_scripted
+from fanin.trace import reject_unwatchable
 
 __all__ = ["check", "examined", "recording"]
 
@@ -281,7 +281,7 @@ def _matching(argument: str, prefixes: Iterable[str]) -> set[str]:
 
 def _check_model(model: nn.Module) -> None:
     """Raise ModelError for a model that cannot be checked or trained."""
-    reject_scripted(model)
+    reject_unwatchable(model)
     named = list(model.named_parameters())
     if not named:
         raise ModelError("model: it has no parameters, so there is nothing to check")

@@ -15,7 +15,7 @@ from fanin.errors import BatchError, ForwardError, ModelError
 from fanin.guard import Guard, eager, private, reseed, untouched
 from fanin.nested import arguments, tensors_in
 from fanin.operations import Weighted
-from fanin.trace import Watch, reject_scripted, trace
+from fanin.trace import Watch, reject_unwatchable, trace
 
 __all__ = ["Unobserved", "bare", "check_batch", "reading"]
 
@@ -48,7 +48,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
         BatchError: the batch is not finite or on another device.
         ForwardError: the forward raised.
     """
-    reject_scripted(model)
+    reject_unwatchable(model)
     if isinstance(batch, Mapping) and not isinstance(batch, dict):
         batch = dict(batch)
     meta = any(p.is_meta for p in model.parameters())

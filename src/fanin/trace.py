@@ -33,8 +33,9 @@ from fanin.operations import (
     Weighted,
     describe,
 )
+from fanin.placement import is_spread
 
-__all__ = ["Watch", "reject_scripted", "trace"]
+__all__ = ["Watch", "reject_unwatchable", "trace"]
 
 
 @dataclass(frozen=True)
@@ -525,12 +526,19 @@ def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float |
     return None
 
 
-def reject_scripted(model: nn.Module) -> None:
-    """Raise for a ScriptModule, whose calls cannot be watched."""
+def reject_unwatchable(model: nn.Module) -> None:
+    """Raise for a ScriptModule, or parameters that are spread over processes."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "model: a ScriptModule's calls cannot be watched; give the Python module it was made "
             "from"
+        )
+    spread = next((name for name, p in model.named_parameters() if is_spread(p)), None)
+    if spread is not None:
+        raise ModelError(
+            f"model: its parameters are spread over processes ({spread!r} is a DTensor), and its "
+            "calls are watched in one; do this before it is sharded (plan, init_ and Plan.apply_ "
+            "take it as it is)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``fanin check``, ``plan``, ``init``, ``repair``, ``compare``, ``explain``, …
+"""The command line: ``fanin check``, ``plan``, ``init``, ``verify``, ``repair``, ``explain``, …
 
 Exit status: 0 the start is sound, 1 there are error findings, 2 the command line is wrong or the
 check could not run (one line on stderr, the traceback with ``--debug``), 130 interrupted.
@@ -16,7 +16,6 @@ import click
 from rich.markdown import Markdown
 from rich.table import Table
 
-from fanin import __version__
 from fanin.catalogue import ALIASES, SCHEMES
 from fanin.catalogue import document as scheme_document
 from fanin.checking import check as check_model
@@ -33,9 +32,10 @@ from fanin.cli.options import (
     select_option,
 )
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
-from fanin.cli.program import Program, debug_option
+from fanin.cli.program import Program, debug_option, version_option
 from fanin.cli.progress import Progress
 from fanin.cli.repair import repair
+from fanin.cli.verify import verify
 from fanin.demo import demo as run_demo
 from fanin.errors import ArgumentError
 from fanin.findings import RULES, document
@@ -47,7 +47,7 @@ __all__ = ["cli", "main"]
 
 
 @click.group("fanin", cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="fanin")
+@version_option
 @debug_option
 def cli() -> None:
     """Get the starting weights of a PyTorch model right, and prove it."""
@@ -164,7 +164,7 @@ def _explained(name: str) -> str:
     return f"{text}\n{decisions()}" if name.lower() == "auto" else text
 
 
-for command in (plan, init, repair, compare, lab):
+for command in (plan, init, verify, repair, compare, lab):
     cli.add_command(command)
 
 

@@ -1,0 +1,92 @@
+"""``fanin verify``: is a checkpoint still exactly at its start?"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import click
+
+from fanin.cli.compare import Bar
+from fanin.cli.init import read_recipe
+from fanin.cli.output import STDOUT, require_writable, show, write_json
+from fanin.cli.program import debug_option
+from fanin.verifying import render
+from fanin.verifying import verify as verify_checkpoint
+
+__all__ = ["verify"]
+
+
+def _pairs(
+    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """Read OLD=NEW pairs."""
+    found = {}
+    for value in values:
+        old, equals, new = value.partition("=")
+        if not (old and equals and new):
+            raise click.BadParameter(f"{value!r} is not OLD=NEW, two names")
+        found[old] = new
+    return found
+
+
+@click.command("verify", short_help="Say which tensors of CHECKPOINT are still at their start.")
+@click.argument("checkpoint")
+@click.option("--recipe", metavar="FILE", help="That was applied; default: from CHECKPOINT.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    metavar="N",
+    help="Of the draw; default: from CHECKPOINT.",
+)
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=_pairs,
+    help="OLD of the recipe is called NEW in CHECKPOINT; repeatable.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Tensors compared at the same time.",
+)
+@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - is stdout.")
+@click.option("--full", is_flag=True, help="Show every tensor.")
+@click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
+@debug_option
+def verify(
+    checkpoint: str,
+    recipe: str | None,
+    seed: int | None,
+    aliases: dict[str, str],
+    jobs: int,
+    json_to: str | None,
+    full: bool,
+    quiet: bool,
+) -> int:
+    """Compute the start of every tensor of CHECKPOINT again, and compare it to the bit.
+
+    CHECKPOINT is a safetensors file, an index of several, or a folder with one of them.  The model
+    is not needed.
+
+    \b
+    fanin verify start.safetensors
+    fanin verify folder --recipe recipe.toml --seed 1
+
+    Exit status: 0 all at their start, 1 some are not, 2 could not run.
+    """
+    require_writable("--json", json_to)
+    given = None if recipe is None else read_recipe(recipe)
+    with contextlib.redirect_stdout(sys.stderr), Bar(quiet=quiet) as bar:
+        bar(f"reading {checkpoint}", 0.0)
+        found = verify_checkpoint(checkpoint, given, seed, aliases=aliases, jobs=jobs, progress=bar)
+    if json_to is not None:
+        write_json(found.to_json(), json_to)
+    if not quiet and json_to != STDOUT:
+        show(render(found, full=full))
+    return 0 if found.ok else 1
