@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from zoo import blocks, seeded
 from zoo.blocks import Residual, mlp
 from zoo.checks import QUIET, unchanged
@@ -59,15 +60,15 @@ BREAKS = (KeyboardInterrupt, SystemExit, MemoryError, RuntimeError, ArgumentErro
 def break_at(monkeypatch: pytest.MonkeyPatch, stop: int, error: type[BaseException]) -> list[str]:
     """Let the `stop`-th draw of a parameter write, and raise."""
     seen: list[str] = []
-    draw = fanin.apply._draw
+    draw = fanin.apply.assign_
 
-    def breaking(tensor, assignment, seed, name):
-        draw(tensor, assignment, seed, name)
+    def breaking(tensor, assignment, seed, name, window=None):
+        draw(tensor, assignment, seed, name, window)
         seen.append(name)
         if len(seen) == stop:
             raise error("stop")
 
-    monkeypatch.setattr(fanin.apply, "_draw", breaking)
+    monkeypatch.setattr(fanin.apply, "assign_", breaking)
     return seen
 
 
@@ -839,3 +840,23 @@ def test_functional_weights_are_written_where_the_model_holds_them():
     model = Net()
     init_(model, torch.randn(30, 40), "he_normal")
     assert float(model.w.detach().std()) == pytest.approx(math.sqrt(2 / 40), rel=0.06)
+
+
+@pytest.mark.filterwarnings("ignore:.*global hooks on modules:UserWarning")
+@pytest.mark.parametrize("wrap", [torch.compile, checkpoint_wrapper], ids=["compile", "checkpoint"])
+def test_what_wraps_a_module_inside_changes_no_value(wrap) -> None:
+    def build() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3)))
+
+    batch = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    plain, wrapped = build(), build()
+    wrapped[1] = wrap(wrapped[1])
+    plan = fanin.plan(plain, batch)
+    plan.apply_(plain, seed=3)
+    plan.apply_(wrapped, seed=3)
+    assert all(map(torch.equal, plain.parameters(), wrapped.parameters()))
+    for parameter in wrapped.parameters():
+        nn.init.zeros_(parameter)
+    for model in (plain, wrapped):
+        fanin.init_(model, batch, seed=3)
+    assert all(map(torch.equal, plain.parameters(), wrapped.parameters()))

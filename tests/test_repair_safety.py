@@ -408,7 +408,7 @@ def test_an_error_between_two_writes_takes_the_first_one_back(monkeypatch):
     """The second draw of a repair fails: memory can run out anywhere."""
     from fanin import apply
 
-    draw, written = apply._draw, []
+    draw, written = apply.assign_, []
 
     def failing(tensor, assignment, *rest):
         if written:
@@ -418,7 +418,7 @@ def test_an_error_between_two_writes_takes_the_first_one_back(monkeypatch):
 
     model, batch, loss = BY_NAME["zeros-under-sigmoid"].build()
     with unchanged(model, batch):
-        monkeypatch.setattr(apply, "_draw", failing)
+        monkeypatch.setattr(apply, "assign_", failing)
         with pytest.raises(MemoryError):
             fanin.repair_(model, batch, loss)
         monkeypatch.undo()

@@ -16,7 +16,7 @@ from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
 from fanin.placement import Piece, Share, exchange_, made, prepared, share
-from fanin.reading import bare
+from fanin.reading import bare, plain
 from fanin.recipe import check
 
 __all__ = ["Trial", "apply_", "copied", "kept", "lent", "trial"]
@@ -68,7 +68,9 @@ def apply_(
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
     model = bare(model)
     prepared(model)
-    parameters = {alias: p for p in parameters_of(model) for alias in p.aliases}
+    every = parameters_of(model)
+    parameters = {plain(alias): p for p in every for alias in p.aliases}
+    parameters |= {alias: p for p in every for alias in p.aliases}
     parts = _parts(fused, recipe, parameters)
     _fit(recipe, parameters, parts)
     places = _places(recipe, parameters, parts)
@@ -114,7 +116,7 @@ def _places(
     for assignment in recipe.assignments:
         own = parameters.get(assignment.parameter)
         if own is not None and own.name not in parts:
-            found.append(_Place(own.name, assignment, own.name))
+            found.append(_Place(own.name, assignment, plain(own.name)))
         for name, part in inside.get(assignment.parameter, ()):
             found.append(_Place(name, assignment, assignment.parameter, part))
     return found
@@ -170,7 +172,7 @@ def lent(
             if frozen or parameter.requires_grad:
                 with torch.inference_mode(False):  # what is made in that mode stays in it
                     drawn = torch.empty_like(parameter.data)
-                    assign_(drawn, assignment, seed, assignment.parameter)
+                    assign_(drawn, assignment, seed, plain(assignment.parameter))
                 own[assignment.parameter] = parameter.data
                 parameter.data = drawn
         yield
@@ -209,7 +211,7 @@ class Trial:
             if name not in self._seen:
                 self._keeper(self._tensors[name])
                 self._seen.add(name)
-            assign_(self._tensors[name], assignment, seed, name)
+            assign_(self._tensors[name], assignment, seed, plain(name))
 
     def originals(self) -> dict[str, Tensor]:
         """The values that the parameters had, of all that were written so far."""

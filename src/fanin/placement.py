@@ -187,6 +187,8 @@ def _drawn(piece: Piece, turn: int, seed: int) -> Tensor | Exception | None:
 def _spread_(piece: Piece, owner: int, whole: Tensor | Exception | None) -> None:
     """Send every process its part; write this one's."""
     mine, me = piece.share.tensor.detach(), torch.distributed.get_rank()
+    if me not in {rank for rank, _ in piece.share.holders}:
+        return  # it holds nothing, and nobody sends it anything
     failed = torch.tensor([isinstance(whole, Exception)], dtype=torch.uint8, device=mine.device)
     if whole is None:
         torch.distributed.recv(failed, owner)

@@ -17,7 +17,10 @@ from fanin.nested import arguments, tensors_in
 from fanin.operations import Weighted
 from fanin.trace import Watch, reject_unwatchable, trace
 
-__all__ = ["Unobserved", "bare", "check_batch", "reading"]
+__all__ = ["Unobserved", "bare", "check_batch", "plain", "reading"]
+
+# Where modules inside of a model are wrapped, these stand in the paths of their parameters.
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 
 
 class Unobserved:
@@ -91,6 +94,15 @@ def bare(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def plain(path: str) -> str:
+    """A parameter's path without what torch.compile and activation checkpoints put into it.
+
+    >>> plain("layers.0._orig_mod.up.weight")
+    'layers.0.up.weight'
+    """
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
 def check_batch(model: nn.Module, batch: Any) -> None:

@@ -57,8 +57,8 @@ def unsharded(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"model: it is spread over processes and cannot be copied to be read ({error}); plan it "
-            "before it is sharded, on meta too, and apply the plan after"
+            f"model: it is spread over processes and cannot be copied to be read ({error}); plan "
+            "it before it is sharded, on meta too, and apply the plan after"
         ) from error
 
 
@@ -97,12 +97,14 @@ def _original(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _without_hooks(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Let a copy of the module have all hooks but those of parallel training."""
+    """Let a copy of the module have all hooks but those of parallel training, and be as written."""
     for name in _HOOKS:
         hooks: OrderedDict[int, Any] = getattr(module, name)
         kept = OrderedDict((k, h) for k, h in hooks.items() if not _is_parallel(h))
         if len(kept) != len(hooks):
             memo[id(hooks)] = kept
+    if module._compiled_call_impl is not None:  # bound to the module it was compiled for
+        memo[id(module._compiled_call_impl)] = None
     states = [name for name in vars(module) if name.startswith(_COMPOSED)]
     for name in (*_STATE_HOOKS, *states):
         memo[id(getattr(module, name))] = OrderedDict()

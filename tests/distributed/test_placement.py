@@ -1,0 +1,107 @@
+"""On any number of ranks and however it is sharded, a model gets the bits of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import CASES, WORLDS, Case, truth_of
+from filelock import FileLock
+
+WORKER = Path(__file__).with_name("worker.py")
+LIMIT = 300  # seconds for all cases of one number of ranks; a hang ends here
+_TOLD = 3000  # characters of a failed run that are shown
+
+Findings = dict[str, dict[int, list[str]]]  # case → rank → what it found wrong
+
+
+def launched(world: int, folder: Path) -> str:
+    """Run all cases of one number of ranks; how it went wrong, or nothing."""
+    for case in CASES:
+        path = folder / case.truth
+        if world in case.worlds and not path.exists():
+            truth_of(case).save(path)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(world), str(WORKER), str(folder)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / f"log-{world}.txt").open("w+", encoding="utf-8") as log:
+        run = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            status = run.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            status = f"none after {LIMIT} s"
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.wait()
+        log.seek(0)
+        return "" if status == 0 else f"exit status {status}:\n{log.read()[-_TOLD:]}"
+
+
+def findings(world: int, folder: Path) -> Findings:
+    """What each rank wrote."""
+    found: Findings = {}
+    for rank in range(world):
+        path = folder / f"rank-{rank}-of-{world}.jsonl"
+        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+            name, problems = json.loads(line)
+            found.setdefault(name, {})[rank] = problems
+    return found
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory):
+    """The findings of a number of ranks, and how the run ended: one run for all tests.
+
+    Tests may be spread over several processes: the first one that asks runs it.
+    """
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if several else base) / "placement"
+    folder.mkdir(exist_ok=True)
+
+    def findings_of(world: int) -> tuple[Findings, str]:
+        ended = folder / f"ended-{world}.txt"
+        with FileLock(folder / "lock"):
+            if not ended.exists():
+                ended.write_text(launched(world, folder), encoding="utf-8")
+        return findings(world, folder), ended.read_text("utf-8")
+
+    return findings_of
+
+
+@pytest.mark.parametrize(
+    ("case", "world"),
+    [
+        pytest.param(case, world, id=f"{world}-{case.name}")
+        for world in WORLDS
+        for case in CASES
+        if world in case.worlds
+    ],
+)
+def test_every_rank_finds_what_it_should(case: Case, world: int, run):
+    found, ended = run(world)
+    ranks = found.get(case.name, {})
+    assert len(ranks) == world, f"{world - len(ranks)} ranks did not come to an end: {ended}"
+    wrong = {rank: problems for rank, problems in ranks.items() if problems}
+    assert not wrong, "\n".join(f"rank {r}: {told}" for r, some in wrong.items() for told in some)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_all_ranks_end_well(world: int, run):
+    assert run(world)[1] == ""
+
+
+def test_no_two_cases_have_one_name():
+    for world in WORLDS:
+        names = [case.name for case in CASES if world in case.worlds]
+        assert len(set(names)) == len(names)
