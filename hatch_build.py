@@ -2,7 +2,8 @@
 
 Without one the package is built all the same: everything is then drawn by the numpy reference, to
 the same bits.  The environment variable FANIN_COMPILE says "never" to leave it out, or "always" to
-fail where it cannot be built; CC names the compiler, CFLAGS further options.
+fail where it cannot be built; CC names the compiler, CFLAGS further options (and ARCHFLAGS, by
+which macOS is told to build for another processor).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src", "fanin", "draw", "compiled")
 OPTIONS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-shared", "-pthread"]
+LIBRARIES = ["-lm"]  # has fesetenv where the C library itself has not
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling has no types
@@ -54,17 +56,18 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling ha
 
 def compiled(source: Path, library: Path) -> str:
     """Compile; the problem in one line, or nothing."""
+    if os.name != "posix":
+        return "only POSIX systems are supported"  # the threads are theirs
     command = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc")]
     if command[0] is None or shutil.which(command[0]) is None:
         return "no C compiler is found"
-    if os.name != "posix":
-        return "only POSIX systems are supported"
-    flags = [*OPTIONS, *shlex.split(os.environ.get("CFLAGS", ""))]
+    given = (os.environ.get(name, "") for name in ("CFLAGS", "ARCHFLAGS"))
+    flags = [*OPTIONS, *(flag for flags in given for flag in shlex.split(flags))]
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # then moved in one step
         made = Path(folder) / library.name
         try:
             done = subprocess.run(
-                [*command, *flags, "-o", str(made), str(source)],
+                [*command, *flags, "-o", str(made), str(source), *LIBRARIES],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -386,6 +386,34 @@ def test_scales_that_an_author_chose_are_left_alone(build, name: str):
     assert "author" in found.untouched[name]
 
 
+class Routed(nn.Module):
+    """A mixture of two experts behind a norm; the router's shares pass through a reshape."""
+
+    def __init__(self, shares) -> None:
+        super().__init__()
+        self.norm, self.gate, self.shares = nn.LayerNorm(16), nn.Linear(16, 2), shares
+        self.up, self.down = (nn.ModuleList(nn.Linear(16, 16) for _ in "ab") for _ in "ud")
+
+    def forward(self, x):
+        h = self.norm(x)
+        shares = self.shares(self.gate(h))
+        shares = shares / shares.sum(-1, keepdim=True)
+        experts = zip(self.up, self.down, strict=True)
+        mixed = [
+            down(up(h).relu()) * shares[..., k : k + 1] for k, (up, down) in enumerate(experts)
+        ]
+        return x + sum(mixed[1:], mixed[0])
+
+
+@pytest.mark.parametrize("shares", [lambda x: x.softmax(-1), torch.sigmoid], ids=["soft", "sig"])
+def test_a_router_is_not_what_is_added_to_the_stream(shares):
+    model = nn.Sequential(nn.Linear(8, 16), Routed(shares), Routed(shares), nn.Linear(16, 4))
+    found = fanin.plan(model, torch.randn(32, 8))
+    assert "last layer of one of 4" in found["1.down.0.weight"].because
+    assert "last layer" not in found["1.gate.weight"].because
+    assert found["1.gate.weight"].std == pytest.approx(16**-0.5)
+
+
 def test_a_branch_of_another_kind_is_no_residual_branch_without_norms():
     """Zeros at the end of a gate, a projection or a plain layer would be a fault."""
     for name in ("highway", "unet", "nerf", "siamese"):

@@ -235,6 +235,7 @@ class _Keeper:
         self._model = model
         self.copies: list[tuple[Tensor, Tensor]] = []
         self._replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._held: dict[int, list[tuple[nn.Module, str]]] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
     def __call__(self, tensor: nn.Parameter, device: torch.device | str | None = None) -> Tensor:
@@ -243,12 +244,18 @@ class _Keeper:
             self.copies.append((tensor, tensor.detach().clone()))
             return tensor
         new = made(tensor, device)
-        for module in self._model.modules():
-            for key, value in module._parameters.items():
-                if value is tensor:
-                    self._replaced.append((module, key, value))
-                    module._parameters[key] = new
+        for module, key in self._holders()[id(tensor)]:
+            self._replaced.append((module, key, tensor))
+            module._parameters[key] = new
         return new
+
+    def _holders(self) -> dict[int, list[tuple[nn.Module, str]]]:
+        """Which modules hold each parameter, under which names; read once."""
+        if not self._held:
+            for module in self._model.modules():
+                for key, value in module._parameters.items():
+                    self._held.setdefault(id(value), []).append((module, key))
+        return self._held
 
     def statistics(self, device: torch.device | str | None = None) -> None:
         """Make the running statistics of norms that are on the meta device: they start fresh."""

@@ -13,7 +13,7 @@ from fanin.operations import ACTIVATIONS, RECURRENT
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
-_GATES = frozenset({"sigmoid", "hardsigmoid"})
+_GATES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 
 
 @dataclass(frozen=True)
@@ -221,11 +221,28 @@ def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> tuple[
             found.add(index)
         elif calls[index].op == "mul":  # a gate is not what is added: follow what it gates
             factors = calls[index].behind
-            gated = [i for i in factors if calls[i].op not in _GATES]
+            gated = [i for i in factors if not _opens(calls, i, region)]
             queue += gated or factors
         else:
             queue += calls[index].behind
     return tuple(sorted(found))
+
+
+def _opens(calls: tuple[Call, ...], end: int, region: set[int]) -> bool:
+    """Whether all of a factor is a gate: a sigmoid, or a router's softmax over experts."""
+    seen, queue, gates = set(), [end], 0
+    while queue:
+        index = queue.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index in region and calls[index].op in _GATES:
+            gates += 1
+        elif index not in region or _counts(calls[index]):
+            return False
+        else:
+            queue += calls[index].behind
+    return gates > 0
 
 
 def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...]) -> str:

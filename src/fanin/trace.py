@@ -223,10 +223,15 @@ class Watch(TorchFunctionMode):
         return out
 
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call; in float32 where a fused kernel knows no float64."""
+        """The result of a call; in another dtype where a fused kernel does not know this one."""
         try:
             return func(*args, **kwargs)
         except RuntimeError as error:
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and given.is_meta and "BF16" in str(error):
+                # The shape of a grouped product is known for bfloat16 alone; others run as well.
+                made = func(*map_tensors(_brain, args), **map_tensors(_brain, kwargs))
+                return map_tensors(lambda tensor: tensor.to(given.dtype), made)
             if self._promote is not torch.float64 or "double" not in str(error).lower():
                 raise
             return func(*map_tensors(_single, args), **map_tensors(_single, kwargs))
@@ -544,3 +549,7 @@ def reject_unwatchable(model: nn.Module) -> None:
 
 def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _brain(tensor: Tensor) -> Tensor:
+    return tensor.bfloat16() if tensor.is_floating_point() else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import sys
@@ -10,11 +11,14 @@ import traceback
 from typing import Any, NoReturn
 
 import click
+import torch
 
+from fanin import __version__
+from fanin.draw import backend, native
 from fanin.errors import FaninError
 from fanin.targets.source import first_line
 
-__all__ = ["COULD_NOT_RUN", "INTERRUPTED", "Program", "debug_option"]
+__all__ = ["COULD_NOT_RUN", "INTERRUPTED", "Program", "debug_option", "version_option"]
 
 COULD_NOT_RUN = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -34,6 +38,51 @@ def debug_option(command: Any) -> Any:
         callback=remember,
         help="Show the traceback when something fails.",
     )(command)
+
+
+def version_option(command: Any) -> Any:
+    """Add ``--version``, which says what draws on this machine too."""
+
+    def tell(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if not value or ctx.resilient_parsing:
+            return
+        try:
+            click.echo("\n".join((f"fanin, version {__version__}", _cpu_draw(), _cuda_draw())))
+        except FaninError as error:  # FANIN_DRAW names what is not there
+            _say(_reason(error))
+            ctx.exit(COULD_NOT_RUN)
+        ctx.exit()
+
+    return click.option(
+        "--version",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=tell,
+        help="Show the version, and what draws on this machine.",
+    )(command)
+
+
+def _cpu_draw() -> str:
+    """What draws on the CPU; of compiled code also what else could, and the threads."""
+    chosen = backend()
+    if not chosen.compiled:
+        return f"draw: {chosen}"
+    others = ", ".join(name for name in native.present() if name != chosen.name)
+    also = f" (also {others})" if others else ""
+    threads = torch.get_num_threads()
+    return f"draw: {chosen}{also}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cuda_draw() -> str:
+    """What draws on CUDA; Triton is not imported to say so, and CUDA not initialized."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "CUDA draw: none (Triton is not installed)"
+    if not torch.cuda.is_available():
+        return "CUDA draw: none (no CUDA device)"
+    return f"CUDA draw: Triton {triton}"
 
 
 class Program(click.Group):

@@ -62,20 +62,34 @@ static inline uint16_t half(float value) {
 #include "kernel.h"
 
 #if defined(__x86_64__)
+#if defined(__clang__) /* which has words of its own for GCC's "target of what follows" */
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
+#endif
 #define SET_AVX2
 #include "lanes.h"
 #include "kernel.h"
 #undef SET_AVX2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push( \
+    __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
 #define SET_AVX512
 #include "lanes.h"
 #include "kernel.h"
 #undef SET_AVX512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 #elif defined(__aarch64__)
 #define SET_NEON
 #include "lanes.h"
