@@ -224,6 +224,9 @@ def fill(
 
 def _slices(rows: Rows) -> Iterator[Rows]:
     """The rows, in calls of at most `_SLICE` elements."""
+    if rows.count * rows.repeats <= _SLICE:
+        yield rows
+        return
     if rows.count > _SLICE:
         for repeat in range(rows.repeats):
             for at in range(0, rows.count, _SLICE):

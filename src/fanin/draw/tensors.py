@@ -220,7 +220,8 @@ def _written(flat: Tensor, key: Key, start: int, window: Window, values: Values)
     if flat.device.type == "cpu" and native.backend().compiled:
         form = str(flat.dtype).removeprefix("torch.")
         for rows in window.rows():
-            values.write(flat.data_ptr(), form, key, replace(rows, start=start + rows.start))
+            own = replace(rows, start=start + rows.start) if start else rows
+            values.write(flat.data_ptr(), form, key, own)
     elif cuda.available(flat):
         for rows in window.rows():
             for each in rows.adjoining():

@@ -29,9 +29,11 @@ typedef struct {
     int32_t kind, form;
 } Job;
 
-/* Columns c0 … c3 of the normal table: a row for 0, then one for each sixteenth of an octave. */
+/* The normal table: a row for 0, then one for each sixteenth of an octave; c0 … c3 of each, row by
+ * row and column by column. */
 enum { ROWS = 497, COLUMNS = 4 };
-static uint32_t table[COLUMNS][512] __attribute__((aligned(64)));
+static uint32_t by_row[ROWS][COLUMNS] __attribute__((aligned(64)));
+static uint32_t by_column[COLUMNS][512] __attribute__((aligned(64)));
 
 enum { PIECE = 1024 };              /* numbers at once: they stay in the first cache */
 enum { BEFORE_ONE = 127 * 16 - 1 }; /* exponent and four bits of 1.0f, less one */
@@ -161,7 +163,9 @@ static void *work(void *argument) {
 
 /* Set the normal table: ROWS · COLUMNS numbers, column by column. */
 void fanin_table(const uint32_t *columns) {
-    for (int k = 0; k < COLUMNS; k++) memcpy(table[k], columns + k * ROWS, sizeof(uint32_t) * ROWS);
+    for (int row = 0; row < ROWS; row++)
+        for (int k = 0; k < COLUMNS; k++)
+            by_column[k][row] = by_row[row][k] = columns[k * ROWS + row];
 }
 
 /* Whether this machine has an instruction set. */

@@ -2,13 +2,10 @@
 
 /* 4·LANES words, from a block of Philox4x32-10 on. */
 static inline void NAME(philox)(const Job *job, uint64_t block, uint32_t *out) {
-    uint64_t even[LANES / 2], odd[LANES / 2];
-    for (int i = 0; i < LANES / 2; i++) {
-        even[i] = block + 2 * i;
-        odd[i] = block + 2 * i + 1;
-    }
-    /* Of each 64 bits the lower 32 are the counter word; what stands above is never looked at. */
-    W a0 = WLOAD(even), b0 = WLOAD(odd), a1 = UPPER(a0), b1 = UPPER(b0);
+    /* Of each 64 bits the lower 32 are the counter word; what stands above is never looked at.
+     * Blocks stand in the order that STORE4 turns into their own. */
+    W a0 = WADD(WALL(block), WEVEN), b0 = WADD(a0, WALL(LANES < 4 ? 1 : LANES / 4));
+    W a1 = UPPER(a0), b1 = UPPER(b0);
     W a2 = WALL(job->high), b2 = a2, a3 = UPPER(a2), b3 = a3;
     uint32_t k0 = (uint32_t)job->low, k1 = (uint32_t)(job->low >> 32);
     const W m0 = WALL(0xD2511F53u), m1 = WALL(0xCD9E8D57u);
@@ -37,15 +34,15 @@ static inline V NAME(high)(V x, V y) {
 static inline V NAME(normal)(V word) {
     const V upper = SRA(word, 31); /* all bits set where z is not negative */
     const V r = XOR(word, upper);
-    /* A float of 24 bits must not round up to the next row: the last 7 of 31 bits are cleared. */
-    const V lost = AND(ABOVE(r, (1 << 24) - 1), ALL(127));
-    const V rough = ROUGH(SUB(r, AND(r, lost)));
+    const V rough = ROUGH(r); /* as a float, rounded down: up might be the next row */
     const V row = AT_LEAST_0(SUB(SRL(rough, 19), ALL(BEFORE_ONE)));
     const V t = SLL_EACH(r, SUB(ALL(36 + 127), SRL(rough, 23)));
-    V sum = NAME(high)(COLUMN(3, row), t);
-    sum = NAME(high)(SUB(COLUMN(2, row), sum), t);
-    sum = NAME(high)(SUB(COLUMN(1, row), sum), t);
-    sum = SUB(COLUMN(0, row), SRL(sum, 7)); /* c1, c2 and c3 have seven bits more than c0 */
+    V c[COLUMNS];
+    LOOK_UP(row, c);
+    V sum = NAME(high)(c[3], t);
+    sum = NAME(high)(SUB(c[2], sum), t);
+    sum = NAME(high)(SUB(c[1], sum), t);
+    sum = SUB(c[0], SRL(sum, 7)); /* c1, c2 and c3 have seven bits more than c0 */
     const V lower = XOR(upper, ALL(0xFFFFFFFFu));
     return SUB(XOR(sum, lower), lower); /* −sum where all bits of lower are set */
 }
@@ -53,16 +50,20 @@ static inline V NAME(normal)(V word) {
 /* Words to numbers in place, `count` of them: a multiple of LANES. */
 static inline void NAME(map)(const Job *job, uint32_t *words, uint64_t count) {
     const V first = ALL(job->first), width = ALL(job->width);
-    for (uint32_t *at = words; at < words + count && job->kind != WORDS; at += LANES) {
-        V v = LOAD(at);
-        if (job->kind == UNIFORM) {
-            v = SRL(v, 8);
-            v = ADD(ADD(v, v), ALL(1 - (1 << 24)));
-        } else {
-            if (job->kind == BETWEEN) v = ADD(first, NAME(high)(v, width));
-            v = NAME(normal)(v);
-        }
-        STORE(at, v);
+    uint32_t *const end = words + count;
+    switch (job->kind) {
+        case NORMAL:
+            for (uint32_t *at = words; at < end; at += LANES) STORE(at, NAME(normal)(LOAD(at)));
+            break;
+        case BETWEEN:
+            for (uint32_t *at = words; at < end; at += LANES)
+                STORE(at, NAME(normal)(ADD(first, NAME(high)(LOAD(at), width))));
+            break;
+        case UNIFORM:
+            for (uint32_t *at = words; at < end; at += LANES) {
+                const V v = SRL(LOAD(at), 8);
+                STORE(at, ADD(ADD(v, v), ALL(1 - (1 << 24))));
+            }
     }
 }
 
@@ -97,10 +98,10 @@ static void NAME(fill)(const Job *job, uint64_t start, uint64_t count, char *out
         const int lane = (int)(start % 4);
         const int size = (int)(count < PIECE ? count : PIECE);
         const int step = 4 * LANES;
-        for (int i = 0; i < lane + size; i += step) {
-            NAME(philox)(job, start / 4 + i / 4, piece + i);
-            NAME(map)(job, piece + i, step);
-        }
+        int drawn = 0; /* in two loops: in one the processor cannot look far enough ahead */
+        for (; drawn < lane + size; drawn += step)
+            NAME(philox)(job, start / 4 + drawn / 4, piece + drawn);
+        NAME(map)(job, piece, drawn);
         NAME(write)(job, (const int32_t *)piece + lane, size, out);
         out += (size_t)size * SIZES[job->form];
         start += size;

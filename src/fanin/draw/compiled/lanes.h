@@ -14,18 +14,18 @@
 #undef ALL
 #undef ADD
 #undef SUB
-#undef AND
+#undef AND_NOT
 #undef XOR
 #undef SRL
 #undef SRA
 #undef SLL_EACH
-#undef ABOVE
 #undef ROUGH
 #undef AT_LEAST_0
-#undef COLUMN
+#undef LOOK_UP
 #undef AS_W
 #undef WALL
-#undef WLOAD
+#undef WADD
+#undef WEVEN
 #undef PRODUCT
 #undef UPPER
 #undef XOR3
@@ -45,25 +45,32 @@
 #define ALL(x) _mm512_set1_epi32((int)(x))
 #define ADD _mm512_add_epi32
 #define SUB _mm512_sub_epi32
-#define AND _mm512_and_si512
 #define XOR _mm512_xor_si512
 #define SRL _mm512_srli_epi32
 #define SRA _mm512_srai_epi32
 #define SLL_EACH _mm512_sllv_epi32
-#define ABOVE(v, x) _mm512_movm_epi32(_mm512_cmpgt_epi32_mask(v, ALL(x)))
-#define ROUGH(v) _mm512_castps_si512(_mm512_cvtepi32_ps(v))
+#define ROUGH(v) \
+    _mm512_castps_si512(_mm512_cvt_roundepi32_ps(v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC))
 #define AT_LEAST_0(v) _mm512_max_epi32(v, ALL(0))
 #define AS_W(v) (v)
 #define WALL(x) _mm512_set1_epi64((long long)(x))
-#define WLOAD(p) _mm512_loadu_si512(p)
+#define WADD _mm512_add_epi64
+#define WEVEN _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0)
 #define PRODUCT _mm512_mul_epu32
 #define UPPER(w) _mm512_srli_epi64(w, 32)
 #define XOR3(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
 #define PACK(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0xA0)
 #define SPLIT(even, odd) _mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xF5)
 
+/* Four by four numbers, turned, in each 128 bits. */
+static inline void turn_avx512(const __m512i *x, __m512i *y) {
+    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    y[0] = _mm512_unpacklo_epi64(a, c), y[1] = _mm512_unpackhi_epi64(a, c);
+    y[2] = _mm512_unpacklo_epi64(b, d), y[3] = _mm512_unpackhi_epi64(b, d);
+}
 /* All but one in 256 numbers fall into the last eight octaves, whose 128 rows are eight
- * vectors: permutations of these are quicker than gathering. */
+ * vectors: permutations of these are quick everywhere, and gathering is slow on many processors. */
 static inline __m512i column_avx512(const uint32_t *column, __m512i row) {
     enum { FROM = ROWS - 128 };
     const uint32_t *p = column + FROM;
@@ -80,28 +87,16 @@ static inline __m512i column_avx512(const uint32_t *column, __m512i row) {
     if (__builtin_expect(before == 0, 1)) return found;
     return _mm512_mask_i32gather_epi32(found, before, row, column, 4);
 }
-#define COLUMN(k, row) column_avx512(table[k], row)
-
-static inline __m512i quarter_avx512(__m512i a, __m512i b, __m512i c, __m512i d, int which) {
-    const __m512i x = which == 0   ? _mm512_shuffle_i32x4(a, b, 0x00)
-                      : which == 1 ? _mm512_shuffle_i32x4(a, b, 0x55)
-                      : which == 2 ? _mm512_shuffle_i32x4(a, b, 0xAA)
-                                   : _mm512_shuffle_i32x4(a, b, 0xFF);
-    const __m512i y = which == 0   ? _mm512_shuffle_i32x4(c, d, 0x00)
-                      : which == 1 ? _mm512_shuffle_i32x4(c, d, 0x55)
-                      : which == 2 ? _mm512_shuffle_i32x4(c, d, 0xAA)
-                                   : _mm512_shuffle_i32x4(c, d, 0xFF);
-    return _mm512_shuffle_i32x4(x, y, 0x88);
+static inline void look_up_avx512(__m512i row, __m512i *c) {
+    for (int k = 0; k < COLUMNS; k++) c[k] = column_avx512(by_column[k], row);
 }
+#define LOOK_UP look_up_avx512
+
 static inline void store4_avx512(uint32_t *out, __m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
-    const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
-    const __m512i q0 = _mm512_unpacklo_epi64(ab0, cd0), q1 = _mm512_unpackhi_epi64(ab0, cd0);
-    const __m512i q2 = _mm512_unpacklo_epi64(ab1, cd1), q3 = _mm512_unpackhi_epi64(ab1, cd1);
-    STORE(out, quarter_avx512(q0, q1, q2, q3, 0));
-    STORE(out + 16, quarter_avx512(q0, q1, q2, q3, 1));
-    STORE(out + 32, quarter_avx512(q0, q1, q2, q3, 2));
-    STORE(out + 48, quarter_avx512(q0, q1, q2, q3, 3));
+    const __m512i x[4] = {a, b, c, d};
+    __m512i y[4];
+    turn_avx512(x, y);
+    for (int i = 0; i < 4; i++) STORE(out + 16 * i, y[i]);
 }
 #define STORE4 store4_avx512
 #define HALVES(in, out) _mm_storeu_si128((__m128i *)(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), 0))
@@ -117,32 +112,48 @@ static inline void store4_avx512(uint32_t *out, __m512i a, __m512i b, __m512i c,
 #define ALL(x) _mm256_set1_epi32((int)(x))
 #define ADD _mm256_add_epi32
 #define SUB _mm256_sub_epi32
-#define AND _mm256_and_si256
+#define AND_NOT(a, b) _mm256_andnot_si256(b, a)
 #define XOR _mm256_xor_si256
 #define SRL _mm256_srli_epi32
 #define SRA _mm256_srai_epi32
 #define SLL_EACH _mm256_sllv_epi32
-#define ABOVE(v, x) _mm256_cmpgt_epi32(v, ALL(x))
-#define ROUGH(v) _mm256_castps_si256(_mm256_cvtepi32_ps(v))
+#define ROUGH(v) _mm256_castps_si256(_mm256_cvtepi32_ps(AND_NOT(v, SRL(v, 24))))
 #define AT_LEAST_0(v) _mm256_max_epi32(v, ALL(0))
-#define COLUMN(k, row) _mm256_i32gather_epi32((const int *)table[k], row, 4)
 #define AS_W(v) (v)
 #define WALL(x) _mm256_set1_epi64x((long long)(x))
-#define WLOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define WADD _mm256_add_epi64
+#define WEVEN _mm256_set_epi64x(5, 1, 4, 0)
 #define PRODUCT _mm256_mul_epu32
 #define UPPER(w) _mm256_srli_epi64(w, 32)
 #define XOR3(a, b, c) XOR(XOR(a, b), c)
 #define PACK(even, odd) _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA)
 #define SPLIT(even, odd) _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA)
+/* Four by four numbers, turned, in each 128 bits. */
+static inline void turn_avx2(const __m256i *x, __m256i *y) {
+    const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
+    const __m256i c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
+    y[0] = _mm256_unpacklo_epi64(a, c), y[1] = _mm256_unpackhi_epi64(a, c);
+    y[2] = _mm256_unpacklo_epi64(b, d), y[3] = _mm256_unpackhi_epi64(b, d);
+}
+/* Rows of four numbers, turned, are quicker than four gathers of eight. */
+static inline __m128i row_avx2(uint32_t at) {
+    return _mm_load_si128((const __m128i *)((const char *)by_row + at));
+}
+static inline void look_up_avx2(__m256i row, __m256i *c) {
+    uint32_t at[8] __attribute__((aligned(32)));
+    STORE(at, _mm256_slli_epi32(row, 4));
+    __asm__("" : "+m"(at)); /* or gcc takes it apart in registers, which is slower */
+    __m256i x[4];
+    for (int i = 0; i < 4; i++)
+        x[i] = _mm256_set_m128i(row_avx2(at[i + 4]), row_avx2(at[i]));
+    turn_avx2(x, c);
+}
+#define LOOK_UP look_up_avx2
 static inline void store4_avx2(uint32_t *out, __m256i a, __m256i b, __m256i c, __m256i d) {
-    const __m256i ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
-    const __m256i cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
-    const __m256i q0 = _mm256_unpacklo_epi64(ab0, cd0), q1 = _mm256_unpackhi_epi64(ab0, cd0);
-    const __m256i q2 = _mm256_unpacklo_epi64(ab1, cd1), q3 = _mm256_unpackhi_epi64(ab1, cd1);
-    STORE(out, _mm256_permute2x128_si256(q0, q1, 0x20));
-    STORE(out + 8, _mm256_permute2x128_si256(q2, q3, 0x20));
-    STORE(out + 16, _mm256_permute2x128_si256(q0, q1, 0x31));
-    STORE(out + 24, _mm256_permute2x128_si256(q2, q3, 0x31));
+    const __m256i x[4] = {a, b, c, d};
+    __m256i y[4];
+    turn_avx2(x, y);
+    for (int i = 0; i < 4; i++) STORE(out + 8 * i, y[i]);
 }
 #define STORE4 store4_avx2
 #define HALVES(in, out) _mm_storeu_si128((__m128i *)(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), 0))
@@ -158,24 +169,32 @@ static inline void store4_avx2(uint32_t *out, __m256i a, __m256i b, __m256i c, _
 #define ALL(x) vdupq_n_u32((uint32_t)(x))
 #define ADD vaddq_u32
 #define SUB vsubq_u32
-#define AND vandq_u32
+#define AND_NOT vbicq_u32
 #define XOR veorq_u32
 #define SRL vshrq_n_u32
 #define SRA(v, n) vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(v), n))
 #define SLL_EACH(v, n) vshlq_u32(v, vreinterpretq_s32_u32(n))
-#define ABOVE(v, x) vcgtq_u32(v, ALL(x))
-#define ROUGH(v) vreinterpretq_u32_f32(vcvtq_f32_s32(vreinterpretq_s32_u32(v)))
+#define ROUGH(v) vreinterpretq_u32_f32(vcvtq_f32_u32(AND_NOT(v, SRL(v, 24))))
 #define AT_LEAST_0(v) vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(0)))
-static inline uint32x4_t column_neon(const uint32_t *column, uint32x4_t row) {
-    uint32_t at[4];
-    vst1q_u32(at, row);
-    const uint32_t found[4] = {column[at[0]], column[at[1]], column[at[2]], column[at[3]]};
-    return vld1q_u32(found);
+static inline void look_up_neon(uint32x4_t row, uint32x4_t *c) {
+    const uint32x4_t x0 = vld1q_u32(by_row[vgetq_lane_u32(row, 0)]);
+    const uint32x4_t x1 = vld1q_u32(by_row[vgetq_lane_u32(row, 1)]);
+    const uint32x4_t x2 = vld1q_u32(by_row[vgetq_lane_u32(row, 2)]);
+    const uint32x4_t x3 = vld1q_u32(by_row[vgetq_lane_u32(row, 3)]);
+    const uint64x2_t a = vreinterpretq_u64_u32(vtrn1q_u32(x0, x1));
+    const uint64x2_t b = vreinterpretq_u64_u32(vtrn2q_u32(x0, x1));
+    const uint64x2_t d = vreinterpretq_u64_u32(vtrn1q_u32(x2, x3));
+    const uint64x2_t e = vreinterpretq_u64_u32(vtrn2q_u32(x2, x3));
+    c[0] = vreinterpretq_u32_u64(vtrn1q_u64(a, d));
+    c[1] = vreinterpretq_u32_u64(vtrn1q_u64(b, e));
+    c[2] = vreinterpretq_u32_u64(vtrn2q_u64(a, d));
+    c[3] = vreinterpretq_u32_u64(vtrn2q_u64(b, e));
 }
-#define COLUMN(k, row) column_neon(table[k], row)
+#define LOOK_UP look_up_neon
 #define AS_W(v) vreinterpretq_u64_u32(v)
 #define WALL(x) vdupq_n_u64((uint64_t)(x))
-#define WLOAD(p) vld1q_u64(p)
+#define WADD vaddq_u64
+#define WEVEN vcombine_u64(vcreate_u64(0), vcreate_u64(2))
 #define PRODUCT(a, b) vmull_u32(vmovn_u64(a), vmovn_u64(b))
 #define UPPER(w) vshrq_n_u64(w, 32)
 #define XOR3(a, b, c) veorq_u64(veorq_u64(a, b), c)
@@ -201,7 +220,7 @@ typedef struct { uint32_t at[2]; } Pair;
 #define ALL(x) EACH(x, x)
 static inline Pair add_scalar(Pair a, Pair b) { return BOTH(a, +, b); }
 static inline Pair sub_scalar(Pair a, Pair b) { return BOTH(a, -, b); }
-static inline Pair and_scalar(Pair a, Pair b) { return BOTH(a, &, b); }
+static inline Pair and_not_scalar(Pair a, Pair b) { return BOTH(a, &~, b); }
 static inline Pair xor_scalar(Pair a, Pair b) { return BOTH(a, ^, b); }
 static inline Pair srl_scalar(Pair a, int n) { return EACH(a.at[0] >> n, a.at[1] >> n); }
 static inline uint32_t sll1_scalar(uint32_t x, uint32_t n) { return n < 32 ? x << n : 0; }
@@ -217,18 +236,21 @@ static inline Pair rough_scalar(Pair a) {
 }
 #define ADD add_scalar
 #define SUB sub_scalar
-#define AND and_scalar
+#define AND_NOT and_not_scalar
 #define XOR xor_scalar
 #define SRL srl_scalar
 #define SRA(v, n) EACH(sign_scalar((v).at[0]), sign_scalar((v).at[1]))
 #define SLL_EACH sll_scalar
-#define ABOVE(v, x) EACH(0u - ((v).at[0] > (uint32_t)(x)), 0u - ((v).at[1] > (uint32_t)(x)))
-#define ROUGH rough_scalar
+#define ROUGH(v) rough_scalar(AND_NOT(v, SRL(v, 24)))
 #define AT_LEAST_0(v) EACH((v).at[0] & ~sign_scalar((v).at[0]), (v).at[1] & ~sign_scalar((v).at[1]))
-#define COLUMN(k, row) EACH(table[k][(row).at[0]], table[k][(row).at[1]])
+static inline void look_up_scalar(Pair row, Pair *c) {
+    for (int k = 0; k < COLUMNS; k++) c[k] = EACH(by_row[row.at[0]][k], by_row[row.at[1]][k]);
+}
+#define LOOK_UP look_up_scalar
 #define AS_W(v) ((uint64_t)(v).at[1] << 32 | (v).at[0])
 #define WALL(x) ((uint64_t)(x))
-#define WLOAD(p) (*(p))
+#define WADD(a, b) ((a) + (b))
+#define WEVEN 0
 #define PRODUCT(a, b) ((uint64_t)(uint32_t)(a) * (uint32_t)(b))
 #define UPPER(w) ((w) >> 32)
 #define XOR3(a, b, c) ((a) ^ (b) ^ (c))
