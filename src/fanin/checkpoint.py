@@ -1,7 +1,8 @@
-"""A model written as one safetensors file, with the recipe and the seed that made it."""
+"""Checkpoints that tell the recipe and the seed they were made from."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -15,9 +16,12 @@ from fanin.assignment import Recipe
 from fanin.errors import RecipeError
 from fanin.recipe import from_toml, to_toml
 
-__all__ = ["RECIPE", "SEED", "origin", "save"]
+__all__ = ["DIGEST", "RECIPE", "RECIPE_FILE", "SEED", "digest_of", "origin", "save"]
 
-RECIPE, SEED = "fanin.recipe", "fanin.seed"
+#: What the metadata of a file names: the whole recipe, or its digest where it stands beside it.
+RECIPE, DIGEST, SEED = "fanin.recipe", "fanin.recipe.sha256", "fanin.seed"
+#: The recipe beside the files of a checkpoint.
+RECIPE_FILE = "recipe.toml"
 
 
 def save(model: nn.Module, path: str | Path, recipe: Recipe, seed: int) -> None:
@@ -58,17 +62,46 @@ def _settle(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
+def digest_of(recipe: Recipe) -> str:
+    """The SHA-256 of a recipe, however its text is laid out.
+
+    >>> digest_of(Recipe(()))[:8]
+    '4636a551'
+    """
+    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()
+
+
 def origin(path: str | Path) -> tuple[Recipe, int]:
-    """The recipe and the seed that a file was made from.
+    """The recipe and the seed that a checkpoint was made from.
+
+    Args:
+        path: of a file, or of a folder that `fanin init --out` wrote.
 
     Raises:
-        RecipeError: the file is none that fanin wrote.
+        RecipeError: it is none that fanin wrote, or the recipe beside it was changed since.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise RecipeError(f"{path}: it cannot be read: {error}") from error
-    if RECIPE not in metadata or SEED not in metadata:
+    path = Path(path)
+    file = path
+    if path.is_dir():
+        file = min(path.glob("model*.safetensors"), default=path / "model.safetensors")
+    metadata = _metadata(file)
+    if SEED in metadata and RECIPE in metadata:
+        return from_toml(metadata[RECIPE]), int(metadata[SEED])
+    if SEED not in metadata or DIGEST not in metadata:
         raise RecipeError(f"{path}: it holds no recipe; fanin init writes one into its files")
-    return from_toml(metadata[RECIPE]), int(metadata[SEED])
+    beside = file.with_name(RECIPE_FILE)
+    try:
+        recipe = from_toml(beside.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{beside}: it cannot be read: {error}") from error
+    if digest_of(recipe) != metadata[DIGEST]:
+        raise RecipeError(f"{beside}: it is not the recipe that {file.name} was made from")
+    return recipe, int(metadata[SEED])
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(str(file), "pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise RecipeError(f"{file}: it cannot be read: {error}") from error

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from fanin.checkpoint import save
+from fanin.cli.folder import FolderOptions, folder_options, write_folder
 from fanin.cli.options import input_option, seed_option
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json, write_text
 from fanin.cli.program import debug_option
@@ -21,9 +22,10 @@ from fanin.cli.progress import Progress
 from fanin.errors import ArgumentError, RecipeError
 from fanin.planning import Plan
 from fanin.planning import plan as plan_model
+from fanin.streaming import ranks_of
 from fanin.targets import Target, load
 
-__all__ = ["init", "plan"]
+__all__ = ["init", "plan", "read_recipe"]
 
 
 def _arguments(
@@ -142,7 +144,9 @@ def plan(
 @click.argument("target")
 @_shared
 @click.option("--recipe", metavar="FILE", help="A recipe in the place of a scheme.")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The safetensors file.")
+@click.option("-o", "--output", metavar="FILE", help="The safetensors file.")
+@click.option("--out", "folder", metavar="DIR", help="A checkpoint of any size, in a folder.")
+@folder_options
 @click.option("--quiet", is_flag=True, help="Show nothing.")
 @debug_option
 def init(
@@ -154,27 +158,36 @@ def init(
     seed: int,
     frozen: bool,
     recipe: str | None,
-    output: str,
+    output: str | None,
+    folder: str | None,
     quiet: bool,
+    **extra: Any,
 ) -> int:
-    """Build the model of TARGET, draw its parameters, and write them to a safetensors file.
+    """Build the model of TARGET, draw its parameters, and write them to a file or a folder.
 
-    The file holds the recipe and the seed too.  It appears whole or not at all.
+    With -o, the model is built in memory, planned on its batch, drawn and written to one
+    safetensors file, which holds the recipe and the seed too.  It appears whole or not at all.
+
+    With --out, the model is built without memory and planned from closed forms (or by the recipe),
+    and its values are drawn straight into the files of a checkpoint, whatever its size.  What was
+    interrupted is continued by the same command.  Under torchrun the processes share the files.
 
     \b
     fanin init train.py:build -o start.safetensors
     fanin init train.py:build --recipe recipe.toml --seed 1 -o start.safetensors
+    fanin init hf:config.json --out start --dtype bfloat16
 
     Exit status: 0 written, 2 could not run.
     """
+    options = FolderOptions(**extra)
     if recipe is not None and (scheme is not None or arguments or gain != 1.0):
         raise click.UsageError("give --recipe, or --scheme with its arguments, not both")
-    if output == STDOUT:
-        raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
-    require_writable("--output", output)
+    _check_places(output, folder, options)
+    if folder is not None:
+        quiet = quiet or ranks_of(os.environ).rank > 0  # under torchrun, one speaks for all
     given = None if recipe is None else read_recipe(recipe)
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
-        loaded = _build(target, inputs, seed, progress)
+        loaded = _build(target, inputs, seed, progress, meta=folder is not None)
         if given is None:
             progress("planning")
             given = plan_model(
@@ -186,14 +199,36 @@ def init(
                 frozen=frozen,
                 **arguments,
             )
-        progress("drawing")
-        given.apply_(loaded.model, seed, frozen=frozen)
-        progress(f"writing {output}")
-        with replacing("--output", output) as path:
-            save(loaded.model, path, given, seed)
+        if output is not None:
+            progress("drawing")
+            given.apply_(loaded.model, seed, frozen=frozen)
+            progress(f"writing {output}")
+            with replacing("--output", output) as path:
+                save(loaded.model, path, given, seed)
+    told = f"{output}: {len(given)} parameters"
+    if folder is not None:
+        with contextlib.redirect_stdout(sys.stderr):
+            written = write_folder(
+                loaded.model, given, folder, options, seed=seed, frozen=frozen, quiet=quiet
+            )
+        told = f"{folder}: {written}"
     if not quiet:
-        show(f"{output}: {len(given)} parameters drawn with seed {seed}")
+        show(f"{told} drawn with seed {seed}")
     return 0
+
+
+def _check_places(output: str | None, folder: str | None, options: FolderOptions) -> None:
+    """Raise where not exactly one place is given, or it cannot be written."""
+    if output is None and folder is None:
+        raise click.UsageError("Missing option: -o FILE for one file, or --out DIR for a folder")
+    if output is not None and folder is not None:
+        raise click.UsageError("give -o for one file, or --out for a folder, not both")
+    if folder is None and options.given:
+        raise click.UsageError(f"{options.given} goes with --out")
+    if output == STDOUT or folder == STDOUT:
+        hint = "'--output'" if folder is None else "'--out'"
+        raise click.BadParameter("a checkpoint needs a file", param_hint=hint)
+    require_writable("--output", output)
 
 
 def read_recipe(place: str) -> Plan:

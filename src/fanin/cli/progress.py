@@ -7,8 +7,16 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
 
-__all__ = ["Progress"]
+__all__ = ["Bar", "Progress"]
 
 PATIENCE = 1.0  # seconds of silence before the spinner appears
 
@@ -50,3 +58,43 @@ class Progress:
         if self._timer.ident is not None:
             self._timer.join()
         self._status.stop()
+
+
+class Bar:
+    """Bytes, rate and time left on stderr; nothing at all when stderr is not a terminal.
+
+    It is the callable that is told (bytes done, bytes in all), from any thread:
+
+        >>> with Bar("writing") as bar:
+        ...     bar(10, 100)
+    """
+
+    def __init__(self, text: str, console: Console | None = None, *, quiet: bool = False) -> None:
+        console = console or Console(stderr=True)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bars.add_task(escape(text), total=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say how far it is."""
+        self._bars.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()

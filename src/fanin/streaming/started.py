@@ -1,0 +1,104 @@
+"""The values that tensors on the meta device start with, where the model's own code knows them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+__all__ = ["started"]
+
+# What a fresh norm has: `reset_running_stats` of torch.
+_FRESH = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+# What tensors hold before the model's code runs, twice: what it writes is the same both times.
+_BEFORE = (85, 86)
+_MOST = 256 << 20  # bytes of all of them: tables of positions, biases of routers; no frozen model
+
+
+def started(model: nn.Module, undrawn: Collection[int] = ()) -> dict[int, Tensor]:
+    """The values of tensors on the meta device, by the id of the tensor; the model stays as it is.
+
+    Running statistics of norms start fresh.  Others are what the model's own initialization
+    writes into them: `_init_weights` of a transformers model, or `reset_parameters` of a module,
+    run on these tensors with memory beside all others without.  What it leaves unwritten, or
+    draws, has no value here.
+
+    Args:
+        model: of which the buffers that belong to the state are looked at.
+        undrawn: ids of the parameters that are looked at as well.
+
+    >>> with torch.device("meta"):
+    ...     norm = nn.BatchNorm1d(2)
+    >>> [value.tolist() for value in started(norm).values()]
+    [[0.0, 0.0], [1.0, 1.0], 0]
+    """
+    found: dict[int, Tensor] = {}
+    wanted: dict[int, Tensor] = {}
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is None or not buffer.is_meta or key in module._non_persistent_buffers_set:
+                continue
+            if isinstance(module, _NormBase) and key in _FRESH:
+                found[id(buffer)] = torch.full_like(buffer, _FRESH[key], device="cpu")
+            else:
+                wanted[id(buffer)] = buffer
+    wanted |= {id(p): p for p in model.parameters() if p.is_meta and id(p) in undrawn}
+    if not wanted or sum(tensor.nbytes for tensor in wanted.values()) > _MOST:
+        return found
+    first, second = (_initialized(model, wanted, before) for before in _BEFORE)
+    same = (key for key in wanted if key in first and key in second)
+    return found | {key: first[key] for key in same if torch.equal(first[key], second[key])}
+
+
+def _initialized(model: nn.Module, wanted: dict[int, Tensor], before: int) -> dict[int, Tensor]:
+    """What the wanted tensors hold after the model's own initialization."""
+    made = {key: _made(tensor, before) for key, tensor in wanted.items()}
+    places = [
+        (values, key, tensor)
+        for module in model.modules()
+        for values in (module._parameters, module._buffers)
+        for key, tensor in values.items()
+        if id(tensor) in made
+    ]
+    try:
+        for values, key, tensor in places:
+            values[key] = made[id(tensor)]  # type: ignore[assignment]
+        ours = {id(tensor) for tensor in made.values()}
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            torch.default_generator.manual_seed(before)
+            for module, owner in _modules(model, None):
+                write = _initialization(module, owner)
+                # Tensors with values of their own are not to be written.
+                tensors = (*module.parameters(), *module.buffers())
+                if write is not None and all(t.is_meta or id(t) in ours for t in tensors):
+                    with contextlib.suppress(Exception):  # what it wrote until then is looked at
+                        write()
+    finally:
+        for values, key, tensor in places:
+            values[key] = tensor  # type: ignore[assignment]
+    return {key: tensor.detach() for key, tensor in made.items()}
+
+
+def _made(tensor: Tensor, value: int) -> Tensor:
+    full = torch.full_like(tensor, value, device="cpu", requires_grad=False)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(full, requires_grad=False) if is_parameter else full
+
+
+def _modules(module: nn.Module, owner: nn.Module | None) -> Iterator[tuple[nn.Module, Any]]:
+    """Every module after its parts, with the nearest at or above it that initializes them."""
+    owner = module if hasattr(module, "_init_weights") else owner
+    for child in module.children():
+        yield from _modules(child, owner)
+    yield module, owner
+
+
+def _initialization(module: nn.Module, owner: Any) -> Callable[[], object] | None:
+    if owner is not None:
+        return lambda: owner._init_weights(module)
+    reset = getattr(module, "reset_parameters", None)
+    return reset if callable(reset) else None
