@@ -23,6 +23,7 @@ from zoo.healthy import HEALTHY
 
 import fanin
 import fanin.fill.filling
+from fanin import apply
 from fanin.apply import apply_, kept, lent
 from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, FaninError, ForwardError, ModelError, RecipeError
@@ -511,13 +512,37 @@ def test_running_statistics_on_meta_start_fresh():
         assert torch.equal(model.get_buffer(name), buffer)
 
 
-def test_running_statistics_stay_on_meta_when_something_fails(monkeypatch: pytest.MonkeyPatch):
-    model = empty(with_norm)
+class Sines(nn.Module):
+    """A table that its own initialization writes; it does not belong to the state."""
 
-    def broken(*_: object) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("table", torch.empty(6), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.table.copy_(torch.arange(6.0).sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x + self.table)
+
+
+def test_buffers_on_meta_get_what_the_model_itself_writes():
+    model = empty(Sines)
+    init_(model, torch.randn(8, 6))
+    assert torch.equal(model.table, torch.arange(6.0).sin())
+
+
+def test_running_statistics_stay_on_meta_when_something_fails(monkeypatch: pytest.MonkeyPatch):
+    model, written = empty(with_norm), apply._Keeper.buffers
+
+    def broken(*given: Any) -> None:
+        written(*given)
+        assert not any(buffer.is_meta for buffer in model.buffers())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("torch.nn.BatchNorm1d.reset_running_stats", broken)
+    monkeypatch.setattr(apply._Keeper, "buffers", broken)
     with pytest.raises(KeyboardInterrupt):
         init_(model, torch.randn(8, 6))
     assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))

@@ -42,6 +42,7 @@ ORDER = (
     "reparametrized",
     "roles",
     "reading",
+    "started",
     "apply",
     "measuring",
     "policies",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fanin.architecture import Parameter, parameters_of
 from fanin.assignment import Assignment, Recipe
@@ -18,8 +18,9 @@ from fanin.fused import Fused, Part, parts_of
 from fanin.placement import Piece, Share, exchange_, made, prepared, share
 from fanin.reading import bare, plain
 from fanin.recipe import check
+from fanin.started import started
 
-__all__ = ["Trial", "apply_", "copied", "kept", "lent", "trial"]
+__all__ = ["Trial", "apply_", "by_path", "copied", "fitted", "kept", "lent", "trial"]
 
 _NAMED = 3  # mismatches named in one error
 
@@ -68,15 +69,14 @@ def apply_(
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
     model = bare(model)
     prepared(model)
-    every = parameters_of(model)
-    parameters = {plain(alias): p for p in every for alias in p.aliases}
-    parameters |= {alias: p for p in every for alias in p.aliases}
+    parameters = by_path(model)
     parts = _parts(fused, recipe, parameters)
-    _fit(recipe, parameters, parts)
+    fitted(recipe, parameters, parts)
     places = _places(recipe, parameters, parts)
     chosen = [place for place in places if frozen or parameters[place.parameter].trainable]
     drawn = list(dict.fromkeys(place.parameter for place in chosen))
-    _require_values(recipe, model, set(drawn))
+    buffers = started(model, unsaved=True)
+    _require_values(recipe, model, set(drawn), buffers)
     tensors = dict(model.named_parameters())
     with kept(model) as keep:
         shares = {name: share(name, keep(tensors[name], device)) for name in drawn}
@@ -88,7 +88,8 @@ def apply_(
             elif piece.share.window.count or not piece.share.holders:
                 assign_(piece.share.tensor, piece.assignment, seed, piece.name, piece.share.window)
         exchange_(apart, seed)
-        keep.statistics(device)
+        devices = (whole.tensor.device for whole in shares.values())
+        keep.buffers(buffers, device or next(devices, torch.device("cpu")))
     return tuple(drawn)
 
 
@@ -257,17 +258,16 @@ class _Keeper:
                     self._held.setdefault(id(value), []).append((module, key))
         return self._held
 
-    def statistics(self, device: torch.device | str | None = None) -> None:
-        """Make the running statistics of norms that are on the meta device: they start fresh."""
+    def buffers(self, values: Mapping[int, Tensor], device: torch.device | str) -> None:
+        """Put buffers with these values, by the id of the buffer, in the place of those on meta."""
+        made: dict[int, Tensor] = {}
         for module in self._model.modules():
-            meta = [k for k, b in module._buffers.items() if b is not None and b.is_meta]
-            if isinstance(module, _NormBase) and meta:
-                for key in meta:
-                    buffer = module._buffers[key]
-                    assert buffer is not None
+            for key, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) in values:
                     self._buffers.append((module, key, buffer))
-                    module._buffers[key] = torch.empty_like(buffer, device=device or "cpu")
-                module.reset_running_stats()
+                    module._buffers[key] = made.setdefault(
+                        id(buffer), values[id(buffer)].to(device)
+                    )
 
     def restore(self) -> None:
         """Put everything back."""
@@ -280,11 +280,28 @@ class _Keeper:
             module._parameters[key] = value
 
 
-def _fit(
+def by_path(model: nn.Module) -> dict[str, Parameter]:
+    """Every parameter of a model under each of its paths, with and without wrappers in them."""
+    every = parameters_of(model)
+    found = {plain(alias): p for p in every for alias in p.aliases}
+    return found | {alias: p for p in every for alias in p.aliases}
+
+
+def fitted(
     recipe: Recipe,
     parameters: Mapping[str, Parameter],
-    parts: Mapping[str, tuple[Part, ...]],
-) -> None:
+    parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({}),
+) -> Recipe:
+    """The recipe with the names that the model's parameters have.
+
+    Args:
+        recipe: with any of their paths.
+        parameters: of the model, by path.
+        parts: of which fused parameters are made, which the recipe knows instead of them.
+
+    Raises:
+        RecipeError: it is for another model: what is missing, extra or of another shape.
+    """
     shapes = {p.name: p.shape for p in parameters.values() if p.name not in parts}
     shapes |= {part.name: part.shape for several in parts.values() for part in several}
     aliased = {a: p.name for a, p in parameters.items() if a != p.name}
@@ -300,9 +317,12 @@ def _fit(
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         told = "; ".join(str(w) for w in wrong[:_NAMED])
         raise RecipeError(f"recipe: it is for another model: {told}{more}")
+    return renamed
 
 
-def _require_values(recipe: Recipe, model: nn.Module, drawn: set[str]) -> None:
+def _require_values(
+    recipe: Recipe, model: nn.Module, drawn: set[str], buffers: Mapping[int, Tensor]
+) -> None:
     """Raise where something on the meta device would be left without a value."""
     empty = [n for n, p in model.named_parameters() if p.is_meta and n not in drawn]
     if empty:
@@ -312,12 +332,11 @@ def _require_values(recipe: Recipe, model: nn.Module, drawn: set[str]) -> None:
             f"it is ({reason}); give it memory and a value first"
         )
     made = any(p.is_meta for p in model.parameters())
-    fresh = {f"{n}." for n, m in model.named_modules() if n and isinstance(m, _NormBase)}
-    buffers = [n for n, b in model.named_buffers() if b.is_meta]
-    buffers = [n for n in buffers if f"{n.rpartition('.')[0]}." not in fresh]
-    if buffers and made:
-        more = f" (and {len(buffers) - 1} more)" if len(buffers) > 1 else ""
+    left = [n for n, b in model.named_buffers() if b.is_meta and id(b) not in buffers]
+    if left and made:
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise ModelError(
-            f"model: the buffer {buffers[0]!r}{more} is on the meta device, and no recipe knows "
-            "its value; build the model with its buffers on a real device (only parameters on meta)"
+            f"model: the buffer {left[0]!r}{more} is on the meta device, and neither a recipe nor "
+            "the model's own initialization knows its value; build the model with its buffers on a "
+            "real device (only parameters on meta)"
         )

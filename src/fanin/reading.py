@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -60,15 +60,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     check_batch(model, batch)
     # What a forward makes by itself (masks, positions) has to be on meta too.
     made = torch.device("meta") if meta else nullcontext()
-    lent = _buffers_on_meta(model) if meta else nullcontext()
-    with (
-        lent,
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        eager(),
-        untouched(model) as guard,
-        made,
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard, made:
         reseed(0)
         try:
             architecture = _watched(model, private(batch), guard)
@@ -152,24 +144,6 @@ def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:
     watch = Watch(model, model.named_parameters(), guard, Unobserved())
     seen, _, _ = trace(model, batch, None, watch)
     return read(seen, model)
-
-
-@contextmanager
-def _buffers_on_meta(model: nn.Module) -> Iterator[None]:
-    """Lend a model whose parameters are on meta buffers that are there too."""
-    real = [
-        (module, key, buffer)
-        for module in model.modules()
-        for key, buffer in module._buffers.items()
-        if buffer is not None and not buffer.is_meta
-    ]
-    try:
-        for module, key, buffer in real:
-            module._buffers[key] = buffer.to("meta")
-        yield
-    finally:
-        for module, key, buffer in real:
-            module._buffers[key] = buffer
 
 
 def _on_meta(value: Any) -> Any:

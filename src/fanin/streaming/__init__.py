@@ -1,6 +1,5 @@
 """A model's start written straight into the files of a checkpoint, in bounded memory.
 
-started   the values that the model itself gives to what is not drawn
 entries   which tensors a checkpoint holds, and where the values of each come from
 shards    which file each tensor goes to, and where in it
 pieces    files as pieces of bounded size, each drawn and written by itself

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fanin.architecture import Parameter, parameters_of
+from fanin.apply import by_path, fitted
+from fanin.architecture import Parameter
 from fanin.assignment import KEPT, REGION, Assignment, Recipe
-from fanin.errors import ModelError, RecipeError
-from fanin.recipe import check
-from fanin.streaming.started import started
+from fanin.errors import ModelError
+from fanin.reading import plain
+from fanin.started import started
 
 __all__ = ["CODES", "Entry", "entries", "keeps"]
 
@@ -33,7 +34,6 @@ CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_NAMED = 3  # mismatches named in one error
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,9 @@ def entries(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ModelError(f"model: {name!r} is lazy and has no shape; run the model once first")
-    parameters = {id(tensor): parameter for tensor, parameter in _parameters(model)}
-    assigned = _assigned(recipe, tuple(parameters.values()))
+    paths, tensors = by_path(model), dict(model.named_parameters())
+    parameters = {id(tensors[p.name]): p for p in paths.values()}
+    assigned = {a.parameter: a for a in fitted(recipe, paths).assignments}
     drawn = {p.name for p in parameters.values() if p.name in assigned and (frozen or p.trainable)}
     fresh = started(model, {key for key, p in parameters.items() if p.name not in drawn})
     # Of transformers: what stays in the model's own dtype whatever the rest is in.
@@ -100,15 +101,10 @@ def entries(
         parameter = parameters.get(id(tensor))
         if parameter is not None and parameter.name in drawn:
             assignment = assigned[parameter.name]
-            entry = replace(entry, parameter=parameter.name, assignment=assignment)
+            entry = replace(entry, parameter=plain(parameter.name), assignment=assignment)
         _require_value(entry, parameter, recipe)
         found.append(entry)
     return tuple(found)
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[Tensor, Parameter]]:
-    tensors = dict(model.named_parameters())
-    return ((tensors[parameter.name], parameter) for parameter in parameters_of(model))
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -133,25 +129,6 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         tensors[id(value)] = value
     for key, aliases in names.items():
         yield next((name for name in aliases if name not in tied), aliases[0]), tensors[key]
-
-
-def _assigned(recipe: Recipe, parameters: Sequence[Parameter]) -> dict[str, Assignment]:
-    """The assignment of each parameter, by its canonical name."""
-    canonical = {alias: p.name for p in parameters for alias in p.aliases}
-    renamed = Recipe(
-        tuple(
-            replace(a, parameter=canonical.get(a.parameter, a.parameter))
-            for a in recipe.assignments
-        ),
-        {canonical.get(name, name): told for name, told in recipe.untouched.items()},
-        recipe.scheme,
-    )
-    wrong = check(renamed, {p.name: p.shape for p in parameters})
-    if wrong:
-        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        told = "; ".join(str(w) for w in wrong[:_NAMED])
-        raise RecipeError(f"recipe: it is for another model: {told}{more}")
-    return {a.parameter: a for a in renamed.assignments}
 
 
 def _require_file(name: str, tensor: Tensor) -> None:

@@ -7,7 +7,6 @@ import copy
 import importlib
 import inspect
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +86,7 @@ def source(name: str) -> Source:
 
     def construct() -> object:
         with _offline():
-            return _with_buffers(model_class(copy.deepcopy(config)))
+            return model_class(copy.deepcopy(config))
 
     def fits() -> None:
         _need_memory(construct, target)
@@ -151,42 +150,6 @@ def _model_class(
         hint = did_you_mean(wanted, choices)
         raise TargetError(f"{target}: transformers has no class {wanted} (architectures){hint}")
     return model_class, "none"
-
-
-def _with_buffers(model: nn.Module) -> nn.Module:
-    """The model with real buffers, if it was built on meta and transformers writes their values.
-
-    Its method draws every parameter too, which on meta costs nothing.  A buffer that it leaves as
-    it is stays on meta, so that nobody takes unwritten memory for values.
-    """
-    made: list[tuple[nn.Module, str, torch.Tensor, float]] = []
-    for module in model.modules():
-        for key, buffer in module._buffers.items():
-            unwritten = None if buffer is None else _unwritten(buffer.dtype)
-            if buffer is not None and buffer.is_meta and unwritten is not None:
-                module._buffers[key] = torch.full(
-                    buffer.shape, unwritten, dtype=buffer.dtype, device="cpu"
-                )
-                made.append((module, key, buffer, unwritten))
-    write: Any = getattr(model, "initialize_weights", None)
-    if made and write is not None:
-        # A model whose method needs values of parameters keeps the buffers that it got to.
-        with torch.device("cpu"), contextlib.suppress(Exception):
-            write()
-    for module, key, buffer, unwritten in made:
-        values = module._buffers[key]
-        assert values is not None
-        left = values.isnan() if math.isnan(unwritten) else values == unwritten
-        if bool(left.any()):
-            module._buffers[key] = buffer
-    return model
-
-
-def _unwritten(dtype: torch.dtype) -> float | int | None:
-    """A number that no buffer holds; None where there is none."""
-    if dtype.is_floating_point:
-        return math.nan
-    return None if dtype.is_complex or dtype == torch.bool else torch.iinfo(dtype).min
 
 
 def _need_memory(construct: Callable[[], object], target: str) -> None:

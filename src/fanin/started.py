@@ -19,7 +19,9 @@ _BEFORE = (85, 86)
 _MOST = 256 << 20  # bytes of all of them: tables of positions, biases of routers; no frozen model
 
 
-def started(model: nn.Module, undrawn: Collection[int] = ()) -> dict[int, Tensor]:
+def started(
+    model: nn.Module, undrawn: Collection[int] = (), *, unsaved: bool = False
+) -> dict[int, Tensor]:
     """The values of tensors on the meta device, by the id of the tensor; the model stays as it is.
 
     Running statistics of norms start fresh.  Others are what the model's own initialization
@@ -30,6 +32,7 @@ def started(model: nn.Module, undrawn: Collection[int] = ()) -> dict[int, Tensor
     Args:
         model: of which the buffers that belong to the state are looked at.
         undrawn: ids of the parameters that are looked at as well.
+        unsaved: whether buffers that do not belong to the state are looked at too.
 
     >>> with torch.device("meta"):
     ...     norm = nn.BatchNorm1d(2)
@@ -40,7 +43,9 @@ def started(model: nn.Module, undrawn: Collection[int] = ()) -> dict[int, Tensor
     wanted: dict[int, Tensor] = {}
     for module in model.modules():
         for key, buffer in module._buffers.items():
-            if buffer is None or not buffer.is_meta or key in module._non_persistent_buffers_set:
+            if buffer is None or not buffer.is_meta:
+                continue
+            if key in module._non_persistent_buffers_set and not unsaved:
                 continue
             if isinstance(module, _NormBase) and key in _FRESH:
                 found[id(buffer)] = torch.full_like(buffer, _FRESH[key], device="cpu")
