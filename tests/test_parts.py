@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from windows import windows, windows_of
 
 import fanin
@@ -98,7 +99,7 @@ def test_the_whole_is_a_part(case: str) -> None:
 def test_what_is_drawn_by_parts_and_what_by_one_machine() -> None:
     assert {case for case, plan in CASES.items() if factored(plan)} == {
         *("orthogonal", "orthogonal gates", "orthogonal kernel", "experts"),
-        *("delta_orthogonal", "looks_linear", "some outputs, rest halved"),
+        *("delta_orthogonal", "looks_linear"),
     }
     alone = {case for case, plan in CASES.items() if by_parts(plan)}
     assert {"normal", "kernel", "trunc_normal", "zeros", "rows", "padding", KEPT} < alone
@@ -188,6 +189,34 @@ def test_fused_parameters_equal_their_unfused_parts(scheme: str) -> None:
         assert torch.equal(both.out.weight, one.out.weight)
 
 
+def test_a_plan_of_a_wrapped_model_gives_the_same_fused() -> None:
+    wrapped = nn.Sequential(checkpoint_wrapper(Apart()), Apart())
+    plan = fanin.plan(wrapped, torch.randn(4, 6))
+    apart, together = nn.Sequential(Apart(), Apart()), nn.Sequential(Together(), Together())
+    together[0] = checkpoint_wrapper(together[0])
+    plan.apply_(apart, seed=5)
+    inside = {
+        "0.qk.weight": [f"0._checkpoint_wrapped_module.{n}.weight" for n in "qk"],
+        "0.qk.bias": [f"0._checkpoint_wrapped_module.{n}.bias" for n in "qk"],
+        "1.qk.weight": ["1.q.weight", "1.k.weight"],
+        "1.qk.bias": ["1.q.bias", "1.k.bias"],
+    }
+    plan.apply_(together, seed=5, fused=inside)
+    weight = together[0].get_parameter("_checkpoint_wrapped_module.qk.weight")
+    assert torch.equal(weight, torch.cat([apart[0].q.weight, apart[0].k.weight]))
+
+
+def test_some_rows_of_each_part_can_be_held() -> None:
+    plan, apart, some = plan_apart(), nn.Sequential(Apart(), Apart()), Together()
+    plan.apply_(apart, seed=5)
+    some.qk, some.norm, some.out = nn.Linear(6, 6), nn.Identity(), nn.Identity()
+    model = nn.ModuleDict({"1": some})
+    held = fanin.Plan(tuple(a for a in plan if a.parameter.startswith(("1.q.", "1.k."))))
+    rows = {f"1.qk.{n}": [(f"1.q.{n}", 4, 8), (f"1.k.{n}", 2, 4)] for n in ("weight", "bias")}
+    held.apply_(model, seed=5, fused=rows)
+    assert torch.equal(some.qk.weight, torch.cat([apart[1].q.weight[4:], apart[1].k.weight[2:]]))
+
+
 def test_interleaved_rows_stacks_and_tensors_on_meta() -> None:
     plan = plan_apart()
     rows = [("*.q.weight", 0, 4), ("*.k.weight", 0, 2), ("*.q.weight", 4, 8), ("*.k.weight", 2, 4)]
@@ -231,6 +260,10 @@ def test_a_stack_of_experts_equals_its_experts() -> None:
         ({"*.qk.weight": [("*.q.weight", 0, 9), ("*.k.weight", 0, 3)]}, RecipeError, "is not"),
         ({"*.qk.weight": FUSED["*.qk.weight"]}, RecipeError, "qk.bias"),
         (None, RecipeError, "qk"),
+        (["*.q.weight"], ArgumentError, "fused: list; a mapping"),
+        ({"*.qk.weight": [3]}, ArgumentError, "a list of names"),
+        ({"*.qk.weight": [("*.q.weight", 0, 6), ("*.q.weight", 2, 8)]}, RecipeError, "2 to 6 of"),
+        (FUSED | {"0.qk.weight": FUSED["*.qk.weight"]}, ArgumentError, "a pattern before it"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_and_changes_nothing(fused, error, told) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -18,8 +19,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 import fanin
-from fanin.errors import ModelError
-from fanin.placement import agreement
+from fanin.assignment import Assignment
+from fanin.errors import BatchError, ModelError
+from fanin.placement import _window, agreement
 from fanin.unsharded import is_sharded, unsharded
 
 # torch 2.13 says so of its own hooks in a forward without gradients.
@@ -215,9 +217,47 @@ def test_experts_are_cut_along_their_axis(mesh) -> None:
         assert torch.allclose(expert.T @ expert, torch.eye(5), atol=1e-6)
 
 
+def test_a_bad_batch_is_refused_where_it_would_be_measured(mesh) -> None:
+    bad = BATCH.clone()
+    bad[3, 2] = float("nan")
+    with pytest.raises(BatchError, match="1 NaN or infinite"):
+        fanin.plan(fully_sharded(mesh), bad, "lsuv")
+
+
+def test_a_part_that_is_kept_is_not_exchanged(mesh) -> None:
+    model = nn.Module()
+    model.w = nn.Parameter(distribute_tensor(torch.ones(6, 5), mesh, [Shard(0)]))
+    given = {"outputs": (1, 4), "kept": 0.5}
+    row = Assignment("w", "orthogonal", 1.0, 0.4, 5.0, "", (6, 5), "oi", 1, given)
+    fanin.Plan((row,)).apply_(model, seed=1)
+    values = model.w.full_tensor()
+    assert (values[[0, 2, 3, 5]] == 0.5).all()
+    assert (values[[1, 4]] != 0.5).all()
+
+
+UNEVEN = [
+    # What fully_shard holds of a tensor that tensor parallelism has cut before it.
+    (mesh, size, place)
+    for mesh, size in [((4, 2), 9), ((3, 4), 27), ((3, 8), 55), ((4, 4), 38), ((2, 2), 5)]
+    for place in itertools.product(*map(range, mesh))
+]
+
+
+@pytest.mark.parametrize(("sizes", "size", "place"), UNEVEN)
+def test_uneven_shards_are_cut_in_the_order_in_which_they_were(sizes, size, place) -> None:
+    cut = torch.arange(size).chunk(sizes[1])
+    cut = cut[place[1]] if place[1] < len(cut) else torch.empty(0)
+    held = cut.chunk(sizes[0]) if cut.numel() else ()
+    expected = held[place[0]].tolist() if place[0] < len(held) else []
+    window = _window((size,), sizes, place, [(0, sizes[1]), (0, 1)])
+    assert window.indices(0) == expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
 def test_who_agrees_on_scales(mesh) -> None:
     assert agreement(build()) is None
-    for model in (fully_sharded(mesh), nn.parallel.DistributedDataParallel(build())):
+    parallel = nn.parallel.DistributedDataParallel(build())
+    for model in (fully_sharded(mesh), parallel, torch.compile(parallel)):
         total = agreement(model)
         assert total is not None
         assert total(torch.tensor([2.0])).item() == 2.0

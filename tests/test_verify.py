@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -793,3 +794,54 @@ class TestTheCommand:
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert result.stdout == ""
+
+
+# ── wrappers, and parts ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("inside", ["_orig_mod", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize("where", ["recipe", "checkpoint", "both"])
+def test_what_wraps_a_module_inside_changes_nothing(verified: Verify, inside: str, where: str):
+    path, longer = "0.up.weight", f"0.{inside}.up.weight"
+    plain = Recipe((normal(path, (24, 40)), normal("1.weight", (8, 24))))
+    named = Recipe((normal(longer, (24, 40)), normal("1.weight", (8, 24))))
+    values = start(plain)
+    if where != "recipe":
+        values[longer] = values.pop(path)
+    found = verified(values, plain if where == "checkpoint" else named)
+    assert found.ok, str(found)
+
+
+def test_a_checkpoint_of_some_rows_is_not_judged(verified: Verify):
+    whole = start()["0.weight"]
+    found = verified({"w": whole[:12]}, Recipe((WEIGHT,)), fused={"w": [("0.weight", 0, 12)]})
+    assert not found.ok
+    assert found["0.weight"].state == "not judged"
+    assert "a part of it" in found["0.weight"].told
+
+
+def test_the_default_device_is_not_asked(verified: Verify):
+    values = start()
+    with torch.device("meta"):
+        assert verified(values).ok
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"path": 3}, "checkpoint: int"),
+        ({"aliases": ["w"]}, "aliases: list; a mapping"),
+        ({"fused": ["w"]}, "fused: .*a mapping"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(tmp_path: Path, arguments, told: str):
+    save_file(start(), tmp_path / "a.safetensors")
+    path = arguments.pop("path", tmp_path / "a.safetensors")
+    with pytest.raises(ArgumentError, match=told):
+        fanin.verify(path, RECIPE, SEED, **arguments)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ArgumentError, match="no file and no folder"):
+        fanin.verify(tmp_path / "pipe.safetensors", RECIPE, SEED)

@@ -15,7 +15,7 @@ from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
-from fanin.placement import Piece, Share, exchange_, made, prepared, share
+from fanin.placement import Holders, Piece, Share, exchange_, made, prepared, share
 from fanin.reading import bare, plain
 from fanin.recipe import check
 from fanin.started import started
@@ -71,7 +71,7 @@ def apply_(
     prepared(model)
     parameters = by_path(model)
     parts = _parts(fused, recipe, parameters)
-    fitted(recipe, parameters, parts)
+    recipe = fitted(recipe, parameters, parts)
     places = _places(recipe, parameters, parts)
     chosen = [place for place in places if frozen or parameters[place.parameter].trainable]
     drawn = list(dict.fromkeys(place.parameter for place in chosen))
@@ -80,14 +80,13 @@ def apply_(
     tensors = dict(model.named_parameters())
     with kept(model) as keep:
         shares = {name: share(name, keep(tensors[name], device)) for name in drawn}
-        apart = []
-        for place in chosen:
-            piece = _piece(place, shares[place.parameter])
-            if piece.share.holders and factored(piece.assignment):
-                apart.append(piece)
-            elif piece.share.window.count or not piece.share.holders:
+        pieces = [_piece(place, shares[place.parameter]) for place in chosen]
+        apart = [p for p in pieces if p.share.spread and factored(p.assignment)]
+        exchange_(apart, seed)  # first: who fails by itself below leaves nobody waiting
+        for piece in pieces:
+            empty = piece.share.spread and not piece.share.window.count
+            if not (empty or (piece.share.spread and factored(piece.assignment))):
                 assign_(piece.share.tensor, piece.assignment, seed, piece.name, piece.share.window)
-        exchange_(apart, seed)
         devices = (whole.tensor.device for whole in shares.values())
         keep.buffers(buffers, device or next(devices, torch.device("cpu")))
     return tuple(drawn)
@@ -119,7 +118,7 @@ def _places(
         if own is not None and own.name not in parts:
             found.append(_Place(own.name, assignment, plain(own.name)))
         for name, part in inside.get(assignment.parameter, ()):
-            found.append(_Place(name, assignment, assignment.parameter, part))
+            found.append(_Place(name, assignment, plain(assignment.parameter), part))
     return found
 
 
@@ -127,19 +126,25 @@ def _piece(place: _Place, whole: Share) -> Piece:
     """What this process draws at a place."""
     if place.part is None:
         return Piece(place.assignment, place.name, whole)
-    window, at = place.part.window(whole.window)
-    holders = tuple((rank, place.part.window(held)[0]) for rank, held in whole.holders)
+    part = place.part
+    window, at = part.window(whole.window)
+
+    def everyone() -> Holders:
+        return tuple((rank, part.window(held)[0]) for rank, held in whole.holders)
+
     tensor = whole.tensor.detach()[at]
-    return Piece(place.assignment, place.name, Share(tensor, window, holders))
+    return Piece(place.assignment, place.name, Share(tensor, window, whole.spread, everyone))
 
 
 def _parts(
     fused: Fused | None, recipe: Recipe, parameters: Mapping[str, Parameter]
 ) -> dict[str, tuple[Part, ...]]:
-    if not fused:
+    if fused is None:
         return {}
-    shapes = {p.name: p.shape for p in parameters.values()}
-    return parts_of(fused, shapes, {a.parameter: tuple(a.shape) for a in recipe.assignments})
+    paths = {plain(path): p for path, p in parameters.items()}
+    shapes = {path: p.shape for path, p in paths.items()}
+    found = parts_of(fused, shapes, {a.parameter: tuple(a.shape) for a in recipe.assignments})
+    return {paths[path].name: parts for path, parts in found.items()}
 
 
 @contextmanager
@@ -304,12 +309,14 @@ def fitted(
     """
     shapes = {p.name: p.shape for p in parameters.values() if p.name not in parts}
     shapes |= {part.name: part.shape for several in parts.values() for part in several}
-    aliased = {a: p.name for a, p in parameters.items() if a != p.name}
+
+    def canonical(name: str) -> str:
+        found = parameters.get(name) or parameters.get(plain(name))
+        return name if found is None or found.name in parts else found.name
+
     renamed = Recipe(
-        tuple(
-            replace(a, parameter=aliased.get(a.parameter, a.parameter)) for a in recipe.assignments
-        ),
-        {aliased.get(name, name): told for name, told in recipe.untouched.items()},
+        tuple(replace(a, parameter=canonical(a.parameter)) for a in recipe.assignments),
+        {canonical(name): told for name, told in recipe.untouched.items()},
         recipe.scheme,
     )
     wrong = check(renamed, shapes)

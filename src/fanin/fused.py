@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 from fanin.errors import ArgumentError, RecipeError
 from fanin.window import Runs, Window
@@ -73,6 +74,10 @@ def parts_of(
     >>> [(part.name, part.starts, part.sizes) for part in made["a.qk"]]
     [('a.q', (0, 0), (4, 3)), ('a.k', (4, 0), (2, 3))]
     """
+    if not isinstance(fused, Mapping):
+        raise ArgumentError(
+            f"fused: {type(fused).__name__}; a mapping from a pattern to a list of names is needed"
+        )
     found: dict[str, tuple[Part, ...]] = {}
     for pattern, names in fused.items():
         _check(pattern, names)
@@ -81,24 +86,26 @@ def parts_of(
         if not fits:
             raise ArgumentError(f"fused: {pattern!r} fits no parameter of the model")
         for name, match in fits.items():
+            if name in found:
+                raise ArgumentError(f"fused: {name!r} fits {pattern!r} and a pattern before it")
             pieces = [_piece(piece, match.groups()) for piece in names]
             found[name] = _parts(name, shapes[name], pieces, logical)
     return found
 
 
 def _check(pattern: object, names: object) -> None:
-    sound = isinstance(pattern, str) and isinstance(names, Sequence) and len(names) > 0
-    for piece in names if sound and not isinstance(names, str) else [None]:  # type: ignore[attr-defined]
-        texts = [piece] if isinstance(piece, str) else list(piece or [])[:1]
-        whole = isinstance(piece, str) or (
-            isinstance(piece, Sequence)
-            and len(piece) == 3
-            and all(isinstance(n, int) for n in piece[1:])
+    listed = isinstance(names, (list, tuple)) and len(names) > 0
+    if not (isinstance(pattern, str) and listed and all(map(_is_piece, cast("Any", names)))):
+        raise ArgumentError(
+            f"fused: {pattern!r}: {names!r}; a list of names, or (name, start, stop), is needed"
         )
-        if not whole or not isinstance(texts[0], str):
-            raise ArgumentError(
-                f"fused: {pattern!r}: {names!r}; a list of names, or (name, start, stop), is needed"
-            )
+
+
+def _is_piece(piece: object) -> bool:
+    if not isinstance(piece, (list, tuple)):
+        return isinstance(piece, str)
+    whole = (isinstance(n, int) and not isinstance(n, bool) for n in piece[1:])
+    return len(piece) == 3 and isinstance(piece[0], str) and all(whole)
 
 
 def _piece(
@@ -120,6 +127,8 @@ def _parts(
 ) -> tuple[Part, ...]:
     if not any("{}" in name for name, _ in pieces):
         return tuple(_joined(fused, shape, pieces, logical))
+    if not shape:
+        raise RecipeError(f"recipe: {fused!r} is a single number, no stack of {pieces[0][0]!r}")
     found = []
     for index in range(shape[0]):
         numbered = [(name.replace("{}", str(index)), rows) for name, rows in pieces]
@@ -154,6 +163,16 @@ def _joined(
             at += stop - first
         others = all(p.sizes[d] == n for p in parts for d, n in enumerate(shape) if d != axis)
         if len(parts) == len(pieces) and others and at == shape[axis]:
+            _require_once(fused, parts)
             return parts
     told = ", ".join(f"{name} {list(logical[name])}" for name, _ in pieces)
     raise RecipeError(f"recipe: {fused!r} of the shape {list(shape)} is not made of {told}")
+
+
+def _require_once(fused: str, parts: Sequence[Part]) -> None:
+    """Raise where some rows of a part stand in the tensor twice."""
+    for one, other in itertools.combinations(parts, 2):
+        first = max(one.first, other.first)
+        stop = min(part.first + part.sizes[part.axis] for part in (one, other))
+        if one.name == other.name and first < stop:
+            raise RecipeError(f"recipe: {fused!r} has rows {first} to {stop} of {one.name!r} twice")

@@ -248,11 +248,12 @@ class _Means:
             values = values - self.of(values)
         return float(self.of(values.square()).sqrt())
 
-    def sum(self, number: int) -> int:
-        """Over all processes."""
+    def sum(self, number: int, like: Tensor) -> int:
+        """Over all processes; told on the device of a tensor."""
         if self.total is None:
             return number
-        return round(float(self.total(torch.tensor([number], dtype=torch.float64))))
+        told = torch.tensor([number], dtype=torch.float64, device=like.device)
+        return round(float(self.total(told)))
 
 
 class _Adjust:
@@ -305,9 +306,9 @@ class _Adjust:
 
     def _adjusted(self, name: str, target: Target, use: _Use) -> Tensor:
         told = self._unfit(name, use)
-        if self._means.sum(bool(told)):  # all, or none
+        if self._means.sum(bool(told), use.output):  # all, or none
             return self._left(name, use, told or "another process cannot measure it")
-        if self._means.sum(use.output.numel()) == 0:
+        if self._means.sum(use.output.numel(), use.output) == 0:
             return self._left(name, use, "its output is empty")
         return self._units(name, target, use) if target.units else self._whole(name, target, use)
 
@@ -376,7 +377,7 @@ class _Adjust:
     def _of_units(self, product: Tensor, use: _Use) -> Tensor | None:
         """Mean of each unit, in a shape that broadcasts; None where they are all there is."""
         at = use.unit_dim
-        if at is None or self._means.sum(product.numel()) == product.shape[at]:
+        if at is None or self._means.sum(product.numel(), product) == product.shape[at]:
             return None
         dims = [d for d in range(product.dim()) if d != at % product.dim()]
         means = _along(self._means.of(product, dims), at)
@@ -421,7 +422,7 @@ class _Adjust:
         same = use.weight.shape == parameter.shape and use.weight.stride() == parameter.stride()
         if not same or at < 0 or values is None or len(values) != parameter.shape[at]:
             return self._left(name, use, "its outputs do not lie along one dimension of it")
-        if self._means.sum(values.shape[1]) < 2:
+        if self._means.sum(values.shape[1], values) < 2:
             return self._left(name, use, "the batch has one value for each unit")
         mean = self._means.of(values, [1])
         std = self._means.of((values - mean[:, None]).square(), [1]).sqrt()

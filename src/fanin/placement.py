@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,21 @@ from fanin.errors import ModelError
 from fanin.fill import assign_, taken
 from fanin.window import Runs, Window, chunk
 
-__all__ = ["Piece", "Share", "agreement", "exchange_", "is_spread", "made", "prepared", "share"]
+__all__ = [
+    "Holders",
+    "Piece",
+    "Share",
+    "agreement",
+    "exchange_",
+    "is_spread",
+    "made",
+    "prepared",
+    "share",
+]
+
+
+#: Processes by rank, and what each holds.
+Holders: TypeAlias = tuple[tuple[int, Window], ...]
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,19 @@ class Share:
     Attributes:
         tensor: its values here: the parameter itself, or a shard of it.
         window: which part of the parameter they are.
-        holders: of a parameter that is spread: every process of its mesh, and what it holds.
+        spread: whether the parameter is spread over processes.
+        everyone: finds `holders`, which takes longer the more processes there are.
     """
 
     tensor: Tensor
     window: Window
-    holders: tuple[tuple[int, Window], ...] = ()
+    spread: bool = False
+    everyone: Callable[[], Holders] = tuple
+
+    @functools.cached_property
+    def holders(self) -> Holders:
+        """Of a parameter that is spread: every process of its mesh, and what it holds."""
+        return self.everyone()
 
 
 @dataclass(frozen=True)
@@ -82,21 +105,25 @@ def share(name: str, tensor: Tensor) -> Share:
         return Share(tensor, Window.whole(tensor.shape))
     spread: Any = tensor
     mesh, local = spread.device_mesh, spread.to_local()
-    sizes, here = tuple(mesh.shape), mesh.get_coordinate()
-    cuts = [_cut(name, placement, len(tensor.shape)) for placement in spread.placements]
-    places = itertools.product(*map(range, sizes))
-    held = {place: _window(tensor.shape, sizes, place, cuts) for place in places}
-    holders = tuple((int(mesh.mesh[place]), window) for place, window in held.items())
+    sizes, ranks, here = tuple(mesh.shape), mesh.mesh, mesh.get_coordinate()
+    shape = tuple(tensor.shape)
+    cuts = [_cut(name, placement, len(shape)) for placement in spread.placements]
+
+    def everyone() -> Holders:
+        places = itertools.product(*map(range, sizes))
+        return tuple((int(ranks[place]), _window(shape, sizes, place, cuts)) for place in places)
+
     if here is None:  # of another part of a pipeline
-        nothing: tuple[Runs, ...] = ((),) * len(tensor.shape)
-        return Share(local, Window(tuple(tensor.shape), nothing), holders)
-    window = held[tuple(here)]
-    if window.sizes != tuple(local.shape):
+        nothing: tuple[Runs, ...] = ((),) * len(shape)
+        return Share(local, Window(shape, nothing), True, everyone)
+    window = _window(shape, sizes, here, cuts)
+    # Of a shard without elements torch forgets the other sizes.
+    if window.sizes != tuple(local.shape) and (window.count or local.numel()):
         raise ModelError(
             f"model: the process holds {list(local.shape)} of the parameter {name!r}, and its "
             f"placement {spread.placements} says {list(window.sizes)}"
         )
-    return Share(local, window, holders)
+    return Share(local, window, True, everyone)
 
 
 def _cut(name: str, placement: Any, dims: int) -> tuple[int, int] | None:
@@ -118,12 +145,25 @@ def _window(
     place: Sequence[int],
     cuts: Sequence[tuple[int, int] | None],
 ) -> Window:
-    """What the process at one place of a mesh holds."""
+    """What the process at one place of a mesh holds.
+
+    Cut from the first dimension of the mesh to the last.  A strided placement says that later ones
+    came before it: `fully_shard` cuts what tensor parallelism has left.  Where sizes are uneven the
+    order counts.
+    """
     runs = list(Window.whole(shape).runs)
-    for size, index, cut in zip(sizes, place, cuts, strict=True):
-        if cut is not None:
-            dim, factor = cut
+    found = [(*cut, n, at) for cut, n, at in zip(cuts, sizes, place, strict=True) if cut]
+    late = [
+        cut
+        for k, cut in enumerate(found)
+        if cut[1] > 1
+        and cut[1] == math.prod(n for dim, factor, n, _ in found[k + 1 :] if dim == cut[0])
+    ]
+    for dim, factor, size, index in found:
+        if (dim, factor, size, index) not in late:
             runs[dim] = chunk(runs[dim], size, index, factor)
+    for dim, _, size, index in reversed(late):
+        runs[dim] = chunk(runs[dim], size, index)
     return Window(tuple(shape), tuple(runs))
 
 
@@ -176,7 +216,7 @@ def _drawn(piece: Piece, turn: int, seed: int) -> Tensor | Exception | None:
     """The whole parameter, or why it cannot be, if it is this process's turn."""
     if _owner(piece, turn) != torch.distributed.get_rank():
         return None
-    whole = torch.empty(piece.share.window.shape, dtype=piece.share.tensor.dtype)
+    whole = torch.empty(piece.share.window.shape, dtype=piece.share.tensor.dtype, device="cpu")
     try:
         assign_(whole, piece.assignment, seed, piece.name)
     except Exception as error:  # noqa: BLE001 - told to all, then raised
@@ -235,6 +275,8 @@ def agreement(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 def _groups(model: nn.Module) -> Iterator[Any]:
     """Groups of processes, a sum over each of which in turn is the sum over all."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner  # compiled
     if isinstance(model, nn.parallel.DistributedDataParallel):
         yield model.process_group
         return

@@ -16,13 +16,13 @@ from fanin.apply import apply_, lent
 from fanin.architecture import Architecture, parameters_of
 from fanin.assignment import Assignment, Recipe
 from fanin.catalogue import find
-from fanin.errors import ArgumentError, ModelError
+from fanin.errors import ArgumentError, BatchError, ModelError
 from fanin.fused import Fused
 from fanin.measuring import Target, Total, measure_
-from fanin.placement import agreement, prepared
+from fanin.placement import agreement, is_spread, prepared
 from fanin.policies import decide
 from fanin.policies.targets import targets
-from fanin.reading import bare, reading
+from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.summary import table
@@ -237,11 +237,26 @@ def plan(
         if name != "auto":
             raise ModelError(f"model: {name} measures a batch, and a model on meta has no values")
         return Plan.of(recipe)
+    if total is not None:
+        _check_together(spread, batch, total)
     if sharded:  # each process measures the whole model on its part of the batch
         trained = {p.name for p in parameters_of(model) if frozen or p.trainable}
         drawn = trained & {a.parameter for a in recipe.assignments}
         model = with_values(spread, model, {p.name for p in parameters_of(model)} - drawn)
     return Plan.of(_measured(recipe, found, model, batch, wanted, total, seed=seed, frozen=frozen))
+
+
+def _check_together(model: nn.Module, batch: Any, total: Total) -> None:
+    """Raise on every process where one of them has a batch that cannot be measured."""
+    told = ""
+    try:
+        check_batch(model, batch)
+    except BatchError as error:
+        told = str(error)
+    first: Any = next(model.parameters())
+    place = (first.to_local() if is_spread(first) else first).device
+    if total(torch.tensor([float(bool(told))], device=place)).item():
+        raise BatchError(told or "batch: that of another process cannot be measured; it says why")
 
 
 def closed_forms(architecture: Architecture, model: nn.Module) -> Recipe:

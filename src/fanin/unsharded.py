@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fanin.errors import ModelError
 from fanin.placement import is_spread
@@ -68,23 +68,22 @@ def with_values(model: nn.Module, whole: nn.Module, names: set[str]) -> nn.Modul
     The others are left unwritten.  Every process has to call it: shards are gathered.
     """
     spread = dict(model.named_parameters())
-    for name, parameter in list(whole.named_parameters()):
-        like = spread[name]
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in whole.modules():
+        for key, parameter in module._parameters.items():
+            places.setdefault(id(parameter), []).append((module, key))
+    for name, empty in list(whole.named_parameters()):
+        like: Any = spread[name]
         if name in names:
-            values: Any = like.detach()
+            values = like.detach()
             data = values.full_tensor() if is_spread(like) else values.clone()
         else:
-            here: Any = like.to_local() if is_spread(like) else like  # type: ignore[attr-defined]
+            here = like.to_local() if is_spread(like) else like
             data = torch.empty(like.shape, dtype=like.dtype, device=here.device)
-        _replace(whole, parameter, nn.Parameter(data, requires_grad=parameter.requires_grad))
+        made = nn.Parameter(data, requires_grad=empty.requires_grad)
+        for module, key in places[id(empty)]:
+            module._parameters[key] = made
     return whole
-
-
-def _replace(model: nn.Module, old: Tensor, new: nn.Parameter) -> None:
-    for module in model.modules():
-        for key, value in module._parameters.items():
-            if value is old:
-                module._parameters[key] = new
 
 
 def _original(module: nn.Module) -> type[nn.Module] | None:

@@ -239,6 +239,10 @@ def _drawn(values: Values, key: Key, start: int, window: Window) -> NDArray[np.f
     """The values of a part, float32 [elements]."""
     found = np.empty(window.count, np.float32)
     for rows in window.rows():
+        if native.backend().compiled:
+            own = replace(rows, start=start + rows.start)
+            values.write(found.ctypes.data, "float32", key, own)
+            continue
         for k in range(rows.repeats):
             at, first = rows.place + k * rows.step, start + rows.start + k * rows.stride
             found[at : at + rows.count] = draw(values, key, first, rows.count)

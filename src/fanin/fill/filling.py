@@ -183,7 +183,7 @@ def by_parts(assignment: Assignment) -> bool:
     False
     """
     given = assignment.arguments
-    if assignment.scheme == KEPT or any(given.get(name) for name in (*REGION, "split")):
+    if assignment.scheme == KEPT or _is_partial(assignment):
         return assignment.scheme == KEPT
     scheme = find(assignment.scheme)
     form = scheme.drawn(scheme.complete(assignment.options))
@@ -195,10 +195,18 @@ def by_parts(assignment: Assignment) -> bool:
 def factored(assignment: Assignment) -> bool:
     """Whether its values pass through linear algebra, whose last bits are those of one machine.
 
+    Not where only a part of the tensor is drawn: what is kept of it is held in many places.
+
     >>> factored(Assignment("w", "orthogonal", 1.0, 0.02, None, "a rotation"))
     True
     """
-    return assignment.scheme != KEPT and find(assignment.scheme).name in FACTORED
+    if assignment.scheme == KEPT or _is_partial(assignment):
+        return False
+    return find(assignment.scheme).name in FACTORED
+
+
+def _is_partial(assignment: Assignment) -> bool:
+    return any(assignment.arguments.get(name) is not None for name in (*REGION, "split"))
 
 
 # ── what is allowed ──────────────────────────────────────────────────────────────────────────

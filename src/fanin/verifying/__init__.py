@@ -72,6 +72,11 @@ def verify(
     """
     if recipe is not None and not isinstance(recipe, Recipe):
         raise ArgumentError(f"recipe: {type(recipe).__name__}; a fanin.Plan or Recipe is needed")
+    if aliases is not None and not isinstance(aliases, Mapping):
+        raise ArgumentError(
+            f"aliases: {type(aliases).__name__}; a mapping from a parameter to its name in the "
+            "checkpoint is needed"
+        )
     _whole("seed", 0 if seed is None else seed, 0, _SEEDS - 1)
     _whole("jobs", jobs, 1, None)
     held = open_checkpoint(checkpoint)

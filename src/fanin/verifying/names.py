@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fanin.errors import ArgumentError
+from fanin.reading import plain
 
 __all__ = ["Names", "match"]
 
@@ -35,7 +36,8 @@ def match(
 ) -> Names:
     """Find the tensor of each parameter; those that are not found have none.
 
-    Names that agree are taken.  Where none does, a prefix that stands before the names on one side
+    Names that agree are taken, whatever torch.compile and activation checkpoints put into them.
+    Where none does, a prefix that stands before the names on one side
     is left out, if it is the only one with which more than half of the parameters are found:
     wrappers add "module.", "_orig_mod.", "model.".
 
@@ -59,12 +61,14 @@ def match(
     told = {parameter: known[key] for parameter, key in given.items()}
     rest = [name for name in parameters if name not in given]
     keys = {name: known[name] for name in rest if name in known}
+    bare = {plain(key): key for key in known}
+    wrapped = {name: known[bare[plain(name)]] for name in rest if plain(name) in bare}
     if keys or not rest:
-        return Names({**keys, **told})
+        return Names({**wrapped, **keys, **told})
     both = (*_prefixes(known, rest, True), *_prefixes(rest, known, False))
     enough = [(added, removed) for added, removed, found in both if 2 * found > len(rest)]
     if len(enough) != 1:
-        return Names(told)
+        return Names({**wrapped, **told})
     ((added, removed),) = enough
     wanted = {name: added + name.removeprefix(removed) for name in rest}
     keys = {name: known[key] for name, key in wanted.items() if key in known}

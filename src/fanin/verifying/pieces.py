@@ -15,6 +15,7 @@ from torch import Tensor
 from fanin.assignment import KEPT, REGION, Assignment
 from fanin.errors import FaninError
 from fanin.fill import assign_, by_parts
+from fanin.reading import plain
 from fanin.region import mask
 from fanin.summary import count
 from fanin.verifying.result import Checked, State
@@ -87,6 +88,8 @@ def compare(
 def _obstacle(assignment: Assignment, source: Source) -> str:
     """Why the start of a tensor is not known from its recipe and seed; "" where it is."""
     given = assignment.arguments
+    if source.held < source.count:
+        return "the checkpoint holds a part of it alone"
     if source.dtype is None:
         return f"its dtype is {source.kind}, which is not drawn"
     if assignment.scheme == KEPT or given.get("kept") is not None:
@@ -155,12 +158,13 @@ class _Start:
     def _drawn(
         self, sizes: Sequence[int], dtype: torch.dtype, window: Window | None = None
     ) -> Tensor:
-        return self.onto(torch.empty(tuple(sizes), dtype=dtype), window)
+        return self.onto(torch.empty(tuple(sizes), dtype=dtype, device="cpu"), window)
 
     def onto(self, tensor: Tensor, window: Window | None = None) -> Tensor:
         """The tensor, after what was assigned is written into it."""
         try:
-            assign_(tensor, self.assignment, self.seed, self.assignment.parameter, window)
+            name = plain(self.assignment.parameter)
+            assign_(tensor, self.assignment, self.seed, name, window)
         except FaninError as error:
             raise _UndrawnError(str(error)) from error
         return tensor

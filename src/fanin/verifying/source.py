@@ -78,13 +78,18 @@ class Source:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def held(self) -> int:
+        """Number of elements that the checkpoint holds: fewer where only some rows are joined."""
+        return sum(math.prod(share.sizes) for share in self.shares)
+
     def whole(self) -> Tensor:
         """All values.
 
         Raises:
             ArgumentError: a file cannot be read.
         """
-        values = torch.empty(self.shape, dtype=self.dtype)
+        values = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         for window, piece in self.pieces():
             values[tuple(slice(*runs[0]) if runs else slice(0) for runs in window.runs)] = piece
         return values

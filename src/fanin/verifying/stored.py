@@ -35,6 +35,8 @@ _INDEX = ".safetensors.index.json"
 _FILE = ".safetensors"
 _NAMED = 3  # files named in one error
 
+_SPAN = 1 << 20  # elements read at once to take some of them
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -76,12 +78,16 @@ class Stored:
         rows = list(window.rows())
         if len(rows) == 1 and rows[0].repeats == 1:
             return self._run(rows[0].start, rows[0].count)
-        values = torch.empty(window.count, dtype=self.dtype)
+        values = torch.empty(window.count, dtype=self.dtype, device="cpu")
         for some in rows:
-            sizes = some.repeats, some.count
-            run = self._run(some.start, (some.repeats - 1) * some.stride + some.count)
-            strided = run.as_strided(sizes, (some.stride, 1))
-            values.as_strided(sizes, (some.step, 1), some.place).copy_(strided)
+            most = max(1, _SPAN // max(some.stride, 1))  # runs that are read in one go
+            for first in range(0, some.repeats, most):
+                sizes = min(most, some.repeats - first), some.count
+                start = some.start + first * some.stride
+                run = self._run(start, (sizes[0] - 1) * some.stride + some.count)
+                place = some.place + first * some.step
+                strided = run.as_strided(sizes, (some.stride, 1))
+                values.as_strided(sizes, (some.step, 1), place).copy_(strided)
         return values
 
     def _run(self, start: int, count: int) -> Tensor:
@@ -120,11 +126,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         ArgumentError: there is none, it is not whole, or the index does not fit its files.
     """
+    if not isinstance(path, (str, Path)):
+        raise ArgumentError(f"checkpoint: {type(path).__name__}; a path is needed")
     place = Path(path)
     if place.is_dir():
         place = _inside(place)
     if not place.exists():
         raise ArgumentError(f"{path}: there is no such file or folder")
+    if not place.is_file():
+        raise ArgumentError(f"{path}: it is no file and no folder")
     if place.name.endswith(".json"):
         return _indexed(place)
     tensors, metadata = _header(place)
@@ -153,7 +163,7 @@ def _indexed(index: Path) -> Checkpoint:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except OSError as error:
         raise ArgumentError(f"{index}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArgumentError(f"{index}: it is no index of a checkpoint") from error
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise ArgumentError(f"{index}: weight_map: a file for each tensor is needed")
