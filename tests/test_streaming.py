@@ -661,7 +661,7 @@ class TestFolder:
     ) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(ArgumentError, match=r"GB are needed, and 0\.00 GB are free"):
+        with pytest.raises(ArgumentError, match=r"1\.06 MB are needed, and 1 kB are free"):
             write(on_meta(), planned(), tmp_path / "x" / "y")
         assert not (tmp_path / "x" / "y").exists()
 
@@ -871,7 +871,7 @@ class TestGoingOn:
         done = started("init", target, "--out", place, *LARGE)
         out, err = done.communicate()
         assert (done.returncode, err) == (0, "")
-        assert "finished before" in out
+        assert "by an earlier run" in out
         assert contents(tmp_path / "a") == contents(place)
 
     @pytest.mark.slow
@@ -889,7 +889,7 @@ class TestGoingOn:
         ]
         assert not list(place.rglob("*.part"))
         again = started("init", target, "--out", place, *LARGE)
-        assert "finished before" in again.communicate()[0]
+        assert "by an earlier run" in again.communicate()[0]
 
 
 #: A model of 96 MB, in 12 files.
@@ -1085,7 +1085,7 @@ class TestRanks:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("drawn with seed 0") == 1
+        assert done.stdout.count("; seed 0") == 1
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -1099,14 +1099,37 @@ class TestCommandLine:
         assert result.exit_code == 0, result.stderr
         assert result.stderr == ""
         files = len(list(place.glob("*.safetensors")))
-        assert f"kB in {files} files drawn with seed 3" in " ".join(result.stdout.split())
+        assert f"kB in {files} files; seed 3" in " ".join(result.stdout.split())
         recipe, seed = origin(place)
         target = load(CLASSIFIER)
         fanin.Plan.of(recipe).apply_(target.model, seed)
         assert same_state(state_in(place), target.model.state_dict())
         again = run("init", CLASSIFIER, "--out", place, "--seed", 3, "--shard-size", "4KB")
         assert again.exit_code == 0
-        assert "finished before" in again.stdout
+        assert "by an earlier run" in again.stdout
+
+    @pytest.mark.parametrize("option", ["--out", "-o"])
+    def test_the_dtype_is_that_of_the_configuration(self, tmp_path: Path, option: str) -> None:
+        pytest.importorskip("transformers")
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "vocab_size": 31, "dtype": "bfloat16"}
+        named = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+        (tmp_path / "config.json").write_text(json.dumps(sizes | heads | named))
+        place = tmp_path / "start.safetensors"
+        result = run("init", f"hf:{tmp_path / 'config.json'}", option, place)
+        assert result.exit_code == 0, result.stderr
+        file = place / "model.safetensors" if place.is_dir() else place
+        assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
+        if place.is_dir():
+            assert json.loads((place / "config.json").read_text())["dtype"] == "bfloat16"
+        assert fanin.verify(place).ok
+
+    def test_one_file_is_not_written_by_several(self, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        result = run("init", CLASSIFIER, "-o", tmp_path / "start.safetensors")
+        assert result.exit_code == 2
+        assert "take --out DIR for several" in result.stderr
 
     def test_a_recipe_and_a_dtype(self, tmp_path: Path) -> None:
         recipe, place = tmp_path / "recipe.toml", tmp_path / "start"

@@ -841,6 +841,14 @@ def test_an_argument_of_another_kind_is_named(tmp_path: Path, arguments, told: s
         fanin.verify(path, RECIPE, SEED, **arguments)
 
 
+def test_another_seed_than_the_checkpoint_names_is_said(tmp_path: Path):
+    model = nn.Sequential(nn.Linear(6, 4))
+    plan = fanin.init_(model, torch.randn(8, 6), seed=3)
+    save(model, tmp_path / "a.safetensors", plan, 3)
+    assert "drawn with seed 3, not 4" in str(fanin.verify(tmp_path / "a.safetensors", seed=4))
+    assert "not" not in " ".join(fanin.verify(tmp_path / "a.safetensors", seed=3).notes)
+
+
 def test_a_pipe_is_no_checkpoint(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(ArgumentError, match="no file and no folder"):

@@ -228,11 +228,12 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         except RuntimeError as error:
             given = args[0] if args else None
-            if isinstance(given, Tensor) and given.is_meta and "BF16" in str(error):
+            told = str(error).lower()
+            if isinstance(given, Tensor) and given.is_meta and ("bf16" in told or "bfloat" in told):
                 # The shape of a grouped product is known for bfloat16 alone; others run as well.
                 made = func(*map_tensors(_brain, args), **map_tensors(_brain, kwargs))
                 return map_tensors(lambda tensor: tensor.to(given.dtype), made)
-            if self._promote is not torch.float64 or "double" not in str(error).lower():
+            if self._promote is not torch.float64 or "double" not in told:
                 raise
             return func(*map_tensors(_single, args), **map_tensors(_single, kwargs))
 

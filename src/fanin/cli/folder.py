@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+import torch
 from torch import nn
 
 from fanin.assignment import Recipe
 from fanin.cli.progress import Bar
 from fanin.streaming import DTYPES, SHARD_SIZE, Written, ranks_of, write
 
-__all__ = ["FolderOptions", "folder_options", "write_folder"]
+__all__ = ["FolderOptions", "folder_options", "own_dtype", "write_folder"]
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -70,7 +71,7 @@ _OPTIONS = (
     click.option(
         "--dtype",
         type=click.Choice(list(_DTYPES)),
-        help="With --out: of the floating-point tensors; default: that of the model.",
+        help="With --out: of the floating-point tensors; default: that of the configuration.",
     ),
     click.option(
         "--overwrite",
@@ -85,6 +86,15 @@ def folder_options(command: Any) -> Any:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def own_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype that a transformers model's configuration names; None where there is none.
+
+    The model itself is built, planned and checked in float32.
+    """
+    dtype = getattr(getattr(model, "config", None), "dtype", None)
+    return dtype if dtype in DTYPES else None
 
 
 def write_folder(
@@ -110,7 +120,7 @@ def write_folder(
                 place,
                 seed=seed,
                 shard_size=options.shard_size or SHARD_SIZE,
-                dtype=_DTYPES[options.dtype] if options.dtype else None,
+                dtype=_DTYPES[options.dtype] if options.dtype else own_dtype(model),
                 jobs=options.jobs,
                 frozen=frozen,
                 overwrite=options.overwrite,

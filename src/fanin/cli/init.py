@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from fanin.checkpoint import save
-from fanin.cli.folder import FolderOptions, folder_options, write_folder
+from fanin.cli.folder import FolderOptions, folder_options, own_dtype, write_folder
 from fanin.cli.options import input_option, seed_option
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json, write_text
 from fanin.cli.program import debug_option
@@ -144,7 +144,7 @@ def plan(
 @click.argument("target")
 @_shared
 @click.option("--recipe", metavar="FILE", help="A recipe in the place of a scheme.")
-@click.option("-o", "--output", metavar="FILE", help="The safetensors file.")
+@click.option("-o", "--output", metavar="FILE", help="The safetensors file; replaced if there.")
 @click.option("--out", "folder", metavar="DIR", help="A checkpoint of any size, in a folder.")
 @folder_options
 @click.option("--quiet", is_flag=True, help="Show nothing.")
@@ -201,19 +201,22 @@ def init(
             )
         if output is not None:
             progress("drawing")
+            dtype = own_dtype(loaded.model)
+            if dtype is not None:
+                loaded.model.to(dtype)
             given.apply_(loaded.model, seed, frozen=frozen)
             progress(f"writing {output}")
             with replacing("--output", output) as path:
                 save(loaded.model, path, given, seed)
-    told = f"{output}: {len(given)} parameters"
+    told = f"{output}: {len(given)} parameters drawn with seed {seed}"
     if folder is not None:
         with contextlib.redirect_stdout(sys.stderr):
             written = write_folder(
                 loaded.model, given, folder, options, seed=seed, frozen=frozen, quiet=quiet
             )
-        told = f"{folder}: {written}"
+        told = f"{folder}: {written}; seed {seed}"
     if not quiet:
-        show(f"{told} drawn with seed {seed}")
+        show(told)
     return 0
 
 
@@ -223,6 +226,8 @@ def _check_places(output: str | None, folder: str | None, options: FolderOptions
         raise click.UsageError("Missing option: -o FILE for one file, or --out DIR for a folder")
     if output is not None and folder is not None:
         raise click.UsageError("give -o for one file, or --out for a folder, not both")
+    if output is not None and ranks_of(os.environ).world > 1:
+        raise click.UsageError("-o writes one file from one process; take --out DIR for several")
     if folder is None and options.given:
         raise click.UsageError(f"{options.given} goes with --out")
     if output == STDOUT or folder == STDOUT:

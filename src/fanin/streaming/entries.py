@@ -155,7 +155,8 @@ def _require_value(entry: Entry, parameter: Parameter | None, recipe: Recipe) ->
         reason = recipe.untouched.get(parameter.name, "it is frozen")
         raise ModelError(
             f"model: the parameter {parameter.name!r} is on the meta device and the recipe leaves "
-            f"it as it is ({reason}); give it memory and a value first"
+            f"it as it is ({reason}); give it memory and a value first, or write one file (-o "
+            "FILE) from memory"
         )
     if keeps(entry.assignment):
         raise ModelError(

@@ -35,7 +35,7 @@ try:
 except ImportError:  # there are none on Windows: two runs in one folder are not noticed
     fcntl = None
 
-__all__ = ["STAGING", "Folder", "Manifest"]
+__all__ = ["STAGING", "Folder", "Manifest", "amount"]
 
 STAGING = ".fanin-unfinished"
 _MANIFEST = "manifest.json"
@@ -130,8 +130,7 @@ class Folder:
             free += sum(part.stat().st_size for part in self.staging.glob("*.part"))
         if needed > free:
             raise ArgumentError(
-                f"{self.path}: {needed / 1e9:.2f} GB are needed, and {free / 1e9:.2f} GB are free "
-                "on its disk"
+                f"{self.path}: {amount(needed)} are needed, and {amount(free)} are free on its disk"
             )
 
     def located(self, shard: Shard) -> Path | None:
@@ -322,3 +321,11 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def amount(size: int) -> str:
+    """A number of bytes in words: three digits."""
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.3g} {unit}"
+    return f"{size} bytes"

@@ -21,7 +21,7 @@ from fanin.errors import ArgumentError, ModelError
 from fanin.reading import bare
 from fanin.streaming.beside import beside, metadata, run_of
 from fanin.streaming.entries import entries
-from fanin.streaming.folder import Folder, Manifest
+from fanin.streaming.folder import Folder, Manifest, amount
 from fanin.streaming.pieces import Piece, Worker, digest, pieces, rehearse
 from fanin.streaming.ranks import PATIENCE, Ranks, Signs
 from fanin.streaming.shards import Shard, split
@@ -65,8 +65,9 @@ class Written:
     kept: int
 
     def __str__(self) -> str:
-        there = f"; {self.kept} of them finished before" if self.kept else ""
-        what = f"{count(self.tensors, 'tensor')}, {_amount(self.bytes)}"
+        number = "all" if self.kept == len(self.files) else str(self.kept)
+        there = f", {number} of them written by an earlier run" if self.kept else ""
+        what = f"{count(self.tensors, 'tensor')}, {amount(self.bytes)}"
         return f"{what} in {count(len(self.files), 'file')}{there}"
 
 
@@ -152,14 +153,6 @@ def write(
         ) from error
     size = sum(shard.size for shard in shards)
     return Written(place.path, tuple(s.file for s in shards), len(found), size, number)
-
-
-def _amount(size: int) -> str:
-    """A number of bytes in words: three digits."""
-    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
-        if size >= 10**power:
-            return f"{size / 10**power:.3g} {unit}"
-    return f"{size} bytes"
 
 
 def _lead(

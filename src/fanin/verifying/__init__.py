@@ -9,6 +9,7 @@ result   what was found
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,6 +94,7 @@ def verify(
     others = _others(held, sources.values(), names, recipe)
     source = ("from the checkpoint", "as given")
     notes = (
+        *_seeds(held, seed),
         f"recipe: {recipe.scheme}, {source[given[0]]}; seed: {seed}, {source[given[1]]}",
         *_notes(names, recipe, held, sources),
     )
@@ -110,6 +112,15 @@ def _origin(
         missing = "recipe" if recipe is None else "seed"
         raise RecipeError(f"{missing}: none was given, and {error}") from error
     return recipe or written, number if seed is None else seed
+
+
+def _seeds(held: Checkpoint, seed: int) -> Iterator[str]:
+    """Say so where the checkpoint names another seed."""
+    path = next((stored.path for stored in held.tensors.values()), None)
+    with contextlib.suppress(RecipeError):
+        written = seed if path is None else origin(path)[1]
+        if written != seed:
+            yield f"the checkpoint says that it was drawn with seed {written}, not {seed}"
 
 
 def _compared(
