@@ -1028,7 +1028,7 @@ class TestRanks:
             for path in (tmp_path / STAGING).glob("*.safetensors"):
                 path.unlink()
 
-        parts = (self.part(tmp_path, k, 2, patience=1.0) for k in range(2))
+        parts = (self.part(tmp_path, k, 2, patience=60.0) for k in range(2))
         late = self.part(tmp_path, 0, 1, patience=0.3, progress=vanish)
         with pytest.raises(ArgumentError, match="files that were finished are gone"):
             late()
