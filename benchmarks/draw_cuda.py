@@ -51,7 +51,7 @@ PIECES = {  # start, count, repeats, stride
 COLUMNS = 512  # of a row that is timed, out of twice as many
 
 
-def differing(dtype: torch.dtype, values: Values, rows: cuda.Rows) -> int:
+def differing(dtype: torch.dtype, values: Values, rows: cuda.Launch) -> int:
     """How many values have other bits than the reference."""
     start, count, repeats, stride = rows
     tensor = torch.empty(count * repeats, dtype=dtype, device="cuda")

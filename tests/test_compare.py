@@ -27,9 +27,10 @@ from fanin.cli.compare import Bar
 from fanin.cli.compare import compare as command
 from fanin.cli.program import Program
 from fanin.comparing import Batches, Comparison, Run, Training, compare, train_
-from fanin.comparing.text import Scale, to_text
+from fanin.comparing.text import Scale
 from fanin.errors import ArgumentError, BatchError, FaninError, ForwardError, LossError, ModelError
 from fanin.report.wording import visible
+from fanin.summary import to_text
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 6, generator=GENERATOR)

@@ -125,14 +125,14 @@ def bits(tensor: torch.Tensor) -> list[int]:
 
 
 def drawn(
-    kernels: ModuleType, dtype: torch.dtype, rows: cuda.Rows, values: Values, of: Key = KEY
+    kernels: ModuleType, dtype: torch.dtype, rows: cuda.Launch, values: Values, of: Key = KEY
 ) -> torch.Tensor:
     tensor = torch.empty(rows[1] * rows[2], dtype=dtype)
     cuda._launch(kernels, tensor, of, rows, values)
     return tensor
 
 
-def expected(dtype: torch.dtype, rows: cuda.Rows, values: Values, of: Key = KEY) -> torch.Tensor:
+def expected(dtype: torch.dtype, rows: cuda.Launch, values: Values, of: Key = KEY) -> torch.Tensor:
     start, count, repeats, stride = rows
     words = [philox.words(of, start + row * stride, count) for row in range(repeats)]
     return torch.from_numpy(values.of(np.concatenate(words))).to(dtype)
@@ -225,7 +225,7 @@ def test_rows_too_long_for_one_launch_are_drawn_one_by_one(
 @pytest.mark.parametrize("rows", [(0, 8, 1, 0), (1, 7, 1, 0), (4, 8, 3, 40), (2, 5, 3, 9)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_is_written_beside_the_tensor(
-    kernels: ModuleType, dtype: torch.dtype, rows: cuda.Rows
+    kernels: ModuleType, dtype: torch.dtype, rows: cuda.Launch
 ):
     count = rows[1] * rows[2]
     memory = torch.full((count + 4096,), 7.0, dtype=dtype)
@@ -237,7 +237,7 @@ def test_nothing_is_written_beside_the_tensor(
 
 @needs_triton
 @pytest.mark.parametrize("rows", [(0, 0, 1, 0), (5, 0, 3, 4), (5, 3, 0, 4)], ids=str)
-def test_nothing_is_drawn_into_an_empty_tensor(kernels: ModuleType, rows: cuda.Rows):
+def test_nothing_is_drawn_into_an_empty_tensor(kernels: ModuleType, rows: cuda.Launch):
     assert drawn(kernels, torch.float32, rows, NORMAL).numel() == 0
 
 

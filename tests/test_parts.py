@@ -123,7 +123,7 @@ def test_a_gpu_is_asked_for_the_same_values(
 ) -> None:
     """Of a GPU's draw, which has tests of its own, here stands only what it is told."""
 
-    def fill(tensor: Tensor, key: draw.Key, rows: cuda.Rows, values: Values) -> None:
+    def fill(tensor: Tensor, key: draw.Key, rows: cuda.Launch, values: Values) -> None:
         first, count, repeats, stride = rows
         assert tensor.is_contiguous()
         assert tensor.shape == (count * repeats,)

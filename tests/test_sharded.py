@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import (
 import fanin
 from fanin.assignment import Assignment
 from fanin.errors import BatchError, ModelError
+from fanin.fill import assign_
 from fanin.placement import _window, agreement
 from fanin.unsharded import is_sharded, unsharded
 
@@ -165,32 +166,29 @@ def test_a_model_that_cannot_be_copied_is_named(mesh) -> None:
         fanin.plan(model, BATCH)
 
 
-def test_a_failure_puts_shards_back(mesh, monkeypatch) -> None:
+@pytest.mark.parametrize("drawing", ["fanin.apply.assign_", "fanin.placement.assign_"])
+def test_a_failure_after_some_writes_puts_all_shards_back(mesh, monkeypatch, drawing) -> None:
+    """Of the shards that a process draws by itself, and of those that are exchanged before."""
     model = fully_sharded(mesh)
     plan = fanin.plan(build(), BATCH, "orthogonal")
-    before = [p.full_tensor() for p in model.parameters()]
+    before = [p.full_tensor().clone() for p in model.parameters()]
+    draw, drawn = assign_, []
 
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
+    def fail(tensor: Tensor, *given: object) -> None:
+        draw(tensor, *given)
+        drawn.append(tensor)
+        if len(drawn) == 3:
+            changed = [not torch.equal(*pair) for pair in zip(before, values(model), strict=True)]
+            assert any(changed)
+            raise MemoryError("no room for the matrix")
 
-    monkeypatch.setattr("fanin.apply.exchange_", fail)
-    with pytest.raises(KeyboardInterrupt):
-        plan.apply_(model, seed=7)
-    assert all(map(torch.equal, before, (p.full_tensor() for p in model.parameters())))
+    def values(model: nn.Module) -> list[Tensor]:
+        return [p.full_tensor().clone() for p in model.parameters()]
 
-
-def test_the_one_that_cannot_draw_says_why_and_puts_back(mesh, monkeypatch) -> None:
-    model = fully_sharded(mesh)
-    plan = fanin.plan(build(), BATCH, "orthogonal")
-    before = [p.full_tensor() for p in model.parameters()]
-
-    def fail(*_: object) -> None:
-        raise MemoryError("no room for the matrix")
-
-    monkeypatch.setattr("fanin.placement.assign_", fail)
+    monkeypatch.setattr(drawing, fail)
     with pytest.raises(MemoryError, match="no room"):
         plan.apply_(model, seed=7)
-    assert all(map(torch.equal, before, (p.full_tensor() for p in model.parameters())))
+    assert all(map(torch.equal, before, values(model)))
 
 
 def test_memory_of_shards_on_meta_is_made(mesh) -> None:

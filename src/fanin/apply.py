@@ -84,9 +84,10 @@ def apply_(
         apart = [p for p in pieces if p.share.spread and factored(p.assignment)]
         exchange_(apart, seed)  # first: who fails by itself below leaves nobody waiting
         for piece in pieces:
-            empty = piece.share.spread and not piece.share.window.count
-            if not (empty or (piece.share.spread and factored(piece.assignment))):
-                assign_(piece.share.tensor, piece.assignment, seed, piece.name, piece.share.window)
+            held = piece.share
+            if held.spread and (factored(piece.assignment) or not held.window.count):
+                continue  # exchanged, or another's
+            assign_(held.tensor, piece.assignment, seed, piece.name, held.window)
         devices = (whole.tensor.device for whole in shares.values())
         keep.buffers(buffers, device or next(devices, torch.device("cpu")))
     return tuple(drawn)

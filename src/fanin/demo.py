@@ -27,12 +27,13 @@ from torch import Tensor
 from torch.nn.utils import skip_init
 
 from fanin.checking import check
-from fanin.comparing import Batches, Comparison, Outcome, Run, Training, plot, to_text, train_
+from fanin.comparing import Batches, Comparison, Outcome, Run, Training, plot, train_
 from fanin.errors import ArgumentError
 from fanin.guard import random_state
 from fanin.report import Report
 from fanin.report.document import as_json, to_plain
 from fanin.report.wording import number
+from fanin.summary import to_text
 
 __all__ = [
     "PUBLISHED",

@@ -126,19 +126,19 @@ def _parts(
     logical: Mapping[str, Shape],
 ) -> tuple[Part, ...]:
     if not any("{}" in name for name, _ in pieces):
-        return tuple(_joined(fused, shape, pieces, logical))
+        return tuple(_along(fused, shape, pieces, logical))
     if not shape:
         raise RecipeError(f"recipe: {fused!r} is a single number, no stack of {pieces[0][0]!r}")
     found = []
     for index in range(shape[0]):
         numbered = [(name.replace("{}", str(index)), rows) for name, rows in pieces]
-        for part in _joined(fused, shape[1:], numbered, logical):
+        for part in _along(fused, shape[1:], numbered, logical):
             starts, sizes = (index, *part.starts), (1, *part.sizes)
             found.append(Part(part.name, part.shape, starts, sizes, part.axis, part.first))
     return tuple(found)
 
 
-def _joined(
+def _along(
     fused: str,
     shape: Shape,
     pieces: Sequence[tuple[str, tuple[int, int] | None]],

@@ -153,16 +153,16 @@ def _window(
     """
     runs = list(Window.whole(shape).runs)
     found = [(*cut, n, at) for cut, n, at in zip(cuts, sizes, place, strict=True) if cut]
-    late = [
-        cut
-        for k, cut in enumerate(found)
-        if cut[1] > 1
-        and cut[1] == math.prod(n for dim, factor, n, _ in found[k + 1 :] if dim == cut[0])
-    ]
-    for dim, factor, size, index in found:
-        if (dim, factor, size, index) not in late:
+    late = {
+        k
+        for k, (dim, factor, _, _) in enumerate(found)
+        if factor > 1 and factor == math.prod(n for d, _, n, _ in found[k + 1 :] if d == dim)
+    }
+    for k, (dim, factor, size, index) in enumerate(found):
+        if k not in late:
             runs[dim] = chunk(runs[dim], size, index, factor)
-    for dim, _, size, index in reversed(late):
+    for k in sorted(late, reverse=True):
+        dim, _, size, index = found[k]
         runs[dim] = chunk(runs[dim], size, index)
     return Window(tuple(shape), tuple(runs))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from io import StringIO
 from typing import Any
 
 import torch
-from rich.console import Console, ConsoleRenderable
+from rich.console import ConsoleRenderable
 from torch import nn
 
 from fanin.apply import apply_, lent
@@ -25,7 +24,7 @@ from fanin.policies.targets import targets
 from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
-from fanin.summary import table
+from fanin.summary import table, to_text
 from fanin.unsharded import is_sharded, unsharded, with_values
 
 __all__ = ["DTYPES", "Plan", "closed_forms", "init_", "plan"]
@@ -166,10 +165,7 @@ class Plan(Recipe):
         return table(self)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return to_text(self)
 
     def __repr__(self) -> str:
         return f"<fanin.Plan: {self.scheme}, {len(self.assignments)} parameters>"

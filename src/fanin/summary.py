@@ -1,4 +1,4 @@
-"""A plan as a table for the terminal."""
+"""A plan as a table for the terminal; amounts, names and tables as text."""
 
 from __future__ import annotations
 
@@ -8,15 +8,33 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from rich import box
-from rich.console import ConsoleRenderable, Group
+from rich.console import Console, ConsoleRenderable, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fanin.assignment import Assignment, Recipe
 
-__all__ = ["count", "pattern", "starred", "table", "visible"]
+__all__ = ["count", "pattern", "starred", "table", "to_text", "visible"]
 
 _LISTED = 3  # numbers that are listed one by one in a name
+
+
+def to_text(renderable: RenderableType, width: int = 100) -> str:
+    """A renderable as plain text without colour; no line is longer than ``width``.
+
+    >>> to_text(Text("sound"))
+    'sound'
+    """
+    console = Console(
+        width=width,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        legacy_windows=False,
+    )
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def table(recipe: Recipe) -> ConsoleRenderable:

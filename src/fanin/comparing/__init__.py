@@ -21,7 +21,7 @@ from fanin.comparing.batches import Batches, gather
 from fanin.comparing.building import Source
 from fanin.comparing.record import Outcome, Record, Run
 from fanin.comparing.starts import Start, read
-from fanin.comparing.text import plot, to_text
+from fanin.comparing.text import plot
 from fanin.comparing.training import OPTIMIZERS, Training, every, seed_all, train_
 from fanin.errors import ArgumentError
 from fanin.guard import random_state
@@ -30,6 +30,7 @@ from fanin.report.document import as_json, to_plain
 from fanin.report.figure import Figure
 from fanin.report.page import write
 from fanin.report.wording import number
+from fanin.summary import to_text
 
 __all__ = [
     "Batches",
@@ -39,7 +40,6 @@ __all__ = [
     "Training",
     "compare",
     "plot",
-    "to_text",
     "train_",
 ]
 
@@ -140,7 +140,7 @@ class Comparison(Record):
         return text.render(self)
 
     def __str__(self) -> str:
-        return text.to_text(text.render(self))
+        return to_text(text.render(self))
 
     def _repr_html_(self) -> str:
         return html.to_fragment(self)

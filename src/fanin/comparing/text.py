@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +18,7 @@ from fanin.report import Report
 from fanin.report.wording import MARKS, interval, listing, number, visible
 from fanin.summary import count
 
-__all__ = ["Scale", "conclusion", "divergence", "final", "plot", "render", "setting", "to_text",
-           "verdict"]  # fmt: skip
+__all__ = ["Scale", "conclusion", "divergence", "final", "plot", "render", "setting", "verdict"]
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 12  # cells of a sparkline
@@ -90,20 +89,6 @@ def render(record: Record) -> RenderableType:
         _table(record),
         plot(record),
     )
-
-
-def to_text(renderable: RenderableType, width: int = 100) -> str:
-    """Return a renderable as plain text without colour; no line is longer than ``width``.
-
-    Example::
-
-        pathlib.Path("starts.txt").write_text(to_text(render(comparison)))
-    """
-    console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False,
-                      legacy_windows=False)  # fmt: skip
-    with console.capture() as capture:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def setting(record: Record) -> str:

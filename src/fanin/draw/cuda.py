@@ -26,10 +26,10 @@ from fanin.draw.philox import Key
 from fanin.draw.truncation import interval
 from fanin.draw.values import Values
 
-__all__ = ["Rows", "available", "fill"]
+__all__ = ["Launch", "available", "fill"]
 
 #: start, count, repeats, stride: see `fill`.
-Rows = tuple[int, int, int, int]
+Launch = tuple[int, int, int, int]
 
 # Blocks of four values in a program, and its warps: 16 values in a thread share the keys of the
 # rounds, in registers that leave room for half of all threads.
@@ -59,7 +59,7 @@ def available(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda" and _proven(tensor.device, tensor.dtype)
 
 
-def fill(tensor: Tensor, key: Key, rows: Rows, values: Values) -> None:
+def fill(tensor: Tensor, key: Key, rows: Launch, values: Values) -> None:
     """Write values of a stream to a tensor on a GPU for which `available` holds.
 
     Args:
@@ -73,7 +73,7 @@ def fill(tensor: Tensor, key: Key, rows: Rows, values: Values) -> None:
         _launch(_kernels(), tensor, key, rows, values)
 
 
-def _launch(kernels: ModuleType, tensor: Tensor, key: Key, rows: Rows, values: Values) -> None:
+def _launch(kernels: ModuleType, tensor: Tensor, key: Key, rows: Launch, values: Values) -> None:
     """The same by these kernels, on the device that is current."""
     start, count, repeats, stride = rows
     if count * repeats == 0:
@@ -179,7 +179,7 @@ def _difference(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -
     return ""
 
 
-def _samples() -> Iterator[tuple[Values, Rows]]:
+def _samples() -> Iterator[tuple[Values, Launch]]:
     """What is compared: all kinds, where the counter carries, in one row and in several."""
     yield Values("normal", np.float32(UNIT)), (2**34 - 2048, 4096, 1, 0)
     # The mean is where z often is, so that one rounding more or less of the sum shows.
@@ -188,7 +188,7 @@ def _samples() -> Iterator[tuple[Values, Rows]]:
     yield Values("between", np.float32(UNIT), bounds=interval(-2.0, 1.0)), (0, 4096, 1, 0)
 
 
-def _reference(key: Key, rows: Rows, values: Values) -> NDArray[np.float32]:
+def _reference(key: Key, rows: Launch, values: Values) -> NDArray[np.float32]:
     start, count, repeats, stride = rows
     starts = (start + row * stride for row in range(repeats))
     return np.concatenate([values.of(philox.words(key, first, count)) for first in starts])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleRenderable, Group
+from rich.console import ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,7 @@ from fanin.repair.changes import Change
 from fanin.repair.record import Record, kinds, outcome, span, untouched
 from fanin.report.page import write
 from fanin.report.wording import visible
-from fanin.summary import pattern
+from fanin.summary import pattern, to_text
 
 __all__ = ["Repair"]
 
@@ -75,10 +74,7 @@ class Repair(Record):
         return Group(*parts)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return to_text(self)
 
     def _repr_html_(self) -> str:
         return page.to_fragment(self)

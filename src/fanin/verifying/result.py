@@ -8,15 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console, ConsoleRenderable, Group
+from rich.console import ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
-from fanin.summary import count, pattern, starred, visible
+from fanin.summary import count, pattern, starred, to_text, visible
 
 __all__ = ["Checked", "State", "Verification", "render"]
 
@@ -152,10 +151,7 @@ class Verification:
         return render(self)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return to_text(self)
 
     def __repr__(self) -> str:
         return f"<fanin.Verification: {self.verdict}>"
