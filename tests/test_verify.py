@@ -849,6 +849,12 @@ def test_another_seed_than_the_checkpoint_names_is_said(tmp_path: Path):
     assert "not" not in " ".join(fanin.verify(tmp_path / "a.safetensors", seed=3).notes)
 
 
+def test_a_file_of_torch_is_told_from_a_broken_one(tmp_path: Path):
+    torch.save(start(), tmp_path / "a.safetensors")
+    with pytest.raises(ArgumentError, match=r"one of torch\.save; .* save_file"):
+        fanin.verify(tmp_path / "a.safetensors", RECIPE, SEED)
+
+
 def test_a_pipe_is_no_checkpoint(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(ArgumentError, match="no file and no folder"):

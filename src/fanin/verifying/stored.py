@@ -191,7 +191,15 @@ def _header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             (length,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(length))
     except SafetensorError as error:
-        raise ArgumentError(f"{path}: it is no whole safetensors file: {error}") from error
+        with path.open("rb") as file:
+            saved = file.read(2) == b"PK"  # an archive
+        told = f"it is no whole safetensors file: {error}"
+        if saved:
+            told = (
+                "it is no safetensors file but one of torch.save; load it, and write its state with "
+                "safetensors.torch.save_file"
+            )
+        raise ArgumentError(f"{path}: {told}") from error
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read: {error.strerror or error}") from error
     metadata = header.pop("__metadata__", None) or {}
