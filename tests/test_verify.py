@@ -851,7 +851,7 @@ def test_another_seed_than_the_checkpoint_names_is_said(tmp_path: Path):
 
 def test_a_file_of_torch_is_told_from_a_broken_one(tmp_path: Path):
     torch.save(start(), tmp_path / "a.safetensors")
-    with pytest.raises(ArgumentError, match=r"one of torch\.save; .* save_file"):
+    with pytest.raises(ArgumentError, match=r"one of torch\.save; .*save_file"):
         fanin.verify(tmp_path / "a.safetensors", RECIPE, SEED)
 
 

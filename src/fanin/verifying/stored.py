@@ -196,7 +196,7 @@ def _header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         told = f"it is no whole safetensors file: {error}"
         if saved:
             told = (
-                "it is no safetensors file but one of torch.save; load it, and write its state with "
+                "it is no whole safetensors file but one of torch.save; load it, and write it by "
                 "safetensors.torch.save_file"
             )
         raise ArgumentError(f"{path}: {told}") from error
