@@ -121,19 +121,18 @@ def speed(sizes: list[int], rounds: int) -> list[dict[str, Any]]:
 
 
 def sweep(size: int, rounds: int) -> list[dict[str, Any]]:
-    """Blocks and warps of a program, for normals."""
-    before = cuda.BLOCKS, cuda.WARPS
+    """Blocks of a tile, tiles and warps of a program, for normals."""
+    before = cuda.BLOCKS, cuda.TILES, cuda.WARPS
     result = []
-    for dtype, blocks, warps in itertools.product(TIMED, (128, 256, 512, 1024, 2048), (1, 2, 4, 8)):
-        if not 1 <= blocks // (32 * warps) <= 16:  # of a thread
-            continue
-        cuda.BLOCKS, cuda.WARPS = blocks, warps
+    for dtype, blocks, tiles, warps in itertools.product(TIMED, (128, 256), (4, 16, 64), (2, 4, 8)):
+        cuda.BLOCKS, cuda.TILES, cuda.WARPS = blocks, tiles, warps
         tensor = torch.empty(size, dtype=dtype, device="cuda")
         run = partial(cuda.fill, tensor, KEY, (0, size, 1, 0), KINDS["normal"])
         rate = size * tensor.element_size() / seconds([run], rounds)[0] / 1e9
         name = str(dtype).removeprefix("torch.")
-        result.append({"dtype": name, "blocks": blocks, "warps": warps, "GB/s": rate})
-    cuda.BLOCKS, cuda.WARPS = before
+        sizes = {"blocks": blocks, "tiles": tiles, "warps": warps}
+        result.append({"dtype": name, **sizes, "GB/s": rate})
+    cuda.BLOCKS, cuda.TILES, cuda.WARPS = before
     return sorted(result, key=lambda row: (row["dtype"], -row["GB/s"]))
 
 

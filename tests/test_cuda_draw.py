@@ -1,8 +1,9 @@
 """The CUDA draw: the bits of the reference, by Triton's interpreter, its compiler, and a GPU.
 
-The interpreter runs the kernels by numpy on the CPU.  In two things it is no GPU, and is helped:
-it has no library functions (`int2float_rz`), and it cuts float32 to bfloat16 where a GPU rounds to
-the nearest (`cvt.rn`, which the tests of the compiled code look for).
+The interpreter runs the kernels by numpy on the CPU.  In three things it is no GPU, and is helped:
+it has no library functions (`int2float_rz`), it reads no PTX (`STAND_INS` do in other words what
+stands there), and it cuts float32 to bfloat16 where a GPU rounds to the nearest (`cvt.rn`, which
+the tests of the compiled code look for).
 """
 
 from __future__ import annotations
@@ -80,9 +81,37 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def product(x: Any, factor: str) -> tuple[Any, Any]:
+    import triton.language as tl
+
+    whole = x.to(tl.uint64) * int(factor, 16)
+    return whole.to(tl.uint32), (whole >> 32).to(tl.uint32)
+
+
+def row(table: Any, offset: Any) -> list[Any]:
+    import triton.language as tl
+
+    place = (table.to(tl.uint64) + offset.to(tl.uint64)).to(tl.pointer_type(tl.uint32))
+    return [tl.load(place + column) for column in range(4)]
+
+
+def folded(word: Any, two: Any) -> tuple[Any, Any]:
+    import triton.language as tl
+
+    upper = word >= 2**31
+    return tl.where(upper, ~word, word), tl.where(upper, -1, 1)
+
+
+def shifted(r: Any, exponent: Any) -> Any:
+    return r << ((163 - exponent) & 31)
+
+
+STAND_INS = {"_product": product, "_row": row, "_folded": folded, "_shifted": shifted}
+
+
 @pytest.fixture(scope="module")
 def untouched() -> ModuleType:
-    """The kernels in the interpreter, with the one library function that they need."""
+    """The kernels in the interpreter, with the functions that it does not have."""
     import triton.language as tl  # before the switch is set: Triton's own functions stay compiled
     from triton.runtime.interpreter import TensorHandle
 
@@ -97,6 +126,9 @@ def untouched() -> ModuleType:
         return tl.tensor(TensorHandle(cut, tl.float32), tl.block_type(tl.float32, number.shape))
 
     module.libdevice = SimpleNamespace(int2float_rz=int2float_rz)  # type: ignore[attr-defined]
+    for name, stand_in in STAND_INS.items():
+        assert hasattr(module, name)
+        setattr(module, name, stand_in)
     return module
 
 
@@ -242,6 +274,29 @@ def test_nothing_is_drawn_into_an_empty_tensor(kernels: ModuleType, rows: cuda.L
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (0, 20_000, 1, 0),
+        (2**34 - 9000, 20_000, 1, 0),  # the counter carries
+        (7, 19_001, 1, 0),
+        (4, 1200, 12, 2000),  # rows longer than a tile
+        (5, 1203, 12, 1999),
+        (4, 12, 900, 16),  # and shorter
+        (3, 5, 900, 11),
+    ],
+    ids=str,
+)
+def test_programs_of_several_tiles(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: cuda.Launch
+):
+    monkeypatch.setattr(cuda, "PROGRAMS", 1)
+    monkeypatch.setattr(cuda, "TILES", 4)
+    same = bits(expected(torch.float32, rows, NORMAL))
+    assert bits(drawn(kernels, torch.float32, rows, NORMAL)) == same
+
+
+@needs_triton
 def test_every_row_of_the_table_gives_its_numbers(kernels: ModuleType):
     words = cuda._ends()
     assert np.array_equal(cuda._numbers(kernels, words, CPU), gaussian.fixed_point(words))
@@ -272,7 +327,7 @@ def test_one_wrong_bit_of_the_table_is_noticed(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, row: int
 ):
     table = cuda._table(CPU).clone()
-    table[0, row] ^= 1
+    table[row, 0] ^= 1
     monkeypatch.setattr(cuda, "_table", lambda device: table)
     assert cuda._difference(kernels, CPU, torch.float32) == "gives other numbers"
 
@@ -363,13 +418,13 @@ def compiled(target: int, form: str, fused: bool = False, **choice: Any) -> str:
 
     module = load("compiled_kernels")
     constants = {
-        "KIND": "normal", "SHIFTED": False, "STRIDED": False, "ALIGNED": True,
-        "ROWS": cuda._ROWS, "BLOCKS": cuda.BLOCKS,
+        "KIND": "normal", "SHIFTED": False, "ALIGNED": True, "BLOCKS": cuda.BLOCKS,
     } | choice  # fmt: skip
-    types = {parameter.name: parameter.annotation_type for parameter in module.draw.params}
-    types |= {"out": f"*{form}", "table": "*i64"} | dict.fromkeys(constants, "constexpr")
+    kernel = module.draw_rows if "LONG" in constants else module.draw
+    types = {parameter.name: parameter.annotation_type for parameter in kernel.params}
+    types |= {"out": f"*{form}", "table": "*i32"} | dict.fromkeys(constants, "constexpr")
     aligned = {(place,): [["tt.divisibility", 16]] for place in (0, 1)}
-    source = ASTSource(module.draw, types, constants, aligned)
+    source = ASTSource(kernel, types, constants, aligned)
     options = {"num_warps": cuda.WARPS, "enable_fp_fusion": fused}
     made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     assert made.asm["cubin"]
@@ -417,8 +472,8 @@ def test_left_alone_triton_would_round_once():
         {"KIND": "uniform"},
         {"KIND": "between"},
         {"ALIGNED": False},
-        {"STRIDED": True},
-        {"STRIDED": True, "ALIGNED": False},
+        {"LONG": True},
+        {"LONG": False, "ALIGNED": False},
     ],
     ids=str,
 )

@@ -1013,7 +1013,7 @@ def lstm_packed():
 
         def forward(self, tokens, lengths):
             packed = nn.utils.rnn.pack_padded_sequence(
-                self.embed(tokens), lengths, batch_first=True, enforce_sorted=False
+                self.embed(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False
             )
             _, (hidden, _) = self.rnn(packed)
             return self.head(torch.cat([hidden[-2], hidden[-1]], -1))

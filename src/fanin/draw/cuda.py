@@ -31,14 +31,18 @@ __all__ = ["Launch", "available", "fill"]
 #: start, count, repeats, stride: see `fill`.
 Launch = tuple[int, int, int, int]
 
-# Blocks of four values in a program, and its warps: 16 values in a thread share the keys of the
-# rounds, in registers that leave room for half of all threads.
-BLOCKS = 512
+# Blocks of four values in a tile, so two for a thread; warps of a program; and tiles that it draws
+# at most, fewer where less than PROGRAMS would be left: an H100 runs 2000 at once.  There
+# (benchmarks/draw_cuda.py --sweep) other sizes are up to 4 % slower.
+BLOCKS = 256
 WARPS = 4
+TILES = 16
+PROGRAMS = 2**13
 # The upper 13 bits of a float32 are its row: 0, or 127 and the position of the highest bit (0 to
 # 30) with four more bits.  What lies between 0 and 1.0 is never read.
 _ONE = 127 * 16
 _ROWS = _ONE + 31 * 16
+_SPAN = 2**16  # bytes: more than those of all rows
 # In one launch a row of several is counted in 32 bits.
 _LONGEST = 2**30
 
@@ -88,30 +92,40 @@ def _launch(kernels: ModuleType, tensor: Tensor, key: Key, rows: Launch, values:
             _launch(kernels, row, key, (start + index * stride, count, 1, count), values)
         return
     kind, first, width = _words(values)
-    programs = (per_row * repeats + BLOCKS - 1) // BLOCKS
-    kernels.draw[(programs,)](
+    blocks = per_row * repeats
+    # A power of 2: then all blocks of a program of `draw` have the upper half of their number in
+    # common, as it begins at a multiple of its blocks in the stream.
+    tiles = min(1 << max((blocks // (BLOCKS * PROGRAMS)).bit_length() - 1, 0), TILES)
+    skipped = start // 4 % (BLOCKS * tiles) if repeats == 1 else 0
+    programs = -(-(skipped + blocks) // (BLOCKS * tiles))
+    common = (
         tensor,
         _table(tensor.device),
-        key.low,
+        *philox.round_keys(key),
         key.high,
+        2,  # see `_folded`
         start,
-        stride,
         count,
-        per_row,
-        repeats,
+        tiles,
         first,
         width,
         float(values.scale),
         float(values.shift),
-        KIND=kind,
-        SHIFTED=values.shifted,
-        STRIDED=repeats > 1,
-        ALIGNED=aligned,
-        ROWS=_ROWS,
-        BLOCKS=BLOCKS,
-        num_warps=WARPS,
-        enable_fp_fusion=False,  # product and sum are rounded one after the other
     )
+    options = {
+        "KIND": kind,
+        "SHIFTED": values.shifted,
+        "ALIGNED": aligned,
+        "BLOCKS": BLOCKS,
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,  # product and sum are rounded one after the other
+    }
+    if repeats == 1:
+        kernels.draw[(programs,)](*common, skipped, **options)
+    else:
+        inverse = -(-(2**20) // per_row)
+        rows_of = (stride, repeats, per_row, inverse)
+        kernels.draw_rows[(programs,)](*common, *rows_of, LONG=per_row >= BLOCKS, **options)
 
 
 def _words(values: Values) -> tuple[str, int, int]:
@@ -129,17 +143,19 @@ def _kernels() -> ModuleType:
 
 @lru_cache(maxsize=64)
 def _table(device: torch.device) -> Tensor:
-    """−c0 (of 32 bits) + 2³²·c1 of each row, then c2 + 2³²·c3: two loads give a row.
+    """−c0 (of 32 bits), c1, c2 and c3 of each row, side by side: one load gives a row.
 
-    c0 is negated because adding a shifted number is one instruction, and subtracting it two.
+    It begins at a multiple of _SPAN, so that the address of a row is a disjunction.  c0 is negated
+    because adding a shifted number is one instruction, and subtracting it two.
     """
-    c0, c1, c2, c3 = COLUMNS.astype(np.uint32)
-    table = np.zeros((2, _ROWS), np.uint64)
-    for half, lower, upper in ((0, -c0, c1), (1, c2, c3)):
-        row = lower + (upper.astype(np.uint64) << np.uint64(32))
-        table[half, 0] = row[0]
-        table[half, _ONE:] = row[1:]
-    return torch.from_numpy(table.view(np.int64)).to(device)
+    c0, *others = COLUMNS.astype(np.uint32)
+    rows = torch.from_numpy(np.stack([-c0, *others], axis=1).view(np.int32))
+    memory = torch.zeros(2 * _SPAN // 4, dtype=torch.int32, device=device)
+    first = -memory.data_ptr() % _SPAN // 4
+    table = memory[first : first + _SPAN // 4].view(-1, 4)
+    table[0] = rows[0]
+    table[_ONE:_ROWS] = rows[1:]
+    return table
 
 
 @lru_cache(maxsize=256)
@@ -212,8 +228,6 @@ def _numbers(
     """z·2²⁸ of a multiple of BLOCKS words, by a device."""
     source = torch.from_numpy(words.view(np.int32)).to(device)
     drawn = torch.empty_like(source)
-    kernels.numbers[(len(words) // BLOCKS,)](
-        source, drawn, _table(device), 0, 0, KIND="normal", ROWS=_ROWS, BLOCK=BLOCKS
-    )
+    kernels.numbers[(len(words) // BLOCKS,)](source, drawn, _table(device), 2, BLOCK=BLOCKS)
     result: NDArray[np.int32] = drawn.cpu().numpy()
     return result

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fanin.errors import ArgumentError
 
-__all__ = ["CHUNK", "Key", "blocks", "integer", "key", "pieces", "words"]
+__all__ = ["CHUNK", "Key", "blocks", "integer", "key", "pieces", "round_keys", "words"]
 
 # Elements drawn at once: a dozen arrays of 8-byte words this long stay in a core's second cache;
 # from 2^16 on the time of one element doubles.
@@ -129,6 +129,21 @@ def pieces(count: int, size: int = CHUNK) -> Iterator[tuple[int, int]]:
     return ((offset, min(size, count - offset)) for offset in range(0, count, size))
 
 
+def round_keys(key: Key) -> tuple[int, ...]:
+    """The two key words of each round, the first in the lower half of 64 bits.
+
+    >>> [f"{pair:016x}" for pair in round_keys(Key(1, 0))[:2]]
+    ['0000000000000001', 'bb67ae859e3779ba']
+
+    Source: Salmon et al. 2011, section 4.3: a Weyl sequence.
+    """
+    k0, k1 = key.low & _MASK, key.low >> 32
+    return tuple(
+        (k0 + turn * _WEYL[0] & _MASK) + ((k1 + turn * _WEYL[1] & _MASK) << 32)
+        for turn in range(_ROUNDS)
+    )
+
+
 def blocks(key: Key, first: int, count: int) -> NDArray[np.uint32]:
     """Philox blocks `first` … `first + count − 1` (< 2⁶⁴), uint32 [4 · count].
 
@@ -143,20 +158,18 @@ def blocks(key: Key, first: int, count: int) -> NDArray[np.uint32]:
     c0, c1 = block & _LOWER, block >> _HALF
     c2 = np.full(count, key.high & _MASK, np.uint64)
     c3 = np.full(count, key.high >> 32, np.uint64)
-    k0, k1 = key.low & _MASK, key.low >> 32
-    for _ in range(_ROUNDS):
+    for round_key in round_keys(key):
         p0 = c0 * _MULTIPLIERS[0]
         p1 = c2 * _MULTIPLIERS[1]
         c0 = p1 >> _HALF
         c0 ^= c1
-        c0 ^= np.uint64(k0)
+        c0 ^= np.uint64(round_key & _MASK)
         c2 = p0 >> _HALF
         c2 ^= c3
-        c2 ^= np.uint64(k1)
+        c2 ^= np.uint64(round_key >> 32)
         p1 &= _LOWER
         p0 &= _LOWER
         c1, c3 = p1, p0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     drawn = np.empty((count, 4), np.uint32)
     for lane, word in enumerate((c0, c1, c2, c3)):
         drawn[:, lane] = word
