@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +25,7 @@ from torch import nn
 
 import fanin
 from fanin.cli import cli
-from fanin.cli.output import replacing
+from fanin.cli.output import STDOUT, replacing, require_writable, write_json
 from fanin.cli.progress import Progress
 from fanin.errors import ForwardError
 from fanin.findings import RULES
@@ -229,6 +231,38 @@ class TestFiles:
         assert result.exit_code == 2
         assert "--json /dev/full: cannot be written: No space left" in result.stderr
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+    @pytest.mark.parametrize("early", [False, True])
+    def test_a_pipe_is_written_and_a_reader_of_it_may_leave(
+        self, tmp_path: Path, early: bool
+    ) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        text = "x" * (1 << 20)  # more than a pipe holds
+        found: list[str] = []
+
+        def reader() -> None:
+            with pipe.open() as file:
+                found.append(file.read(1 if early else -1))
+
+        thread = threading.Thread(target=reader)
+        thread.start()
+        require_writable("--json", str(pipe))
+        write_json(text, str(pipe))
+        thread.join()
+        assert found == ["x" if early else f"{text}\n"]
+        assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_what_can_go_to_stdout_can_by_each_of_its_names(command: str) -> None:
+    options = cli.commands[command].params
+    for option in (o for o in options if "- is stdout" in (getattr(o, "help", None) or "")):
+        for name in ("-", "/dev/stdout", "/dev/fd/1"):
+            assert option.type.convert(name, option, None) == STDOUT
+        for name in ("report.json", "./-", "stdout", "/dev/stderr", "/dev/null", "/dev/fd/63"):
+            assert option.type.convert(name, option, None) == name
+
 
 class TestFailures:
     @pytest.mark.parametrize(
@@ -418,6 +452,36 @@ class TestProcess:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
         assert done.stderr == ""
         assert len(done.stdout.splitlines()) == 1
+
+    @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="there is no /dev/stdout")
+    @pytest.mark.parametrize("place", ["-", "/dev/stdout", "/dev/fd/1"])
+    @pytest.mark.parametrize("read", ["cat", "head -1"])
+    def test_json_goes_down_a_pipe_by_every_name_of_stdout(self, place: str, read: str) -> None:
+        """A reader who leaves early does not change the exit status, whatever is still to come."""
+        command = f"{sys.executable} -m fanin check {FAULTY} --json {place}; echo $? >&2"
+        done = subprocess.run(
+            f"({command}) | {read}", shell=True, capture_output=True, text=True, timeout=300
+        )
+        assert done.stderr == "1\n"
+        assert done.stdout.splitlines()[0] == "{"
+        if read == "cat":
+            assert json.loads(done.stdout)["ok"] is False
+
+    def test_more_than_a_pipe_holds_is_no_failure_where_the_reader_leaves(self) -> None:
+        code = "from fanin.cli.output import write_json; write_json('x' * (1 << 22), '-')"
+        command = f'({sys.executable} -c "{code}"; echo $? >&2) | head -c 1'
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+        assert (done.stdout, done.stderr) == ("x", "0\n")
+
+    @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd")
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+    def test_a_process_substitution_is_written(self) -> None:
+        command = f"{sys.executable} -m fanin check {FAULTY} --quiet --json >(cat)"
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+        assert json.loads(done.stdout)["ok"] is False
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
     @pytest.mark.parametrize("arguments", [["explain"], ["check", FAULTY, "--json", "-"]])

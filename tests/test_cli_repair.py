@@ -219,6 +219,7 @@ class TestFiles:
             told = json.loads((out / "r.json").read_text(encoding="utf-8"))
             assert told["schema_version"] == 1
             assert told["ok"] is (status == 0)
+            assert told["preserved"] is False
             assert told["before"]["ok"] is False
             assert told["after"]["ok"] is told["ok"]
             (change,) = told["changes"]
@@ -263,8 +264,9 @@ class TestOptions:
 
     def test_preserve_keeps_the_output(self, factory, out: Path) -> None:
         place = out / "m"
-        result = run("repair", factory("widened"), "--preserve", "-o", place)
+        result = run("repair", factory("widened"), "--preserve", "-o", place, "--json", "-")
         assert result.exit_code == 0
+        assert json.loads(result.stdout)["preserved"] is True
         target = load(factory("widened"))
         fresh = torch.randn(64, 10)
         with torch.no_grad():

@@ -22,6 +22,7 @@ from mpmath import mp
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
+import fanin
 from fanin.draw import (
     Key,
     hadamard,
@@ -549,6 +550,16 @@ def test_tensors_that_cannot_be_filled_are_refused(fill_, what: str):
     assert "\n" not in str(caught.value)
     if what == "expanded":
         assert not tensor.any()
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_scheme_refuses_them_in_the_same_words(what: str):
+    told = []
+    for fill_ in (lambda tensor: normal_(tensor, A), lambda tensor: fanin.fill_(tensor, "normal")):
+        with pytest.raises(ArgumentError) as caught:
+            fill_(UNFIT[what]())
+        told.append(str(caught.value))
+    assert told[0] == told[1]
 
 
 BAD_SCALES = st.one_of(

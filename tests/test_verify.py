@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,7 +27,8 @@ from fanin.checkpoint import save
 from fanin.cli import cli
 from fanin.errors import ArgumentError, FaninError, RecipeError
 from fanin.fill import assign_
-from fanin.verifying import pieces, source
+from fanin.summary import to_text
+from fanin.verifying import Checked, pieces, render, source
 
 SEED = 7
 LARGE = (700, 2100)  # more than one piece
@@ -352,7 +355,7 @@ class TestNames:
         tensors["3.weight"] = torch.zeros(2)  # the recipe leaves it
         tensors["head"] = torch.zeros(2)
         found = verified(tensors)
-        assert found["1.bias"] == fanin.verifying.Checked("1.bias", "missing", shape=(24,))
+        assert found["1.bias"] == Checked("1.bias", "missing", shape=(24,))
         assert (found["3.weight"].state, found["3.weight"].told) == (
             "left as it was",
             "it is frozen",
@@ -478,7 +481,7 @@ class TestFused:
     def experts(self) -> tuple[Recipe, dict[str, Tensor]]:
         """Stacks of three experts, gate and up joined, and what each expert has of them."""
         both = Assignment("h.0.gate_up", "normal", 0.1, 0.1, None, "", (3, 10, 4), "boi")
-        down = Assignment("h.0.down", "orthogonal", 1.0, 0.4, None, "", (3, 4, 5), "boi")
+        down = Assignment("h.0.down", "orthogonal", 1.0, 5**-0.5, None, "", (3, 4, 5), "boi")
         recipe = Recipe((both, down))
         tensors = start(recipe)
         cut = {}
@@ -718,6 +721,45 @@ class TestArguments:
         assert shares[-1] == 1.0
 
 
+class TestTheTable:
+    LONG = "model.layers.10.self_attn.q_proj.weight"
+    TOLD = "every entry is its start times 0.98, to rounding"
+
+    def shown(self, name: str, width: int, told: str = TOLD, entries: int = 1 << 24) -> str:
+        one = Checked(name, "differs", name, differing=entries, entries=entries, told=told)
+        other = Checked("lm_head.weight", "not judged", told="it is int8" if told else "")
+        found = fanin.Verification("m", "auto", 0, (one, other), ())
+        text = to_text(render(found, full=True), width)
+        assert max(map(cell_len, text.splitlines())) <= width
+        return text
+
+    @pytest.mark.parametrize("width", [100, 120, 200])
+    def test_a_long_name_stays_in_one_line_where_there_is_room(self, width: int) -> None:
+        assert self.LONG in self.shown(self.LONG, width)
+
+    def test_the_figures_are_written_in_two_lines_before_a_name_is(self) -> None:
+        amount = "16,777,216 of 16,777,216"
+        assert amount in self.shown(self.LONG, 120)
+        assert amount not in self.shown(self.LONG, 100)
+        assert amount in self.shown("h.0.weight", 100)  # nothing is short of room
+        few = self.shown(self.LONG, 100, entries=12)
+        assert "12 of 12" in few
+
+    def test_a_name_folds_last(self) -> None:
+        text = self.shown(self.LONG, 80)
+        assert self.LONG not in text
+        assert self.LONG in self.shown(self.LONG, 80, told="")
+        assert self.LONG[:20] in text
+
+    @pytest.mark.parametrize("width", [30, 40, 60, 80, 100])
+    def test_nothing_is_lost_however_narrow_it_is(self, width: int) -> None:
+        text = self.shown(self.LONG, width)
+        words = f"{self.LONG} differs 16,777,216 of 16,777,216 {self.TOLD} not judged it is int8"
+        letters = ("".join(some.split()) for some in (words, text))
+        missing = Counter(next(letters)) - Counter(next(letters))
+        assert not missing
+
+
 class TestTheCommand:
     def run(self, *arguments: object) -> Result:
         return CliRunner().invoke(cli, ["verify", *map(str, arguments)])
@@ -763,6 +805,38 @@ class TestTheCommand:
         done = self.run(other, "--recipe", place, "--seed", 7, "--alias", "0.weight=renamed")
         assert done.exit_code == 0, done.output
 
+    @pytest.mark.parametrize("rows", [False, True])
+    def test_fused_parts_as_in_python(self, tmp_path: Path, rows: bool) -> None:
+        recipe = Recipe((TestFused.Q, TestFused.K, TestFused.V, BIAS))
+        tensors = start(recipe)
+        q, k, v = (tensors.pop(a.parameter) for a in recipe.assignments[:3])
+        parts = [q[:16], k, q[16:], v] if rows else [q, k, v]
+        told = ["a.q.weight[0:16]", "a.k.weight", "a.q.weight[16:24]", "a.v.weight"]
+        names = ",".join(told if rows else ["*.q.weight", "*.k.weight", "*.v.weight"])
+        joined = torch.cat(parts)
+        joined[20, 3] += 1.0  # a row of k with rows, of q without
+        save_file({"a.qkv.weight": joined, **tensors}, tmp_path / "m.safetensors")
+        place = tmp_path / "recipe.toml"
+        place.write_text(fanin.Plan.of(recipe).to_toml(), encoding="utf-8")
+        arguments = (tmp_path / "m.safetensors", "--recipe", place, "--seed", SEED, "--json", "-")
+        pattern = f"{'a' if rows else '*'}.qkv.weight"
+        result = self.run(*arguments, "--fused", f"{pattern}={names}")
+        assert result.exit_code == 1
+        found = {t["name"]: t["first"] for t in json.loads(result.stdout)["tensors"]}
+        wrong = {"a.k.weight": [4, 3]} if rows else {"a.q.weight": [20, 3]}
+        assert found == {**dict.fromkeys(a.parameter for a in recipe.assignments), **wrong}
+        assert "missing" in self.run(*arguments).stdout
+
+    def test_fused_can_be_repeated_and_cut_stacks(self, tmp_path: Path) -> None:
+        recipe, tensors = TestFused().experts()
+        save_file(tensors, tmp_path / "m.safetensors")
+        place = tmp_path / "recipe.toml"
+        place.write_text(fanin.Plan.of(recipe).to_toml(), encoding="utf-8")
+        arguments = [tmp_path / "m.safetensors", "--recipe", place, "--seed", SEED]
+        for tensor, parts in TestFused.EXPERTS.items():
+            arguments += ["--fused", f"{tensor}={','.join(parts)}"]
+        assert self.run(*arguments).exit_code == 0
+
     def test_equal_rows_are_folded_unless_all_are_asked_for(self, tmp_path: Path) -> None:
         recipe = Recipe(tuple(normal(f"h.{k}.w", (4, 4)) for k in range(6)))
         save_file(start(recipe, seed=1), tmp_path / "m.safetensors")
@@ -782,6 +856,11 @@ class TestTheCommand:
             (["FILE", "--recipe", "none.toml"], "cannot be read"),
             (["FILE", "--seed", "-1"], "--seed"),
             (["FILE", "--alias", "a"], "is not OLD=NEW"),
+            (["FILE", "--fused", "a"], "is not TENSOR=PART,PART"),
+            (["FILE", "--fused", "a=b,"], "is not TENSOR=PART,PART"),
+            (["FILE", "--fused", "a=b", "--fused", "a=c"], "'a' is given twice"),
+            (["FILE", "--fused", "no=0.weight"], "'no' fits no parameter"),
+            (["FILE", "--fused", "0.weight=1.weight[0:2]"], "its parts are not those of"),
             (["FILE", "--jobs", "0"], "--jobs"),
             (["FILE", "--json", "no/folder/x"], "cannot be written"),
         ],

@@ -61,7 +61,7 @@ _PRELU_START = 0.25  # torch's own first value, for a parameter that has none ye
 
 # Points at which an unknown callable is tried: irregular, on both sides of zero, and so many that
 # dropout of one in a thousand shows.
-_POINTS = 5 * torch.sin(torch.arange(1, 8193, dtype=torch.float64))
+_POINTS = 5 * torch.sin(torch.arange(1, 8193, dtype=torch.float64, device="cpu"))
 # A callable that computes in float32 may differ by this share from itself on other neighbours.
 _SAME = 1e-6
 

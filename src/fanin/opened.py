@@ -58,9 +58,9 @@ def open_recurrent(
         rest = (biases, 1, 0.0, training, both)
         with torch._C.DisableTorchFunction():
             out = (
-                func(x, sizes, given, part, *rest)
+                _without_cudnn(func, x, sizes, given, part, *rest)
                 if packed
-                else func(x, given, part, *rest, batch_first)
+                else _without_cudnn(func, x, given, part, *rest, batch_first)
             )
         report(recurrent(name, x, start, part, directions, biases), out)
         x = out[0]
@@ -68,3 +68,21 @@ def open_recurrent(
         if dropout and training and layer < layers - 1:
             x = F.dropout(x, dropout, training=True)
     return (x, *(torch.cat(parts) for parts in zip(*last, strict=True)))
+
+
+def _without_cudnn(func: Any, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """A recurrent call; on a GPU without cuDNN.
+
+    Its backward refuses a model in eval mode, and it warns of the weights of a single layer, which
+    lie apart.  `torch.backends.cudnn.flags` would read and write every flag, and raises where
+    convolutions and recurrent layers differ in precision; so only this one is changed.
+    """
+    off = x.is_cuda and torch.backends.cudnn.enabled
+    try:
+        if off:
+            torch._C._set_cudnn_enabled(False)
+        found: tuple[Tensor, ...] = func(x, *rest)
+        return found
+    finally:
+        if off:
+            torch._C._set_cudnn_enabled(True)

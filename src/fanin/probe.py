@@ -433,7 +433,7 @@ def _functional(outputs: list[Tensor], seed: int) -> Tensor:
     terms = []
     for tensor in outputs:
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        weights = torch.randn(real.shape, generator=generator, dtype=torch.float64)
+        weights = torch.randn(real.shape, generator=generator, dtype=torch.float64, device="cpu")
         terms.append((real * weights.to(device=real.device, dtype=real.dtype)).sum())
     return torch.stack([t.to(terms[0]) for t in terms]).sum()
 

@@ -34,9 +34,8 @@ class Directions:
         key = (count, occurrence, device, dtype)
         if key not in self._kept:
             generator = torch.Generator().manual_seed((self._seed * 1_000_003 + occurrence) % 2**63)
-            drawn = torch.randn(
-                min(count, _PERIOD), DIRECTIONS, generator=generator, dtype=torch.float64
-            )
+            shape = min(count, _PERIOD), DIRECTIONS
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             tiled = drawn if count <= _PERIOD else drawn.repeat(-(-count // _PERIOD), 1)[:count]
             self._kept[key] = tiled.T.to(device=device, dtype=dtype).contiguous()
         return self._kept[key]

@@ -28,6 +28,7 @@ from fanin.cli.options import (
     dtype_option,
     ignore_option,
     input_option,
+    json_option,
     seed_option,
     select_option,
 )
@@ -61,7 +62,7 @@ def cli() -> None:
 @dtype_option
 @select_option
 @ignore_option
-@click.option("--json", "json_to", metavar="FILE", help="Write the report as JSON; - is stdout.")
+@json_option("the report")
 @click.option("--html", "html_to", metavar="FILE", help="Write the report as one HTML page.")
 @click.option("--full", is_flag=True, help="Show every layer.")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
@@ -169,7 +170,7 @@ for command in (plan, init, verify, repair, compare, lab):
 
 
 @cli.command(short_help="Check and train one small network from six starts.")
-@click.option("--json", "json_to", metavar="FILE", help="Write the table as JSON; - is stdout.")
+@json_option("the table")
 @debug_option
 def demo(json_to: str | None) -> int:
     """Check one small network at six starts, train each, and set verdict beside result."""

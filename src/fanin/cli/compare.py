@@ -15,7 +15,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from torch import nn
 
-from fanin.cli.options import device_option, input_option
+from fanin.cli.options import device_option, input_option, json_option
 from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
 from fanin.cli.program import debug_option
 from fanin.comparing import Comparison
@@ -125,7 +125,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
 @click.option("--optimizer", type=click.Choice(("sgd", "adam")), default="sgd", show_default=True)
 @input_option
 @device_option
-@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - is stdout.")
+@json_option("the result")
 @click.option("--html", "html_to", metavar="FILE", help="Write the result as one HTML page.")
 @click.option("--quiet", is_flag=True, help="Show nothing.")
 @debug_option

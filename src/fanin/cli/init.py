@@ -15,8 +15,16 @@ import click
 
 from fanin.checkpoint import save
 from fanin.cli.folder import FolderOptions, folder_options, own_dtype, write_folder
-from fanin.cli.options import input_option, seed_option
-from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json, write_text
+from fanin.cli.options import input_option, json_option, seed_option
+from fanin.cli.output import (
+    STDOUT,
+    destination,
+    replacing,
+    require_writable,
+    show,
+    write_json,
+    write_text,
+)
 from fanin.cli.program import debug_option
 from fanin.cli.progress import Progress
 from fanin.errors import ArgumentError, RecipeError
@@ -82,8 +90,10 @@ def _shared(command: Any) -> Any:
 @_shared
 @click.option("--diff", nargs=2, metavar="A B", help="Compare two recipes instead.")
 @click.option("--meta", is_flag=True, help="Build without memory: models of any size.")
-@click.option("-o", "--output", metavar="FILE", help="Write the recipe; - is stdout.")
-@click.option("--json", "json_to", metavar="FILE", help="Write the plan as JSON; - is stdout.")
+@click.option(
+    "-o", "--output", type=destination, metavar="FILE", help="Write the recipe; - is stdout."
+)
+@json_option("the plan")
 @click.option("--quiet", is_flag=True, help="Show nothing.")
 @debug_option
 def plan(

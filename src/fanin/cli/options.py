@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from typing import Any
 
 import click
 
+from fanin.cli.output import destination
 from fanin.findings import RULES
 
 __all__ = [
@@ -13,6 +16,7 @@ __all__ = [
     "dtype_option",
     "ignore_option",
     "input_option",
+    "json_option",
     "seed_option",
     "select_option",
 ]
@@ -71,3 +75,14 @@ select_option = click.option(
 ignore_option = click.option(
     "--ignore", multiple=True, metavar="CODES", callback=_codes, help="Not these rules; repeatable."
 )
+
+
+def json_option(what: str) -> Callable[[Any], Any]:
+    """Add ``--json``, which says where `what` is written as JSON."""
+    return click.option(
+        "--json",
+        "json_to",
+        type=destination,
+        metavar="FILE",
+        help=f"Write {what} as JSON; - is stdout.",
+    )

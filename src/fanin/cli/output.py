@@ -14,9 +14,28 @@ from rich.console import Console, RenderableType
 
 from fanin.errors import ArgumentError
 
-__all__ = ["STDOUT", "Out", "replacing", "require_writable", "show", "write_json", "write_text"]
+__all__ = [
+    "STDOUT",
+    "Out",
+    "destination",
+    "drop_stdout",
+    "replacing",
+    "require_writable",
+    "show",
+    "write_json",
+    "write_text",
+]
 
 STDOUT = "-"
+_STDOUT = (STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def destination(value: str) -> str:
+    """The type of an option for a file or stdout, which has several names.
+
+    Opened by another name stdout would be written from its start again.
+    """
+    return STDOUT if value in _STDOUT else value
 
 
 class Out(Console):
@@ -25,6 +44,12 @@ class Out(Console):
     def on_broken_pipe(self) -> None:
         """Write the rest nowhere."""
         self.quiet = True
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Let what is still to be written to a closed stdout go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -52,7 +77,10 @@ def write_text(option: str, text: str, place: str) -> None:
         ArgumentError: the file cannot be written.
     """
     if place == STDOUT:
-        click.echo(text.encode(), nl=False)
+        try:
+            click.echo(text.encode(), nl=False)
+        except BrokenPipeError:
+            drop_stdout()
         return
     with replacing(option, place) as path:
         path.write_bytes(text.encode())
@@ -66,12 +94,11 @@ def require_writable(option: str, place: str | None) -> None:
     """
     if place is None or place == STDOUT:
         return
-    target = Path(place).resolve()
-    if target.is_dir():
+    if Path(place).is_dir():
         raise ArgumentError(f"{option} {place}: cannot be written: it is a folder")
-    if target.exists() and not target.is_file():
+    if _is_stream(place):
         return
-    probe = _beside(target)
+    probe = _beside(Path(place).resolve())
     try:
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -83,25 +110,33 @@ def require_writable(option: str, place: str | None) -> None:
 def replacing(option: str, place: str) -> Iterator[Path]:
     """Give a path to write to, which then takes the place of ``place`` in one step.
 
-    What is there stays as it was when the writing fails.  A device or pipe is written directly.
+    What is there stays as it was when the writing fails.  A device or pipe is written directly; a
+    reader of it who leaves early is no failure.
 
     Raises:
         ArgumentError: the file cannot be written.
     """
+    direct = _is_stream(place)
     target = Path(place).resolve()  # a symbolic link stays one
-    direct = target.exists() and not target.is_file()
-    path = target if direct else _beside(target)
+    path = Path(place) if direct else _beside(target)
     try:
         yield path
         if not direct:
             if target.exists():
                 shutil.copymode(target, path)
             path.replace(target)
+    except BrokenPipeError:
+        return
     except OSError as error:
         raise ArgumentError(f"{option} {place}: cannot be written: {error.strerror}") from error
     finally:
         if not direct:
             path.unlink(missing_ok=True)
+
+
+def _is_stream(place: str) -> bool:
+    """Whether it is a device or a pipe; `resolve` gives names such as /dev/fd/63 no real path."""
+    return Path(place).exists() and not Path(place).is_file()
 
 
 def _beside(target: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ import click
 import torch
 
 from fanin import __version__
+from fanin.cli.output import drop_stdout
 from fanin.draw import backend, native
 from fanin.errors import FaninError
 from fanin.targets.source import first_line
@@ -115,7 +115,7 @@ class Program(click.Group):
         except (click.exceptions.Exit, click.ClickException):
             raise
         except BrokenPipeError:
-            _drop_stdout()  # the reader has gone: `fanin check … | head -1`
+            drop_stdout()  # the reader has gone: `fanin check … | head -1`
             ctx.exit(COULD_NOT_RUN)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last to catch it
             if ctx.meta.get(DEBUG):
@@ -129,7 +129,7 @@ def _leave(status: int) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as error:
-        _drop_stdout()
+        drop_stdout()
         if not isinstance(error, BrokenPipeError):
             _say(f"fanin: stdout cannot be written: {error.strerror}")
             status = COULD_NOT_RUN
@@ -158,9 +158,3 @@ def _say(message: str) -> None:
     printable = "".join(letter if letter.isprintable() else "?" for letter in line)
     with contextlib.suppress(OSError):
         click.echo(printable, err=True)
-
-
-def _drop_stdout() -> None:
-    """Let what is still buffered for a closed stdout go nowhere."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

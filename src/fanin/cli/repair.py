@@ -15,10 +15,19 @@ from fanin.cli.options import (
     dtype_option,
     ignore_option,
     input_option,
+    json_option,
     seed_option,
     select_option,
 )
-from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json, write_text
+from fanin.cli.output import (
+    STDOUT,
+    destination,
+    replacing,
+    require_writable,
+    show,
+    write_json,
+    write_text,
+)
 from fanin.cli.program import debug_option
 from fanin.cli.progress import Progress
 from fanin.repair import Repair, repair_
@@ -40,8 +49,13 @@ __all__ = ["repair"]
 @click.option("--all-or-nothing", is_flag=True, help="Write nothing where an error remains.")
 @click.option("--dry-run", is_flag=True, help="Say what would be changed; write no file.")
 @click.option("-o", "--output", metavar="FILE", help="The safetensors file of the mended model.")
-@click.option("--recipe", metavar="FILE", help="The changes alone, as a recipe; - is stdout.")
-@click.option("--json", "json_to", metavar="FILE", help="Write the repair as JSON; - is stdout.")
+@click.option(
+    "--recipe",
+    type=destination,
+    metavar="FILE",
+    help="The changes alone, as a recipe; - is stdout.",
+)
+@json_option("the repair")
 @click.option("--html", "html_to", metavar="FILE", help="Write the repair as one HTML page.")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option

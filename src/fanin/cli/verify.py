@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 
 import click
 
 from fanin.cli.compare import Bar
 from fanin.cli.init import read_recipe
+from fanin.cli.options import json_option
 from fanin.cli.output import STDOUT, require_writable, show, write_json
 from fanin.cli.program import debug_option
 from fanin.verifying import render
@@ -30,6 +32,26 @@ def _pairs(
     return found
 
 
+_ROWS = re.compile(r"(.+)\[(\d+):(\d+)\]")
+
+
+def _fused(
+    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, list[str | tuple[str, int, int]]]:
+    """Read TENSOR=PART,PART pairs; NAME[a:b] is some rows of a part."""
+    found: dict[str, list[str | tuple[str, int, int]]] = {}
+    for value in values:
+        tensor, equals, parts = value.partition("=")
+        names = parts.split(",")
+        if not (tensor and equals and all(names)):
+            raise click.BadParameter(f"{value!r} is not TENSOR=PART,PART, all names or patterns")
+        if tensor in found:
+            raise click.BadParameter(f"{tensor!r} is given twice")
+        rows = ((name, _ROWS.fullmatch(name)) for name in names)
+        found[tensor] = [(m[1], int(m[2]), int(m[3])) if m else name for name, m in rows]
+    return found
+
+
 @click.command("verify", short_help="Say which tensors of CHECKPOINT are still at their start.")
 @click.argument("checkpoint")
 @click.option("--recipe", metavar="FILE", help="That was applied; default: from CHECKPOINT.")
@@ -48,6 +70,13 @@ def _pairs(
     help="OLD of the recipe is called NEW in CHECKPOINT; repeatable.",
 )
 @click.option(
+    "--fused",
+    multiple=True,
+    metavar="TENSOR=PART,PART",
+    callback=_fused,
+    help="TENSOR of CHECKPOINT is made of PARTs of the recipe, or the reverse; repeatable.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(1),
     metavar="N",
@@ -55,7 +84,7 @@ def _pairs(
     show_default=True,
     help="Tensors compared at the same time.",
 )
-@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - is stdout.")
+@json_option("the result")
 @click.option("--full", is_flag=True, help="Show every tensor.")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option
@@ -64,6 +93,7 @@ def verify(
     recipe: str | None,
     seed: int | None,
     aliases: dict[str, str],
+    fused: dict[str, list[str | tuple[str, int, int]]],
     jobs: int,
     json_to: str | None,
     full: bool,
@@ -77,6 +107,7 @@ def verify(
     \b
     fanin verify start.safetensors
     fanin verify folder --recipe recipe.toml --seed 1
+    fanin verify folder --fused "*.qkv.weight=*.q.weight,*.k.weight,*.v.weight"
 
     Exit status: 0 all at their start, 1 some are not, 2 could not run.
     """
@@ -84,7 +115,9 @@ def verify(
     given = None if recipe is None else read_recipe(recipe)
     with contextlib.redirect_stdout(sys.stderr), Bar(quiet=quiet) as bar:
         bar(f"reading {checkpoint}", 0.0)
-        found = verify_checkpoint(checkpoint, given, seed, aliases=aliases, jobs=jobs, progress=bar)
+        found = verify_checkpoint(
+            checkpoint, given, seed, aliases=aliases, fused=fused, jobs=jobs, progress=bar
+        )
     if json_to is not None:
         write_json(found.to_json(), json_to)
     if not quiet and json_to != STDOUT:

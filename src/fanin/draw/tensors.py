@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from fanin.draw.values import Values, draw
 from fanin.errors import ArgumentError
 from fanin.window import Window
 
-__all__ = ["normal_", "trunc_normal_", "uniform_"]
+__all__ = ["normal_", "require_fillable", "trunc_normal_", "uniform_"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # A smaller std would make std·2⁻²⁸ a subnormal float32, of fewer bits or, on some machines, zero.
@@ -149,6 +150,32 @@ def _scale(argument: str, value: object) -> float:
     return number
 
 
+def require_fillable(tensor: Any) -> None:
+    """Raise ArgumentError for what is no tensor whose elements can be written one by one.
+
+    >>> require_fillable(torch.empty(3, dtype=torch.float16))
+    """
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(f"tensor: {type(tensor).__name__}; a torch.Tensor is needed")
+    problem = ""
+    if is_lazy(tensor):
+        problem = "it has no shape yet: run the model once"
+    elif tensor.is_nested or tensor.layout != torch.strided:
+        problem = f"{'nested' if tensor.is_nested else tensor.layout} is not dense"
+    elif tensor.dtype not in _DTYPES:
+        problem = f"its dtype is {tensor.dtype}"
+    elif tensor.device.type == "meta":
+        problem = "it is on the meta device, without memory: use to_empty(device=…) first"
+    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        problem = f"a {type(tensor).__name__} stands for another tensor"
+    elif any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+        problem = "it is expanded: several entries share their memory"
+    if problem:
+        raise ArgumentError(
+            f"tensor: {problem}; a dense tensor of float32, float64, bfloat16 or float16 is needed"
+        )
+
+
 def _check(
     tensor: Tensor,
     start: int,
@@ -158,14 +185,7 @@ def _check(
     largest: float,
 ) -> Window:
     """Raise where the tensor cannot be filled with values up to `largest`; its window."""
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"tensor: a {type(tensor).__name__}; a torch.Tensor is needed")
-    problem = _unfit(tensor)
-    if problem:
-        raise ArgumentError(
-            f"tensor: {problem}; a dense tensor of float32, float64, bfloat16 or float16 "
-            "with memory of its own is needed"
-        )
+    require_fillable(tensor)
     window = Window.whole(tensor.shape) if window is None else window
     if window.sizes != tuple(tensor.shape):
         raise ArgumentError(
@@ -180,23 +200,6 @@ def _check(
             f"{str(tensor.dtype).removeprefix('torch.')}, whose largest is {limit:.4g}"
         )
     return window
-
-
-def _unfit(tensor: Tensor) -> str:
-    """Why this tensor cannot be filled; "" where it can."""
-    if is_lazy(tensor):
-        return "not initialized (lazy)"
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return f"of layout {'nested' if tensor.is_nested else tensor.layout}"
-    if tensor.dtype not in _DTYPES:
-        return f"of dtype {tensor.dtype}"
-    if tensor.device.type == "meta":
-        return "on the meta device"
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return f"a {type(tensor).__name__}, which stands for another tensor"
-    if any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        return "expanded: several elements share one place in memory"
-    return ""
 
 
 def _fill_(tensor: Tensor, key: Key, start: int, window: Window, values: Values) -> Tensor:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from fanin import draw
 from fanin.assignment import KEPT, REGION, Assignment
 from fanin.catalogue import Scheme, find
 from fanin.catalogue.scheme import Fan, both_fans, is_number
+from fanin.draw.tensors import require_fillable
 from fanin.errors import ArgumentError
 from fanin.fill.layout import Matrices, read_layout
 from fanin.fill.matrices import BUILDERS, FACTORED, KERNELS, Place
@@ -25,7 +25,6 @@ from fanin.window import Window
 
 __all__ = ["by_parts", "factored", "fill_", "realize_", "taken"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _ELEMENTWISE = frozenset({"constant", "normal", "uniform", "trunc_normal"})
 _TAILS = 6.4  # no standard normal of the draw is larger
 _CHUNK = 1 << 22  # elements centred at once, in float64: 32 MiB
@@ -103,7 +102,7 @@ def fill_(
         )
     complete = found.complete(arguments)
     found.check_gain(gain)
-    _check_tensor(tensor)
+    require_fillable(tensor)
     window = Window.whole(tensor.shape)
     matrices = _matrices(found, complete, window.shape, layout, blocks, groups)
     divisor = _divisor(found, complete, fan, matrices, window.shape)
@@ -150,7 +149,7 @@ def realize_(
         raise ArgumentError(
             f"std: {std!r} of {assignment.parameter}; a number, 0 or more is needed"
         )
-    _check_tensor(tensor)
+    require_fillable(tensor)
     window = Window.whole(tensor.shape) if window is None else window
     shape = window.shape
     if assignment.shape and shape != tuple(assignment.shape):
@@ -210,28 +209,6 @@ def _is_partial(assignment: Assignment) -> bool:
 
 
 # ── what is allowed ──────────────────────────────────────────────────────────────────────────
-
-
-def _check_tensor(tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"tensor: {type(tensor).__name__}; a torch.Tensor is needed")
-    problem = ""
-    if is_lazy(tensor):
-        problem = "it has no shape yet: run the model once"
-    elif tensor.is_nested or tensor.layout != torch.strided:
-        problem = f"{tensor.layout} is not dense"
-    elif tensor.dtype not in _DTYPES:
-        problem = f"its dtype is {tensor.dtype}"
-    elif tensor.device.type == "meta":
-        problem = "it is on the meta device, without memory: use to_empty(device=…) first"
-    elif any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
-        problem = "it is expanded: several entries share their memory"
-    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        problem = f"a {type(tensor).__name__} stands for another tensor"
-    if problem:
-        raise ArgumentError(
-            f"tensor: {problem}; a dense tensor of float32, float64, bfloat16 or float16 is needed"
-        )
 
 
 def _matrices(
@@ -332,7 +309,7 @@ def _cut_(tensor: Tensor, job: _Job) -> None:
         columns = window.indices(1)
         _copy_(tensor, np.concatenate([np.empty((0, window.shape[1])), *drawn])[:, columns], job)
         return
-    whole = torch.empty(window.shape, dtype=tensor.dtype)
+    whole = torch.empty(window.shape, dtype=tensor.dtype, device="cpu")
     _write(whole, replace(job, window=Window.whole(window.shape)))
     tensor.copy_(taken(whole, window))
 

@@ -24,7 +24,7 @@ LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 LOG2_E = 1.4426950408889634
 # |r| ≤ ln 2 / 2, so the first term left out, r¹⁴/14!, is below 5e-18.
 COEFFICIENTS = tuple(1 / math.factorial(n) for n in range(13, -1, -1))
-POWERS = torch.tensor([2.0**k for k in range(-1022, 1024)], dtype=torch.float64)
+POWERS = torch.tensor([2.0**k for k in range(-1022, 1024)], dtype=torch.float64, device="cpu")
 
 
 def exponential(x: Tensor) -> Tensor:

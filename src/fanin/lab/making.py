@@ -151,7 +151,8 @@ def _samples(count: int, seed: int) -> dict[str, str]:
 
 def _directions() -> np.ndarray:
     """Two orthonormal directions, drawn once, to show ten weights in a plane."""
-    return fill_(torch.empty(2, 10, dtype=torch.float64), "orthogonal", seed=0).numpy()
+    drawn = torch.empty(2, 10, dtype=torch.float64, device="cpu")
+    return fill_(drawn, "orthogonal", seed=0).numpy()
 
 
 def _encoded(values: np.ndarray) -> str:

@@ -270,7 +270,7 @@ def _samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _orthogonal(shape: tuple[int, ...], layer: int) -> np.ndarray:
-    weight = torch.empty(*shape, dtype=torch.float64)
+    weight = torch.empty(*shape, dtype=torch.float64, device="cpu")
     fill_(weight, "orthogonal", gain=2**0.5, seed=WEIGHT_SEED, name=f"layer{layer}.weight")
     return weight.numpy()
 

@@ -108,7 +108,7 @@ def repair_(
     before, evidence = look(())
     surgery = _Surgery(look, warnings, preserve)
     if not surgery.wanted(before):
-        return Repair((), before, before, surgery.plan({}), ())
+        return Repair((), before, before, surgery.plan({}), preserved=preserve)
     with trial(model) as bench:
         state = surgery.operate(bench, before, evidence)
         chosen, after = state.chosen, state.report

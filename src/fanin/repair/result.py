@@ -39,6 +39,7 @@ class Repair(Record):
             "schema_version": 1,
             "ok": self.ok,
             "undone": self.undone,
+            "preserved": self.preserved,
             "frozen": list(self.frozen),
             "met": list(self.met),
             "changed": list(self.changed),

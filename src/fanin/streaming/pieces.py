@@ -112,7 +112,7 @@ def rehearse(entry: Entry, seed: int) -> None:
         return
     ones = (1,) * len(entry.shape)
     window = Window.box(entry.shape, (0,) * len(ones), ones)
-    tensor = torch.empty(ones, dtype=entry.dtype)
+    tensor = torch.empty(ones, dtype=entry.dtype, device="cpu")
     assign_(tensor, entry.assignment, seed, entry.parameter, window)
 
 
@@ -123,7 +123,7 @@ class Worker(threading.local):
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._buffer = torch.empty(PIECE, dtype=torch.uint8)
+        self._buffer = torch.empty(PIECE, dtype=torch.uint8, device="cpu")
 
     def write(self, path: Path, piece: Piece) -> bytes:
         """Write a piece into a file that is there; returns the sum of its bytes."""
@@ -170,7 +170,7 @@ class Worker(threading.local):
             return np.frombuffer(piece.header, np.uint8)
         buffer = self._buffer
         if piece.size > len(buffer):
-            buffer = torch.empty(piece.size, dtype=torch.uint8)
+            buffer = torch.empty(piece.size, dtype=torch.uint8, device="cpu")
         flat = buffer[: piece.size]
         self._fill(flat.view(entry.dtype).view(piece.window.sizes), entry, piece.window)
         values: NDArray[np.uint8] = flat.numpy()

@@ -96,10 +96,12 @@ def load(
     with _seeded(seed), torch.device("meta") if meta else contextlib.nullcontext():
         model, batch, loss = _unpack(build(source.construct), source.name)
     generator = torch.Generator().manual_seed(seed)
+    own = None if meta else _device_of(model)  # the factory may have chosen one
     if given:
-        batch = specs.draw(given, _float_dtype(model), generator)
+        batch = _move(specs.draw(given, _float_dtype(model), generator), own)
     elif source.infer is not None:
         batch, loss = source.infer(model, generator)
+        batch = _move(batch, own)
     if batch is None:
         raise TargetError(
             f"{target} comes without a batch: return (model, batch) from the factory, or add "
@@ -166,6 +168,11 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the first floating parameter, which float inputs must match."""
     dtypes = (parameter.dtype for parameter in model.parameters())
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
+
+
+def _device_of(model: nn.Module) -> str | None:
+    """Where the first parameter is; None without one."""
+    return next((str(parameter.device) for parameter in model.parameters()), None)
 
 
 def _need_device(device: str | None) -> None:

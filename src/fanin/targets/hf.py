@@ -185,12 +185,16 @@ def _batch(
         if name == "input_ids" and _count(text, "vocab_size"):
             batch[name] = _tokens(text, (samples, length), generator)
         elif name == "pixel_values":
-            batch[name] = torch.randn(samples, *_image_size(config), generator=generator)
+            batch[name] = torch.randn(
+                samples, *_image_size(config), generator=generator, device="cpu"
+            )
         elif name == "input_values":
-            batch[name] = torch.randn(samples, 16000, generator=generator)
+            batch[name] = torch.randn(samples, 16000, generator=generator, device="cpu")
         elif name == "input_features" and hasattr(config, "max_source_positions"):
             frames = 2 * config.max_source_positions
-            batch[name] = torch.randn(samples, config.num_mel_bins, frames, generator=generator)
+            batch[name] = torch.randn(
+                samples, config.num_mel_bins, frames, generator=generator, device="cpu"
+            )
         else:
             raise TargetError(
                 f"{target}: the input {name} is not known here; give it with "
@@ -213,8 +217,8 @@ def _batch(
 def _classes(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw random classes, or numbers where one class means regression."""
     if count == 1:
-        return torch.randn(shape, generator=generator)
-    return torch.randint(count, shape, generator=generator)
+        return torch.randn(shape, generator=generator, device="cpu")
+    return torch.randint(count, shape, generator=generator, device="cpu")
 
 
 def _count(config: Any, name: str) -> int | None:
@@ -225,14 +229,16 @@ def _count(config: Any, name: str) -> int | None:
 
 def _tokens(config: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw random ordinary tokens: padding and other special ones would be masked or refused."""
-    allowed = torch.ones(config.vocab_size, dtype=torch.bool)
+    allowed = torch.ones(config.vocab_size, dtype=torch.bool, device="cpu")
     for key, value in config.to_dict().items():
         if key.endswith(("_token_id", "_token_index")):
             for special in value if isinstance(value, list) else [value]:
                 if isinstance(special, int) and 0 <= special < len(allowed):
                     allowed[special] = False
-    tokens = allowed.nonzero().flatten() if allowed.any() else torch.arange(len(allowed))
-    return tokens[torch.randint(len(tokens), shape, generator=generator)]
+    if not allowed.any():
+        allowed[:] = True
+    tokens = allowed.nonzero().flatten()
+    return tokens[torch.randint(len(tokens), shape, generator=generator, device="cpu")]
 
 
 def _text_length(model: nn.Module, config: Any) -> int:

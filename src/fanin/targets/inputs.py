@@ -62,9 +62,9 @@ def draw(specs: Sequence[Spec], dtype: torch.dtype, generator: torch.Generator) 
         raise TargetError("--input: every name can be given only once")
     try:
         tensors = [
-            torch.randn(spec.shape, generator=generator).to(dtype)
+            torch.randn(spec.shape, generator=generator, device="cpu").to(dtype)
             if spec.high is None
-            else torch.randint(spec.high, spec.shape, generator=generator)
+            else torch.randint(spec.high, spec.shape, generator=generator, device="cpu")
             for spec in specs
         ]
     except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:

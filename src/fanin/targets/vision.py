@@ -42,11 +42,13 @@ def timm(name: str) -> Source:
     def infer(model: nn.Module, generator: torch.Generator) -> tuple[Any, Loss | None]:
         settings = getattr(model, "pretrained_cfg", None) or {}
         size = settings.get("input_size", (3, 224, 224))
-        images = torch.randn(IMAGES, *size, generator=generator)
+        images = torch.randn(IMAGES, *size, generator=generator, device="cpu")
         classes = getattr(model, "num_classes", 0)
         if not isinstance(classes, int) or classes < 2:
             return images, None
-        return images, _classification(torch.randint(classes, (IMAGES,), generator=generator))
+        return images, _classification(
+            torch.randint(classes, (IMAGES,), generator=generator, device="cpu")
+        )
 
     unknown = f"{target}: its inputs cannot be inferred, so give --input"
     return Source(
@@ -82,11 +84,15 @@ def torchvision(name: str) -> Source:
         weights = models.get_model_weights(name).DEFAULT
         crop = list(getattr(weights.transforms(), "crop_size", [224]))
         frames = [weights.meta.get("min_temporal_size", 16)] if ".video." in module else []
-        images = torch.randn(IMAGES, 3, *frames, crop[0], crop[-1], generator=generator)
+        images = torch.randn(
+            IMAGES, 3, *frames, crop[0], crop[-1], generator=generator, device="cpu"
+        )
         if ".segmentation." in module:
             return images, None
         classes = len(weights.meta["categories"])
-        return images, _classification(torch.randint(classes, (IMAGES,), generator=generator))
+        return images, _classification(
+            torch.randint(classes, (IMAGES,), generator=generator, device="cpu")
+        )
 
     unknown = f"{target}: its inputs cannot be inferred, so give --input"
     return Source(

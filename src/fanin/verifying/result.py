@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich import box
-from rich.console import ConsoleRenderable, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,8 @@ State = Literal[
 _ASIDE = ("left as it was", "not in the recipe")
 _DIGITS = {"float64": 17, "float32": 9, "float16": 5, "bfloat16": 4}  # that tell two values apart
 _NAMED = 3  # names listed before the rest fold into a number
+_GAPS = 8  # cells between the four columns and around them
+_NAME, _WHAT = 12, 24  # cells that names, and what is told, keep in a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -178,17 +181,13 @@ def render(found: Verification, *, full: bool = False) -> ConsoleRenderable:
     parts += [Text(visible(note)) for note in found.notes]
     assigned = [t for t in found.tensors if t.assigned]
     if assigned:
-        parts.append(_table(assigned, full=full))
+        parts.append(_Table(tuple(_rows(assigned, full=full))))
     parts += map(Text, _aside(found))
     return Group(*parts)
 
 
-def _table(tensors: Sequence[Checked], *, full: bool) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("parameter", overflow="fold", ratio=3)
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("differing", justify="right", no_wrap=True)
-    shown.add_column("what", overflow="fold", ratio=5)
+def _rows(tensors: Sequence[Checked], *, full: bool) -> Iterator[tuple[str, str, str, str]]:
+    """Fold what differs in the numbers of its path alone."""
     folded: dict[object, list[Checked]] = {}
     for at, tensor in enumerate(tensors):
         key = (starred(tensor.name), tensor.state, tensor.dtype, starred(tensor.told))
@@ -196,13 +195,43 @@ def _table(tensors: Sequence[Checked], *, full: bool) -> Table:
     for members in folded.values():
         differing, entries = sum(t.differing for t in members), sum(t.entries for t in members)
         share = f"{differing:,} of {entries:,}" if entries else "–"
-        shown.add_row(
-            Text(visible(pattern([t.name for t in members]))),
-            members[0].state,
-            share,
-            Text(visible("; ".join(_what(members)))),
-        )
-    return shown
+        name = visible(pattern([t.name for t in members]))
+        yield name, members[0].state, share, visible("; ".join(_what(members)))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows (parameter, state, differing, what) in the width that there is.
+
+    Names stay in one line as long as they can: first `what` is made narrower, then `differing`
+    written in two lines.
+    """
+
+    rows: tuple[tuple[str, str, str, str], ...]
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Table]:
+        titles = ("parameter", "state", "differing", "what")
+        columns = zip(titles, *self.rows, strict=True)
+        name, state, share, what = (max(map(cell_len, column)) for column in columns)
+        lines = (line for row in self.rows for line in _two_lines(row[2]).split("\n"))
+        short, least = max(map(cell_len, (titles[2], *lines))), min(what, _WHAT)
+        room = options.max_width - _GAPS - state
+        name = min(name, max(room - short - least, _NAME))
+        if room - name - share < least:
+            share = short
+        what = min(what, max(room - name - share, _NAME))
+        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for title, width in zip(titles, (name, state, share, what), strict=True):
+            justify: Literal["left", "right"] = "right" if title == "differing" else "left"
+            shown.add_column(title, justify=justify, overflow="fold", width=width)
+        for path, kind, part, told in self.rows:
+            part = part if cell_len(part) <= share else _two_lines(part)
+            shown.add_row(Text(path), kind, part, Text(told))
+        yield shown
+
+
+def _two_lines(share: str) -> str:
+    return share.replace(" of ", " of\n")
 
 
 def _what(members: Sequence[Checked]) -> Iterator[str]:
