@@ -194,7 +194,7 @@ def of_map(backend: str) -> dict[str, Any]:
 MAP = "words to numbers"
 
 
-@pytest.mark.parametrize("backend", [native.REFERENCE, *native.present()])
+@pytest.mark.parametrize("backend", sorted([native.REFERENCE, *native.present()]))
 def test_the_map_of_a_sample_of_all_words(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.CHOICE, backend)
     problem = changed(MAP, kept()[MAP], of_map(backend))

@@ -19,7 +19,7 @@
 
 enum { WORDS, NORMAL, UNIFORM, BETWEEN };              /* what is drawn; see native.py */
 enum { INTEGER, FLOAT32, FLOAT64, BFLOAT16, FLOAT16 }; /* how it is written */
-enum { SCALAR, AVX2, AVX512, NEON };                   /* instruction sets */
+enum { SCALAR, AVX2, AVX512, NEON, GATHER };           /* instruction sets; AVX-512 twice */
 
 typedef struct {
     uint64_t low, high;   /* the key */
@@ -37,6 +37,8 @@ static uint32_t by_column[COLUMNS][512] __attribute__((aligned(64)));
 
 enum { PIECE = 1024 };              /* numbers at once: they stay in the first cache */
 enum { BEFORE_ONE = 127 * 16 - 1 }; /* exponent and four bits of 1.0f, less one */
+/* c0 and c1, then c2 and c3, of the row that exponent and four bits of a float give. */
+static uint64_t by_pair[2][BEFORE_ONE + ROWS] __attribute__((aligned(64)));
 static const int SIZES[] = {4, 4, 8, 2, 2};
 
 /* To bfloat16, to the nearest, ties to even; no value here is NaN. */
@@ -86,6 +88,10 @@ static inline uint16_t half(float value) {
 #define SET_AVX512
 #include "lanes.h"
 #include "kernel.h"
+#define SET_GATHER
+#include "lanes.h"
+#include "kernel.h"
+#undef SET_GATHER
 #undef SET_AVX512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -116,10 +122,11 @@ static Code code_of(int set) {
         case AVX2: /* every processor with the one has the other */
             return __builtin_cpu_supports("avx2") ? (Code){fill_avx2, map_avx2} : none;
         case AVX512:
-            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                       ? (Code){fill_avx512, map_avx512}
-                       : none;
+        case GATHER:
+            if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+                !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+                return none;
+            return set == GATHER ? (Code){fill_gather, map_gather} : (Code){fill_avx512, map_avx512};
 #elif defined(__aarch64__)
         case NEON: return (Code){fill_neon, map_neon};
 #endif
@@ -166,6 +173,10 @@ void fanin_table(const uint32_t *columns) {
     for (int row = 0; row < ROWS; row++)
         for (int k = 0; k < COLUMNS; k++)
             by_column[k][row] = by_row[row][k] = columns[k * ROWS + row];
+    for (int row = 0; row < ROWS; row++)
+        for (int k = 0; k < COLUMNS; k += 2)
+            by_pair[k / 2][row ? BEFORE_ONE + row : 0] =
+                by_row[row][k] | (uint64_t)by_row[row][k + 1] << 32;
 }
 
 /* Whether this machine has an instruction set. */

@@ -32,19 +32,17 @@ static inline V NAME(high)(V x, V y) {
 
 /* z·2²⁸ of each word: gaussian.py. */
 static inline V NAME(normal)(V word) {
-    const V upper = SRA(word, 31); /* all bits set where z is not negative */
-    const V r = XOR(word, upper);
-    const V rough = ROUGH(r); /* as a float, rounded down: up might be the next row */
-    const V row = AT_LEAST_0(SUB(SRL(rough, 19), ALL(BEFORE_ONE)));
+    const S upper = NOT_NEGATIVE(word); /* z is not negative */
+    const V r = FOLD(word, upper);      /* the complement there */
+    const V rough = ROUGH(r);           /* as a float, rounded down: up might be the next row */
     const V t = SLL_EACH(r, SUB(ALL(36 + 127), SRL(rough, 23)));
     V c[COLUMNS];
-    LOOK_UP(row, c);
+    LOOK_UP(SRL(rough, 19), c);
     V sum = NAME(high)(c[3], t);
     sum = NAME(high)(SUB(c[2], sum), t);
     sum = NAME(high)(SUB(c[1], sum), t);
     sum = SUB(c[0], SRL(sum, 7)); /* c1, c2 and c3 have seven bits more than c0 */
-    const V lower = XOR(upper, ALL(0xFFFFFFFFu));
-    return SUB(XOR(sum, lower), lower); /* −sum where all bits of lower are set */
+    return SIGNED(sum, upper);
 }
 
 /* Words to numbers in place, `count` of them: a multiple of LANES. */

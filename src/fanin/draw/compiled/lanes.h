@@ -2,13 +2,20 @@
  * SET_NEON.  Undefines those of the set before.
  *
  * V: LANES numbers of 32 bits.  W: half as many of 64 bits, of which a product takes the lower 32.
- * kernel.h says in words what each operation does where it uses it.
+ * S: which of LANES numbers are not negative.  kernel.h says in words what each operation does where
+ * it uses it.
  */
 
 #undef NAME
 #undef LANES
 #undef V
 #undef W
+#undef S
+#undef NOT_NEGATIVE
+#undef FOLD
+#undef SIGNED
+#undef NOT
+#undef DENSE
 #undef LOAD
 #undef STORE
 #undef ALL
@@ -34,9 +41,19 @@
 #undef STORE4
 #undef HALVES
 
+/* Rows one after the other, from those that exponent and four bits of a float give. */
+#define DENSE(row) AT_LEAST_0(SUB(row, ALL(BEFORE_ONE)))
+
 #if defined(SET_AVX512)
 
+/* SET_GATHER: the same, but for how rows are looked up. */
+#ifdef SET_GATHER
+#define NAME(f) f##_gather
+#define LOOK_UP look_up_gather
+#else
 #define NAME(f) f##_avx512
+#define LOOK_UP look_up_avx512
+#endif
 #define LANES 16
 #define V __m512i
 #define W __m512i
@@ -52,6 +69,10 @@
 #define ROUGH(v) \
     _mm512_castps_si512(_mm512_cvt_roundepi32_ps(v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC))
 #define AT_LEAST_0(v) _mm512_max_epi32(v, ALL(0))
+#define S __mmask16
+#define NOT_NEGATIVE(word) _mm512_movepi32_mask(word)
+#define FOLD(word, upper) _mm512_mask_xor_epi32(word, upper, word, ALL(0xFFFFFFFFu))
+#define SIGNED(sum, upper) _mm512_mask_sub_epi32(sum, _knot_mask16(upper), ALL(0), sum)
 #define AS_W(v) (v)
 #define WALL(x) _mm512_set1_epi64((long long)(x))
 #define WADD _mm512_add_epi64
@@ -62,6 +83,7 @@
 #define PACK(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0xA0)
 #define SPLIT(even, odd) _mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xF5)
 
+#ifndef SET_GATHER
 /* Four by four numbers, turned, in each 128 bits. */
 static inline void turn_avx512(const __m512i *x, __m512i *y) {
     const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
@@ -88,16 +110,27 @@ static inline __m512i column_avx512(const uint32_t *column, __m512i row) {
     return _mm512_mask_i32gather_epi32(found, before, row, column, 4);
 }
 static inline void look_up_avx512(__m512i row, __m512i *c) {
-    for (int k = 0; k < COLUMNS; k++) c[k] = column_avx512(by_column[k], row);
+    for (int k = 0; k < COLUMNS; k++) c[k] = column_avx512(by_column[k], DENSE(row));
 }
-#define LOOK_UP look_up_avx512
-
+/* Where gathering is quick, that of two numbers at once is quicker than permutations. */
+static inline void look_up_gather(__m512i row, __m512i *c) {
+    const __m256i lower = _mm512_castsi512_si256(row), upper = _mm512_extracti64x4_epi64(row, 1);
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = ADD(even, ALL(1));
+    for (int k = 0; k < COLUMNS; k += 2) {
+        const __m512i a = _mm512_i32gather_epi64(lower, by_pair[k / 2], 8);
+        const __m512i b = _mm512_i32gather_epi64(upper, by_pair[k / 2], 8);
+        c[k] = _mm512_permutex2var_epi32(a, even, b);
+        c[k + 1] = _mm512_permutex2var_epi32(a, odd, b);
+    }
+}
 static inline void store4_avx512(uint32_t *out, __m512i a, __m512i b, __m512i c, __m512i d) {
     const __m512i x[4] = {a, b, c, d};
     __m512i y[4];
     turn_avx512(x, y);
     for (int i = 0; i < 4; i++) STORE(out + 16 * i, y[i]);
 }
+#endif
 #define STORE4 store4_avx512
 #define HALVES(in, out) _mm_storeu_si128((__m128i *)(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), 0))
 
@@ -141,7 +174,7 @@ static inline __m128i row_avx2(uint32_t at) {
 }
 static inline void look_up_avx2(__m256i row, __m256i *c) {
     uint32_t at[8] __attribute__((aligned(32)));
-    STORE(at, _mm256_slli_epi32(row, 4));
+    STORE(at, _mm256_slli_epi32(DENSE(row), 4));
     __asm__("" : "+m"(at)); /* or gcc takes it apart in registers, which is slower */
     __m256i x[4];
     for (int i = 0; i < 4; i++)
@@ -176,7 +209,8 @@ static inline void store4_avx2(uint32_t *out, __m256i a, __m256i b, __m256i c, _
 #define SLL_EACH(v, n) vshlq_u32(v, vreinterpretq_s32_u32(n))
 #define ROUGH(v) vreinterpretq_u32_f32(vcvtq_f32_u32(AND_NOT(v, SRL(v, 24))))
 #define AT_LEAST_0(v) vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(0)))
-static inline void look_up_neon(uint32x4_t row, uint32x4_t *c) {
+static inline void look_up_neon(uint32x4_t rough, uint32x4_t *c) {
+    const uint32x4_t row = DENSE(rough);
     const uint32x4_t x0 = vld1q_u32(by_row[vgetq_lane_u32(row, 0)]);
     const uint32x4_t x1 = vld1q_u32(by_row[vgetq_lane_u32(row, 1)]);
     const uint32x4_t x2 = vld1q_u32(by_row[vgetq_lane_u32(row, 2)]);
@@ -243,7 +277,8 @@ static inline Pair rough_scalar(Pair a) {
 #define SLL_EACH sll_scalar
 #define ROUGH(v) rough_scalar(AND_NOT(v, SRL(v, 24)))
 #define AT_LEAST_0(v) EACH((v).at[0] & ~sign_scalar((v).at[0]), (v).at[1] & ~sign_scalar((v).at[1]))
-static inline void look_up_scalar(Pair row, Pair *c) {
+static inline void look_up_scalar(Pair rough, Pair *c) {
+    const Pair row = DENSE(rough);
     for (int k = 0; k < COLUMNS; k++) c[k] = EACH(by_row[row.at[0]][k], by_row[row.at[1]][k]);
 }
 #define LOOK_UP look_up_scalar
@@ -264,4 +299,12 @@ static inline void store4_scalar(uint32_t *out, Pair a, Pair b, Pair c, Pair d) 
 }
 #define STORE4 store4_scalar
 
+#endif
+
+#ifndef S /* all bits of a number set, or none */
+#define S V
+#define NOT_NEGATIVE(word) SRA(word, 31)
+#define FOLD(word, upper) XOR(word, upper)
+#define SIGNED(sum, upper) SUB(XOR(sum, NOT(upper)), NOT(upper))
+#define NOT(v) XOR(v, ALL(0xFFFFFFFFu))
 #endif
