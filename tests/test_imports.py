@@ -28,6 +28,7 @@ ORDER = (
     "activations",
     "fill",
     "fused",
+    "memory",
     "placement",
     "operations",
     "nested",

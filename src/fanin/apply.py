@@ -15,6 +15,7 @@ from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
+from fanin.memory import empty_like
 from fanin.placement import Holders, Piece, Share, exchange_, made, prepared, share
 from fanin.reading import bare, plain
 from fanin.recipe import check
@@ -178,7 +179,7 @@ def lent(
             parameter = tensors[assignment.parameter]
             if frozen or parameter.requires_grad:
                 with torch.inference_mode(False):  # what is made in that mode stays in it
-                    drawn = torch.empty_like(parameter.data)
+                    drawn = empty_like(parameter.data)
                     assign_(drawn, assignment, seed, plain(assignment.parameter))
                 own[assignment.parameter] = parameter.data
                 parameter.data = drawn
@@ -248,7 +249,7 @@ class _Keeper:
     def __call__(self, tensor: nn.Parameter, device: torch.device | str | None = None) -> Tensor:
         """Keep a parameter; the tensor to write into: itself, or one with memory."""
         if not tensor.is_meta:
-            self.copies.append((tensor, tensor.detach().clone()))
+            self.copies.append((tensor, empty_like(tensor.detach()).copy_(tensor.detach())))
             return tensor
         new = made(tensor, device)
         for module, key in self._holders()[id(tensor)]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fanin.assignment import Assignment
 from fanin.errors import ModelError
 from fanin.fill import assign_, taken
+from fanin.memory import empty_like
 from fanin.window import Runs, Window, chunk
 
 __all__ = [
@@ -170,10 +171,10 @@ def _window(
 def made(tensor: nn.Parameter, device: torch.device | str | None) -> nn.Parameter:
     """A parameter with memory in the place of one on the meta device."""
     if not is_spread(tensor):
-        empty = torch.empty_like(tensor, device=device or "cpu")
+        empty = empty_like(tensor, device or "cpu")
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
     spread: Any = tensor
-    local = torch.empty_like(spread.to_local(), device=device or spread.device_mesh.device_type)
+    local = empty_like(spread.to_local(), device or spread.device_mesh.device_type)
     whole = type(spread).from_local(
         local,
         spread.device_mesh,
