@@ -93,7 +93,9 @@ sigmoid or softplus, 8 with sine or hardtanh; shallower ones train alike from ei
   come in pairs about the b at which sigmoid bends least. Elsewhere they are as those of tanh, with
   rows that sum to zero, since the activation has a mean.
 
-In convolutions all of this stands at the centre of the kernel (delta-orthogonal, arXiv:1806.05393).
+In convolutions all of this stands at the centre of the kernel (delta-orthogonal, arXiv:1806.05393),
+but for a first layer of fewer channels than it has units, or pairs of them: its centre tap sees one
+direction for each channel, so it starts orthogonal over all its taps.
 """
 
 

@@ -28,6 +28,7 @@ MODULES: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "selu": nn.SELU,
 }
 
 
@@ -60,7 +61,7 @@ def preactivations(net: nn.Sequential, x: Tensor) -> list[Tensor]:
     found = []
     for module in net:
         x = module(x)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Conv2d):
             found.append(x)
     return found[:-1]
 
@@ -291,6 +292,52 @@ def test_a_mirrored_stretch_of_300_layers_is_an_isometry(name: str):
     before = torch.cdist(first[:, :half], first[:, :half])
     after = torch.cdist(last[:, :half], last[:, :half])
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+# ---- what the first convolution sees -------------------------------------------------------------
+
+
+def convolutions(name: str, channels: int, depth: int = 12) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Conv2d(16 if i else channels, 16, 3, padding=1), MODULES[name]()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 36, 5))
+
+
+def images(channels: int) -> Tensor:
+    return torch.randn(64, channels, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def directions(layer: nn.Module) -> int:
+    assert isinstance(layer, nn.Conv2d)
+    return int(torch.linalg.matrix_rank(layer.weight.detach().flatten(1)))
+
+
+@pytest.mark.parametrize(("name", "seen"), [("relu", 8), ("sigmoid", 8), ("tanh", 9), ("selu", 9)])
+def test_a_first_convolution_of_few_channels_sees_its_patch(name: str, seen: int):
+    x = images(1)
+    net = convolutions(name, 1)
+    plan = fanin.init_(net, x)
+    assert directions(net[0]) == seen  # at the centre tap it would be one
+    beside = net[2].weight.detach().clone()
+    beside[..., 1, 1] = 0
+    assert not beside.any()
+    assert plan["0.weight"].std == pytest.approx(
+        float(net[0].weight.detach().square().mean().sqrt())
+    )
+    first, *_, last = preactivations(net, x)
+    assert float(last.std() / first.std()) == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("relu", 8), ("sigmoid", 8), ("tanh", 16)])
+def test_a_first_convolution_of_many_channels_sees_its_centre(name: str, channels: int):
+    net = convolutions(name, channels)
+    fanin.init_(net, images(channels))
+    beside = net[0].weight.detach().clone()
+    beside[..., 1, 1] = 0
+    assert not beside.any()
+    assert directions(net[0]) == channels
 
 
 # ---- training ------------------------------------------------------------------------------------

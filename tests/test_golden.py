@@ -67,7 +67,12 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
         "kernel": {"shape": KERNEL, "layout": "oikk"},
     },
     "delta_orthogonal": {"groups": {"shape": (8, 4, 3, 3), "groups": 2, "layout": "oikk"}},
-    "looks_linear": {"first": {"first": True}, "last": {"last": True}, "odd": {"shape": (15, 16)}},
+    "looks_linear": {
+        "first": {"first": True},
+        "last": {"last": True},
+        "odd": {"shape": (15, 16)},
+        "patch": {"shape": KERNEL, "layout": "oikk", "first": True, "patch": True},
+    },
     "hadamard": {
         "sizes 2^k": {"shape": (16, 32)},
         "sizes 20·2^k": {"shape": (40, 5)},

@@ -426,6 +426,26 @@ def test_deep_relu_networks_that_look_linear_have_an_orthogonal_jacobian(width: 
     torch.testing.assert_close(values(jacobian), torch.ones(16).double())
 
 
+@pytest.mark.parametrize("ends", [{}, {"first": True}, {"last": True}], ids=str)
+@pytest.mark.parametrize("shape", [(8, 2, 3, 3), (9, 5, 3, 3), (32, 3, 2)], ids=str)
+def test_a_kernel_that_looks_linear_over_its_patch_is_a_matrix_of_all_its_taps(
+    shape: tuple[int, ...], ends: dict[str, bool]
+):
+    given = {**ends, "patch": True}
+    empty = torch.empty(shape, dtype=torch.float64)
+    kernel = fill_(empty, "looks_linear", layout="oikk"[: len(shape)], **given)
+    rows = shape[0] if ends.get("last") else shape[0] // 2
+    columns = shape[1] if ends.get("first") else shape[1] // 2
+    block = kernel[:rows, :columns].flatten(1)
+    torch.testing.assert_close(values(block), torch.ones(min(block.shape)).double())
+    if not ends.get("last"):
+        assert torch.equal(kernel[rows : 2 * rows], -kernel[:rows])
+    if not ends.get("first"):
+        assert torch.equal(kernel[:, columns : 2 * columns], -kernel[:, :columns])
+    std = find("looks_linear").std((shape[1], shape[0], *shape[2:]), **given)
+    assert float(kernel.square().mean().sqrt()) == pytest.approx(std, rel=0.05)
+
+
 def test_zero_hadamard_is_the_identity_or_hadamard():
     assert torch.equal(fill_(torch.empty(3, 5), "zero_hadamard"), torch.eye(3, 5))
     grown = fill_(torch.empty(4, 2, dtype=torch.float64), "zero_hadamard")

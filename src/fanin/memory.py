@@ -18,8 +18,8 @@ from torch import Tensor
 
 __all__ = ["empty_like"]
 
-# Bytes from which on it is worth asking, which takes a microsecond: smaller ones, side by side, fill
-# large pages too, but of those below a model has little.
+# Bytes from which on it is worth asking, which takes a microsecond.  Tensors of less than a large
+# page fill one side by side; of those below this a model has little.
 LEAST = 1 << 18
 _HUGEPAGE = 14  # MADV_HUGEPAGE of Linux, which Python's mmap does not have on all machines
 

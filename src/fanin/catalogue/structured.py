@@ -56,6 +56,7 @@ def _looks_linear(fan: Fan, arguments: _Arguments) -> float:
     inputs, outputs, kernel = sizes("looks_linear", fan)
     rows = outputs if arguments["last"] else outputs // 2
     columns = inputs if arguments["first"] else inputs // 2
+    columns *= math.prod(kernel) if arguments["patch"] else 1
     spare = 0 if arguments["last"] else outputs % 2
     squares = min(rows, columns) * (1 if arguments["last"] else 2) + spare
     squares *= 1 if arguments["first"] else 2
@@ -134,16 +135,17 @@ assert torch.allclose(y.norm(), x.norm())
         "looks_linear",
         "mirrored orthogonal blocks: layers of ReLU and its kin that start linear",
         "W = [[M, −M], [−M, M]], M orthogonal with gain; first layer [[M], [−M]], last [M, −M]; at "
-        "the centre of a kernel; the spare unit of an odd width is N(0, gain²/columns), its "
-        "outgoing weights 0; std = gain / √max(rows, columns of M)",
+        "the centre of a kernel, with patch=True over all its taps; the spare unit of an odd width "
+        "is N(0, gain²/columns), its outgoing weights 0; std = gain / √max(rows, columns of M)",
         "Deep networks of relu, gelu, silu, softplus … without norm or skip: φ(x) − φ(−x) = x, so "
         "the two halves of a layer carry one linear signal and all singular values of the Jacobian "
-        "are one. With `mirrored_bias` in the first layer.",
+        "are one. With `mirrored_bias` in the first layer. patch=True where the first layer is a "
+        "convolution of few channels, whose centre tap has few directions.",
         "Balduzzi, Frean, Leary, Lewis, Ma, McWilliams (2017), The Shattered Gradients "
         "Problem (looks-linear initialization): arXiv:1702.08591",
         "matrix",
         _looks_linear,
-        arguments=(flag("first"), flag("last")),
+        arguments=(flag("first"), flag("last"), flag("patch")),
         needs="a matrix or kernel with two units or more on each mirrored side",
         example="""\
 first, last = torch.empty(32, 16), torch.empty(16, 32)

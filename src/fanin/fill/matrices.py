@@ -169,6 +169,8 @@ def _looks_linear(place: Place, given: Arguments) -> Array:
             )
     rows = place.outputs if last else place.outputs // 2
     columns = place.inputs if first else place.inputs // 2
+    taps = place.taps if given["patch"] else 1
+    columns *= taps
     block = _rotation(place, rows, columns, 1, {})[..., 0]
     if not last:
         spare = place.outputs % 2
@@ -176,8 +178,10 @@ def _looks_linear(place: Place, given: Arguments) -> Array:
         row = drawn.reshape(spare, columns) / math.sqrt(columns)
         block = np.concatenate([block, -block, row], axis=0)
     if not first:
-        silent = np.zeros((len(block), place.inputs % 2))
+        silent = np.zeros((len(block), place.inputs % 2 * taps))
         block = np.concatenate([block, -block, silent], axis=1)
+    if given["patch"]:
+        return block.reshape(place.outputs, place.inputs, *place.kernel)
     return place.at_centre(block)
 
 
