@@ -247,7 +247,8 @@ def dump(result: dict[str, Any]) -> str:
 def repair(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Repair every faulty network and train it as its architecture's starts were trained.
 
-    A network in which the check found warnings alone is repaired with ``warnings=True``.
+    A network in which the check found warnings alone is repaired with ``warnings=True``; one in
+    which a fault is left and some of it is frozen, with ``frozen=True``.
     """
     key = lambda n: (n["family"], n["activation"], n["depth"])  # noqa: E731
     rows = []
@@ -276,6 +277,9 @@ def _repaired(records: list[dict[str, Any]], faulty: list[dict[str, Any]]) -> li
         done = fanin.repair_(net, batch, loss)
         if not done.changes:
             done = fanin.repair_(net, batch, loss, warnings=True)
+        if done.frozen:
+            net, batch, loss = build(recipe)
+            done = fanin.repair_(net, batch, loss, frozen=True)
         nets.append(net)
         changed = sum(c.entries for c in done.changes) / done.before.parameters
         found = [[f"{f.code} {f.severity}" for f in r.findings] for r in (done.before, done.after)]

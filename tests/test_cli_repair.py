@@ -290,6 +290,10 @@ class TestOptions:
         assert run("repair", factory("half"), "-o", out / "m").exit_code == 1
         assert not load_file(out / "m")["2.bias"].any()
 
+    def test_what_is_frozen_is_mended_on_request(self, factory, out: Path) -> None:
+        assert run("repair", factory("half"), "--frozen", "-o", out / "m").exit_code == 0
+        assert load_file(out / "m")["0.weight"].std() < 5
+
     def test_every_file_that_was_written_is_told(self, factory, out: Path) -> None:
         told = run(
             "repair", factory("dead"), "-o", out / "m", "--recipe", out / "r", "--html", out / "h"
@@ -378,6 +382,7 @@ def test_help_lists_repair_and_its_options() -> None:
         "--recipe",
         "--warnings",
         "--preserve",
+        "--frozen",
         "--json",
         "--html",
     ):

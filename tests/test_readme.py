@@ -57,7 +57,7 @@ def test_the_example_of_repair_ends_as_it_says(tmp_path: Path, monkeypatch: pyte
     repair = run(BLOCKS[2], tmp_path, monkeypatch)["repair"]
     assert not repair.before.ok
     assert repair.after.ok
-    assert repair.changed == ("0.weight", "2.weight")
+    assert repair.changed == ("0.weight", "0.bias", "2.weight")
 
 
 def test_the_example_of_compare_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from zoo import Case, blocks
 from zoo.blocks import classify, mlp, regress, zero_
 from zoo.checks import QUIET, parametrize
@@ -152,7 +152,7 @@ OF_ERRORS = {
     "zeros-under-relu": {"0.weight": 20, "2.weight": 50},
     "zeros-under-sigmoid": {"0.weight": 640, "2.weight": 1024},
     "circulant-in-the-middle": {"0.weight": 15 * 12, "2.weight": 15 * 16, "4.weight": 15 * 3},
-    "equal-in-and-all-zero-out": {"0.weight": 15 * 20},
+    "equal-in-and-all-zero-out": {"0.weight": 15 * 20, "0.bias": 15},
     "constant-lstm": {
         "rnn.weight_ih_l0": 44 * 6,  # eleven hidden units, four gates each
         "rnn.weight_hh_l0": 44 * 12,
@@ -179,6 +179,7 @@ OF_ERRORS = {
     "nan-in-the-scale-of-a-norm": {"1.weight": 1},
     "head-that-overflows-an-exponential": {"head.weight": 64},
     "past-the-range-of-float16": {"0.weight": 640},
+    "embedding-that-drowns-the-positions": {"tokens.weight": 101 * 32},
 }
 
 # Warnings, mended on request.
@@ -204,6 +205,8 @@ OF_WARNINGS = {
         "0.parametrizations.weight.original1": 256,
     },
     "tail-samples-clamped-to-a-far-bound": {"0.weight": 17},
+    "raw-timestamps-in-a-residual-stream": {"0.weight": 24 * 3},
+    "loud-embedding-beside-positions": {"tokens.weight": 101 * 32},
 }
 
 
@@ -395,6 +398,29 @@ def test_of_copies_the_first_stays_and_the_others_are_drawn_at_its_scale(
     assert len(torch.unique(now, dim=0)) == len(now)
 
 
+def locked_layer(bias: Tensor):
+    """A hidden layer of copies; its biases are given."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[:1].expand(16, 10).clone())
+        model[0].bias.copy_(bias)
+        model[2].weight.copy_(model[2].weight[:, :1].expand(4, 16).clone())
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+def test_a_bias_that_a_layer_of_copies_shares_goes_with_them():
+    done = mend(*locked_layer(torch.full((16,), 0.2)), warnings=True)
+    assert done.entries["0.bias"] == 15
+    assert done.now("0.bias").tolist() == [pytest.approx(0.2)] + [0.0] * 15
+
+
+def test_a_bias_of_zero_stays_where_a_layer_of_copies_is_drawn_again():
+    done = mend(*locked_layer(torch.zeros(16)), warnings=True)
+    assert done.entries["0.weight"] == 150
+    assert "0.bias" not in done.entries
+
+
 def test_clones_are_drawn_under_their_own_names_and_the_first_stays():
     done = by_name("twin-critics-by-deepcopy")
     weights = ("0.weight", "2.weight", "4.weight")
@@ -422,6 +448,19 @@ def test_what_is_only_too_large_or_too_small_keeps_its_directions(name: str):
     factor = float((was * now).sum() / was.square().sum())
     assert factor > 0
     assert torch.allclose(now, factor * was, rtol=1e-5, atol=0)
+
+
+def test_an_embedding_that_drowns_the_positions_comes_down_to_their_size():
+    torch.manual_seed(0)
+    model = blocks.LanguageModel(tied=False)
+    nn.init.normal_(model.tokens.weight, std=5000.0)
+    nn.init.normal_(model.positions.weight, std=0.5)
+    tokens = torch.randint(0, 101, (8, 12))
+    done = mend(model, tokens, blocks.next_token(tokens))
+    assert done.entries == {"tokens.weight": 101 * 32}
+    was, now = done.was("tokens.weight"), done.now("tokens.weight")
+    assert torch.allclose(now / now.norm(), was / was.norm())
+    assert now.std() == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_head_that_shouts_speaks_at_the_level_of_guessing():
@@ -685,6 +724,15 @@ def test_preserve_and_nothing_to_part_changes_nothing():
     torch.manual_seed(0)
     done = mend(mlp(20, 32, 5), torch.randn(32, 20), classify(32, 5), preserve=True)
     assert not done.repair.changed
+    assert done.repair.preserved
+
+
+@pytest.mark.parametrize("preserve", [False, True])
+@pytest.mark.parametrize("name", ["lora-with-both-factors-zero", "zeros-under-relu"])
+def test_the_data_says_whether_the_output_had_to_stay(name: str, preserve: bool):
+    """Whether a remedy was found that keeps it or not."""
+    done = mend(*BY_NAME[name].build(), preserve=preserve)
+    assert done.repair.to_dict()["preserved"] is preserve
 
 
 def test_zeros_that_hold_each_other_are_ended_without_touching_the_output():
@@ -719,6 +767,51 @@ def test_what_could_not_be_mended_is_said_and_what_could_be_is_kept():
     assert done.entries == {"2.bias": 32}
     assert "errors left: P206" in str(done.repair)
     assert "errors left" in repr(done.repair)
+
+
+def adapters_over_a_dead_layer():
+    """All that trains is zero or behind it; what holds it dead is a bias of the frozen base."""
+    torch.manual_seed(0)
+    layers = [blocks.LoRA(nn.Linear(n, m)) for n, m in ((10, 16), (16, 16), (16, 4))]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    name = next(n for n, p in model[2].named_parameters() if p.dim() == 1)
+    nn.init.constant_(model.get_parameter(f"2.{name}"), -100.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+def test_what_is_frozen_is_mended_on_request_alone_and_stays_frozen():
+    done = mend(*adapters_over_a_dead_layer())
+    held = {n for n, p in done.original.named_parameters() if not p.requires_grad}
+    assert not done.repair.ok
+    assert set(done.repair.frozen) == held
+    assert held.isdisjoint(done.entries)
+    done = mend(*adapters_over_a_dead_layer(), frozen=True)
+    assert done.repair.ok
+    assert not done.repair.before.ok
+    assert done.repair.frozen == ()
+    (name,) = done.repair.changed
+    assert name in held
+    assert done.entries[name] == 16
+    assert {n for n, p in done.model.named_parameters() if not p.requires_grad} == held
+
+
+def test_a_sound_model_with_a_frozen_part_stays_where_that_may_be_changed():
+    torch.manual_seed(0)
+    model = mlp(10, 16, 4)
+    model[0].requires_grad_(False)
+    assert mend(model, torch.randn(40, 10), classify(40, 4), frozen=True).repair.changed == ()
+
+
+def test_what_was_frozen_is_so_again_after_an_interrupt():
+    def stop(_: str) -> None:
+        if all(p.requires_grad for p in model.parameters()):
+            raise KeyboardInterrupt
+
+    model, batch, loss = adapters_over_a_dead_layer()
+    before = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        fanin.repair_(model, batch, loss, frozen=True, progress=stop)
+    assert [p.requires_grad for p in model.parameters()] == before
 
 
 def test_all_or_nothing_puts_the_model_back():

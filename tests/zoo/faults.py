@@ -351,7 +351,9 @@ def one_seeded_initializer_for_all_layers():
         nn.Linear(24, 4),
     )
     for block in model[1:4]:
-        nn.init.normal_(block.body[0].weight, std=0.2, generator=torch.Generator().manual_seed(7))
+        weight = block.body[0].weight
+        seeded = torch.Generator(weight.device).manual_seed(7)
+        nn.init.normal_(weight, std=0.2, generator=seeded)
     return model, torch.randn(40, 10), classify(40, 4)
 
 
@@ -630,6 +632,36 @@ def tanh_net_with_weights_of_one():
     for layer in model[:4:2]:
         nn.init.normal_(layer.weight, std=1.0)
     return model, torch.randn(64, 20), classify(64, 5)
+
+
+# ── residual streams ─────────────────────────────────────────────────────────────────────────
+
+
+@FAULTS(codes=("P208",), layers=("tokens", "positions"), **ERROR)
+def embedding_that_drowns_the_positions():
+    model = blocks.LanguageModel(tied=False)
+    nn.init.normal_(model.tokens.weight, std=10_000.0)
+    tokens = torch.randint(0, 101, (8, 12))
+    return model, tokens, blocks.next_token(tokens)
+
+
+@FAULTS(codes=("P208",), layers=("0", "1.body.3"), **WARNING)
+def raw_timestamps_in_a_residual_stream():
+    """Seconds of a day, into a first layer of the usual size."""
+    body = [
+        blocks.Residual(nn.LayerNorm(24), nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        for _ in range(4)
+    ]
+    model = nn.Sequential(nn.Linear(3, 24), *body, nn.LayerNorm(24), nn.Linear(24, 5))
+    return model, 86_400 * torch.rand(64, 3), classify(64, 5)
+
+
+@FAULTS(codes=("P208",), layers=("tokens", "positions"), **WARNING)
+def loud_embedding_beside_positions():
+    model = blocks.LanguageModel(tied=False)
+    nn.init.normal_(model.tokens.weight, std=150.0)
+    tokens = torch.randint(0, 101, (8, 12))
+    return model, tokens, blocks.next_token(tokens)
 
 
 # ── the loss at the start ────────────────────────────────────────────────────────────────────

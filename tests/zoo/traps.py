@@ -1613,3 +1613,90 @@ def zero_head_behind_a_checkpointed_lstm():
 @TRAPS(absent=("S101", "S102"))
 def zero_head_behind_checkpointed_attention():
     return Checkpointed(nn.MultiheadAttention(16, 4, batch_first=True)), torch.randn(4, 5, 16)
+
+
+# ── sums with one large term ─────────────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("P208",))
+def embedding_times_the_root_of_the_width():
+    """A stream of 16 before norms, as in *Attention is all you need*."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(50, 256)
+
+        def forward(self, tokens):
+            return self.table(tokens) * 16
+
+    body = [
+        blocks.Residual(nn.LayerNorm(256), nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 256))
+        for _ in range(2)
+    ]
+    model = nn.Sequential(Scaled(), *body, nn.LayerNorm(256), nn.Linear(256, 50))
+    tokens = torch.randint(0, 50, (8, 6))
+    return model, tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())
+
+
+@TRAPS(absent=("P208",))
+def correction_of_raw_measurements():
+    """A forecast is the last value, in pascals, and a small correction: no layer made it large."""
+
+    class Forecast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (
+                nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 48), nn.GELU(), nn.Linear(48, 12))
+                for _ in range(2)
+            )
+
+        def forward(self, x):
+            x = x + self.first(x)
+            return x + self.second(x)
+
+    values = 101_325 + 500 * torch.randn(32, 12)
+    return Forecast(), values, lambda out: F.mse_loss(out, values + torch.randn_like(values))
+
+
+@TRAPS(absent=("P208",))
+def table_of_offsets_beside_raw_outputs():
+    """Nothing reads the sum: the table is in the units of the targets."""
+
+    class Forecast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.hours = mlp(12, 32, 4), nn.Parameter(torch.zeros(24, 4))
+
+        def forward(self, x):
+            return 5000 * self.body(x)[:, None] + self.hours
+
+    return Forecast(), torch.randn(32, 12), regress(32, 24, 4)
+
+
+@TRAPS(absent=("P208",))
+def large_stream_with_branches_as_large():
+    """No norm before the branches: they grow with what they read."""
+    body = [blocks.Residual(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 24)) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(10, 24), *body, nn.LayerNorm(24), nn.Linear(24, 5))
+    nn.init.normal_(model[0].weight, std=3000.0)
+    return model, torch.randn(64, 10), classify(64, 5)
+
+
+@TRAPS(absent=("P208",))
+def large_embedding_before_norms_behind_each_sum():
+    """Post-norm: the first norm takes the size away."""
+
+    class Post(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+            self.norm = nn.LayerNorm(32)
+
+        def forward(self, x):
+            return self.norm(x + self.body(x))
+
+    model = nn.Sequential(nn.Embedding(50, 32), Post(), Post(), nn.Linear(32, 50))
+    nn.init.normal_(model[0].weight, std=3000.0)
+    tokens = torch.randint(0, 50, (8, 6))
+    return model, tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())

@@ -47,6 +47,7 @@ __all__ = ["repair"]
 @click.option("--warnings", is_flag=True, help="Mend warnings too, not errors alone.")
 @click.option("--preserve", is_flag=True, help="Keep the model's output: part copies, no more.")
 @click.option("--all-or-nothing", is_flag=True, help="Write nothing where an error remains.")
+@click.option("--frozen", is_flag=True, help="Also parameters that require no gradient.")
 @click.option("--dry-run", is_flag=True, help="Say what would be changed; write no file.")
 @click.option("-o", "--output", metavar="FILE", help="The safetensors file of the mended model.")
 @click.option(
@@ -70,6 +71,7 @@ def repair(
     warnings: bool,
     preserve: bool,
     all_or_nothing: bool,
+    frozen: bool,
     dry_run: bool,
     output: str | None,
     recipe: str | None,
@@ -104,6 +106,7 @@ def repair(
             warnings=warnings,
             preserve=preserve,
             all_or_nothing=all_or_nothing,
+            frozen=frozen,
             dtype=dtype,
             select=select,
             ignore=ignore,

@@ -151,6 +151,16 @@ _SIGNALS = (
         fix="Draw the weights larger (He or orthogonal with the activation's gain) and start "
         "biases at zero.",
     ),
+    Rule(
+        "P208",
+        "drowned-terms",
+        (_ERROR, _WARNING),
+        "a sum in which one term drowns another",
+        why="What is added comes to about 1 in training; beside a term of hundreds or thousands it "
+        "stays too small to be read, and the next norm makes it and its gradient smaller still.",
+        fix="Start the large term smaller: an embedding with std 0.02 to 1, a first layer with "
+        "std 1/√fan_in on normalized inputs.",
+    ),
 )
 
 _NUMBERS = (

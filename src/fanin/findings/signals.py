@@ -17,7 +17,7 @@ from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
 from fanin.operations import NORMS, RECURRENT
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "large_inputs"]
 
 # Decay of the signal over a stretch without normalization, its largest single step left out (a
 # small head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4,
@@ -31,8 +31,9 @@ EXPLODED, EXPLODING, RISING = 256.0, 32.0, 16.0
 # labelled sound up to 10, faulty from 95.
 ABOVE_TARGET, FORCE = 32.0, 50.0
 # Decay of the cotangent from the output to the input, largest step left out.  Labelled: sound down
-# to 4e-4, faulty from 1e-4 (grey down to 1e-9).  Healthy zoo: 8e-4.
-GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 3e-4
+# to 4e-4, faulty from 1e-4 (grey down to 1e-9); torch's default for tanh and elu over 16 layers,
+# 4e-4, does not train.  Healthy zoo: 8e-4; AlexNet, VGG-11, NeRF at torch's default: 1e-3 to 8e-3.
+GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 5e-4
 # Growth towards the input of cotangent × signal, which a scale-preserving layer leaves alone: a
 # small relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty
 # from 1e3.
@@ -276,11 +277,11 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
                 ),
                 expected=f"below {SATURATING:.0%}",
                 message="Most units sit where their activation is flat.",
-                fix=_large_inputs(evidence, listed[0][0]),
+                fix=large_inputs(evidence, listed[0][0]),
             )
 
 
-def _large_inputs(evidence: Evidence, place: str) -> str | None:
+def large_inputs(evidence: Evidence, place: str) -> str | None:
     """What to do where it is the batch, not the weights, that drives the first layer."""
     rms, first = evidence.input_rms, evidence.trunk[0].place if evidence.trunk else None
     if rms is None or rms < LARGE_INPUT or place != first:

@@ -29,6 +29,7 @@ from fanin.repair.merging import merged
 from fanin.repair.outputs import finite, forward, same_outputs
 from fanin.repair.remedies import TIERS, Remedy
 from fanin.repair.result import Repair
+from fanin.repair.thawed import thawed
 from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role, roles
@@ -55,6 +56,7 @@ def repair_(
     warnings: bool = False,
     preserve: bool = False,
     all_or_nothing: bool = False,
+    frozen: bool = False,
     dtype: torch.dtype | str | None = None,
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
@@ -79,6 +81,7 @@ def repair_(
             model).  Copies, warnings or not, are parted by splitting what they send on unevenly;
             of all other remedies those are left that leave the output on the batch alone.
         all_or_nothing: whether the model is put back where a fault remains.
+        frozen: whether parameters that require no gradient may be changed too; they stay frozen.
         dtype: that training will compute in, for the range that values must stay in.
         select: prefixes of the finding codes to mend; all by default.
         ignore: prefixes of the finding codes to leave alone.
@@ -105,6 +108,20 @@ def repair_(
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
     tell = progress or (lambda _: None)
     look = _Look(model, batch, loss, options, record, tell)
+    if not frozen:
+        return _mended(look, warnings, preserve, all_or_nothing)
+    before, _ = look(())
+    if not _Surgery(look, warnings, preserve).wanted(before):
+        return _mended(look, warnings, preserve, all_or_nothing)
+    with thawed(model):
+        done = _mended(look, warnings, preserve, all_or_nothing)
+    after, _ = look(done.changed)
+    return replace(done, before=before, after=after, frozen=())
+
+
+def _mended(look: _Look, warnings: bool, preserve: bool, all_or_nothing: bool) -> Repair:
+    """The repair of a model whose frozen parameters stay as they are."""
+    model, seed = look.model, look.options["seed"]
     before, evidence = look(())
     surgery = _Surgery(look, warnings, preserve)
     if not surgery.wanted(before):

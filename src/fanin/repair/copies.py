@@ -11,6 +11,7 @@ from torch import Tensor
 from fanin.assignment import Assignment
 from fanin.clones import repeats
 from fanin.findings import Finding
+from fanin.operations import RECURRENT
 from fanin.repair.case import GROSS, Case, Mask
 from fanin.repair.wiring import Wire
 from fanin.sketch import classes
@@ -81,6 +82,25 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
         )
         if again:
             yield case.fresh(name, because, case.mask(name, rows[again]))
+            if name == wire.parameter and len(again) > MOST * len(rows):
+                yield from _shared_biases(case, wire, again, because)
+
+
+def _shared_biases(
+    case: Case, wire: Wire, again: Sequence[int], because: str
+) -> Iterator[Assignment]:
+    """Biases of units that are drawn again, where most of a layer has one and the same."""
+    for name, rows in wire.others.items():
+        role = case.roles[name]
+        if role.kind != "bias" or role.op in RECURRENT or not role.trainable or name in case.zeros:
+            continue
+        values = case.model.get_parameter(name).detach().reshape(-1)[torch.from_numpy(rows[again])]
+        if bool((values == values.reshape(-1)[0]).all()):
+            made = case.planned_anew(
+                name, f"{because}, with one bias", case.mask(name, rows[again])
+            )
+            if made is not None:
+                yield made
 
 
 def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray, large: float) -> list[int]:

@@ -11,6 +11,7 @@ from fanin.assignment import Assignment
 from fanin.findings import Finding
 from fanin.operations import NORMS
 from fanin.repair.case import Case
+from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire
 
 __all__ = ["dead_units", "gradient_deadlock"]
@@ -35,6 +36,10 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
     revived = {a.parameter: a for a in _alive_again(case, flat, level)}
     if revived:  # a zero behind dead units may be sound
         return list(revived.values())
+    if level == 0 and any(f.code == "P207" for f in case.report.findings):
+        drowning = list(without_bias(case, case.roles, DROWNED, least=1.0))
+        if drowning:  # so may one beside a layer that its biases hold dead (LoRA's B)
+            return drowning
     made: dict[str, Assignment] = {}
     for group in _groups(case):
         for name in _chosen(case, group):

@@ -25,8 +25,8 @@ class Record:
         plan: does the same to another copy of the model.
         changes: how many entries of each parameter, from what to what, and why.
         undone: whether the model was put back because a fault remained.
-        frozen: where a fault is left, the parameters that require no gradient: a repair never
-            changes them, and the fault may lie there.
+        frozen: where a fault is left, the parameters that require no gradient: a repair changes
+            them with `frozen=True` alone, and the fault may lie there.
         preserved: whether only what keeps the output was allowed.
         met: codes of what was to be cleared, those that showed only on the way too.
     """

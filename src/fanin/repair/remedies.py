@@ -11,6 +11,7 @@ from fanin.repair.copies import cloned_layers, locked_units, mirrored_units
 from fanin.repair.deadlocks import dead_units, gradient_deadlock
 from fanin.repair.signals import (
     collapsed,
+    drowned,
     exploding,
     loss_above_chance,
     packed,
@@ -48,6 +49,7 @@ TIERS: tuple[Mapping[str, Remedy], ...] = (
     {"P206": saturated},
     {"N403": exploding, "N404": exploding},
     {"P202": exploding},
+    {"P208": drowned},
     {"P201": vanishing},
     {"P207": collapsed},
     {"P203": vanishing},

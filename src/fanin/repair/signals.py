@@ -1,4 +1,4 @@
-"""Remedies for scales: P201–P207, N403, N404, O301 and W502."""
+"""Remedies for scales: P201–P208, N403, N404, O301 and W502."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from fanin.repair.case import GROSS, TINY, Case
 from fanin.roles import Role
 
 __all__ = [
+    "DROWNED",
     "collapsed",
+    "drowned",
     "exploding",
     "loss_above_chance",
     "packed",
     "saturated",
     "swapped",
     "vanishing",
+    "without_bias",
 ]
 
 _WEIGHTS = ("weight", "recurrent", "projection")
@@ -82,7 +85,7 @@ def saturated(case: Case, finding: Finding, level: int) -> list[Assignment]:
         return _anew(case, finding, level - 1)
     names = case.parameters_at(finding.layers)
     if level == 0:
-        return list(_without_bias(case, names, least=1.0))
+        return list(without_bias(case, names, least=1.0))
     made = list(_moderate(case, names))
     done = {a.parameter for a in made}
     heads = [n for n, role in case.roles.items() if role.head]
@@ -104,7 +107,7 @@ def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
     each layer centred and scaled in one pass; then drawn anew."""
     names = case.parameters_at(_until(case, finding.layers))
     if level == 0:
-        return list(_without_bias(case, names, least=1.0))
+        return list(without_bias(case, names, least=1.0))
     measured = _calibrated(case, finding.layers, up=True, centre=True)
     if level < 3 and _needs_structure(case, measured):
         return _structured(case, finding)
@@ -128,7 +131,7 @@ def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignme
     if level > 1:
         return _anew(case, finding, level - 1)
     names = case.parameters_at(_until(case, [finding.layer]))
-    drowning = list(_without_bias(case, names, DROWNED, least=1.0))
+    drowning = list(without_bias(case, names, DROWNED, least=1.0))
     if drowning and level == 0:
         return drowning
     return list(_quiet_head(case, finding.layer))
@@ -147,6 +150,24 @@ def _quiet_head(case: Case, layer: str) -> Iterator[Assignment]:
         if 0 < factor < 1:
             because = "the output layer: its logits start near zero, the loss at that of guessing"
             yield case.scaled(name, _short(factor), because)
+
+
+def drowned(case: Case, finding: Finding, level: int) -> list[Assignment]:
+    """What is too large in a sum scaled down: a table to the size of those beside it, a layer in
+    one pass; then as `exploding`."""
+    if level:
+        return exploding(case, finding, level - 1)
+    names = case.parameters_at(finding.layers)
+    tables = [n for n in names if case.roles[n].kind in ("table", "token")]
+    made = _calibrated(case, finding.layers, up=False, only=names, tolerance=GROSS)
+    for name in tables:
+        plan, own = case.planned.get(name), case.audits[name].rms
+        beside = min((case.audits[n].rms for n in tables if n != name), default=0.0)
+        wanted = max(beside, plan.std) if plan is not None else beside
+        if 0 < OVERSIZED * wanted < own:
+            because = f"too large for what it is added to: scaled down to {wanted:.3g}"
+            made.append(case.scaled(name, _short(wanted / own), because))
+    return made
 
 
 def packed(case: Case, finding: Finding, _level: int) -> list[Assignment]:
@@ -290,7 +311,7 @@ def _moderate(case: Case, names: Iterable[str]) -> Iterator[Assignment]:
             yield case.scaled(name, _short(plan.std / own), "gates in their flat part: scaled down")
 
 
-def _without_bias(
+def without_bias(
     case: Case, names: Iterable[str], times: float = 1.0, least: float = 0.0
 ) -> Iterator[Assignment]:
     """Biases as in a new model, where they are larger than what their weights make of the input.

@@ -172,7 +172,7 @@ def _joint(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64
 def _places(parameter: Tensor, operand: Tensor) -> Tensor | None:
     """For each entry of an operand its flat place in the parameter; None where it has none."""
     if operand.shape == parameter.shape and operand.stride() == parameter.stride():
-        return torch.arange(parameter.numel()).reshape(parameter.shape)
+        return torch.arange(parameter.numel(), device="cpu").reshape(parameter.shape)
     if not parameter.is_contiguous() or parameter.numel() == 0:
         return None
     try:
@@ -185,5 +185,5 @@ def _places(parameter: Tensor, operand: Tensor) -> Tensor | None:
     first = operand.storage_offset() - parameter.storage_offset()
     if first < 0 or first + reach >= parameter.numel():
         return None
-    flat = torch.arange(parameter.numel())
+    flat = torch.arange(parameter.numel(), device="cpu")
     return flat.as_strided(operand.shape, operand.stride(), first)

@@ -27,6 +27,7 @@ FIGURES = {
     "P203": "signal",
     "P204": "signal",
     "P207": "correlation",
+    "P208": "signal",
 }
 
 
