@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 
 from rich import box
-from rich.console import Console, ConsoleRenderable, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +20,7 @@ from fanin.assignment import Assignment, Recipe
 __all__ = ["count", "pattern", "starred", "table", "to_text", "visible"]
 
 _LISTED = 3  # numbers that are listed one by one in a name
+_BEHIND_DOTS = re.compile(r"(?<=\.)(?![^{}]*\})")  # not in {0..11}
 
 
 def to_text(renderable: RenderableType, width: int = 100) -> str:
@@ -45,7 +49,7 @@ def table(recipe: Recipe) -> ConsoleRenderable:
     shown.add_column("std", justify="right", no_wrap=True)
     shown.add_column("because", overflow="fold", ratio=5)
     for name, scheme, std, because in _rows(recipe):
-        shown.add_row(Text(visible(name)), scheme, std, Text(visible(because)))
+        shown.add_row(_Path(visible(name)), scheme, std, Text(visible(because)))
     numbers = sum(math.prod(a.shape) for a in recipe.assignments)
     one = len(recipe.assignments) == 1
     head = Text(
@@ -63,6 +67,25 @@ def table(recipe: Recipe) -> ConsoleRenderable:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             parts.append(Text(visible(f"  {', '.join(names[:3])}{more}: {told}")))
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A path in a cell: where it does not fit into a line it is broken behind a dot."""
+
+    text: str
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [""]
+        for part in _BEHIND_DOTS.split(self.text):
+            fits = cell_len(lines[-1]) + cell_len(part) <= options.max_width
+            lines[-1:] = [lines[-1] + part] if fits else [*filter(None, lines[-1:]), part]
+        yield Text("\n".join(lines), overflow="fold")
+
+    def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
+        parts = map(cell_len, _BEHIND_DOTS.split(self.text))
+        whole = Measurement(max(parts), cell_len(self.text))
+        return whole.with_maximum(options.max_width)
 
 
 def visible(text: str) -> str:

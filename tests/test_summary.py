@@ -1,0 +1,47 @@
+"""Plans as text: what a narrow terminal makes of long names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fanin
+from fanin.summary import _Path, table, to_text
+
+LONG = "model.layers.{0..11}.self_attn.q_proj.weight (12×)"
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, [LONG]),
+        (35, ["model.layers.{0..11}.self_attn.", "q_proj.weight (12×)"]),
+        (20, ["model.layers.", "{0..11}.self_attn.", "q_proj.weight (12×)"]),
+        (8, ["model.", "layers.", "{0..11}.", "self_att", "n.", "q_proj.", "weight", "(12×)"]),
+    ],
+)
+def test_a_path_is_broken_behind_dots(width: int, lines: list[str]):
+    assert to_text(_Path(LONG), width).splitlines() == lines
+
+
+@pytest.mark.parametrize("text", ["weight", "0.weight", "", "ä.日本語.weight"])
+def test_a_short_path_stays_as_it_is(text: str):
+    assert to_text(_Path(text), 40).strip() == text
+
+
+def test_the_table_of_a_plan_holds_whole_parts_of_names():
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a_rather_long_name = nn.ModuleDict(
+                {"of_a_block": nn.ModuleDict({"with_a_projection": nn.Linear(4, 4)})}
+            )
+
+        def forward(self, x):
+            return self.a_rather_long_name["of_a_block"]["with_a_projection"](x)
+
+    text = to_text(table(fanin.plan(Deep(), torch.randn(8, 4))), 80)
+    for part in ("a_rather_long_name.", "of_a_block.", "with_a_projection.", "weight"):
+        assert part in text
+    assert all(len(line) <= 80 for line in text.splitlines())
