@@ -60,6 +60,16 @@ def test_it_is_what_torch_makes(tensor: torch.Tensor):
     assert memory.empty_like(tensor, "meta").is_meta
 
 
+class Wrapped(torch.Tensor):
+    """As DTensor: what it says of its memory is not true."""
+
+
+def test_a_subclass_is_left_alone(asked: list[tuple[int, int, int]]):
+    made = memory.empty_like(torch.empty(2 * LARGE).as_subclass(Wrapped))
+    assert type(made) is Wrapped
+    assert not asked
+
+
 def test_another_system_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     memory._madvise.cache_clear()

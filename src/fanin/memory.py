@@ -35,7 +35,7 @@ def empty_like(tensor: Tensor, device: torch.device | str | None = None) -> Tens
     torch.Size([2, 3])
     """
     empty = torch.empty_like(tensor, device=device or tensor.device)
-    if empty.device.type == "cpu":
+    if type(empty) is Tensor and empty.device.type == "cpu":  # others may have no memory of theirs
         memory = empty.untyped_storage()
         if memory.nbytes() >= LEAST:
             _ask(memory.data_ptr(), memory.nbytes())
