@@ -253,6 +253,19 @@ class TestFiles:
         assert found == ["x" if early else f"{text}\n"]
         assert list(tmp_path.iterdir()) == [pipe]
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+    @pytest.mark.parametrize("command", ["init", "repair"])
+    def test_no_checkpoint_takes_the_place_of_a_pipe(self, tmp_path: Path, command: str) -> None:
+        pipe, link = tmp_path / "pipe", tmp_path / "link"
+        os.mkfifo(pipe)
+        link.symlink_to(pipe)
+        for place in (pipe, link):
+            result = run(command, HEALTHY, "-o", str(place))
+            assert result.exit_code == 2
+            assert f"--output {place}: a checkpoint needs a file" in result.stderr
+            assert pipe.is_fifo()
+            assert link.is_symlink()
+
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
 def test_what_can_go_to_stdout_can_by_each_of_its_names(command: str) -> None:

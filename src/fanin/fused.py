@@ -84,7 +84,9 @@ def parts_of(
         expression = re.compile("([^.]+)".join(map(re.escape, pattern.split("*"))))
         fits = {name: match for name in shapes if (match := expression.fullmatch(name))}
         if not fits:
-            raise ArgumentError(f"fused: {pattern!r} fits no parameter of the model")
+            raise ArgumentError(
+                f"fused: {pattern!r} fits no parameter; * stands for one part of a path"
+            )
         for name, match in fits.items():
             if name in found:
                 raise ArgumentError(f"fused: {name!r} fits {pattern!r} and a pattern before it")

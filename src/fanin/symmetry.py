@@ -317,7 +317,8 @@ class _VirtualRun:
         """The parts of a class that are copies.
 
         Units that never received a gradient are copies only where their weights agree too; units of
-        different weights are merely silent on this batch.
+        different weights are merely silent on this batch.  So are rows of zeros that are added to
+        another signal, as LoRA's B is: it is that signal that holds them, while others move.
         """
         silent = all(_silent(p, layer, members) for p in self.passes)
         rows = self._kept(0, layer, "weight")
@@ -325,7 +326,8 @@ class _VirtualRun:
             return [members]
         flat = rows[list(members)].reshape(len(members), -1).cpu().numpy()
         if not flat.any():
-            return [members]
+            apart = len(members) < len(rows) and _summed(self.passes[0].architecture, layer)
+            return [] if apart else [members]
         return [tuple(members[i] for i in part) for part in classes(labels(flat, LOCK_TOLERANCE))]
 
     def _breaking(self, layer: Layer, locked: list[tuple[int, ...]]) -> list[UnitClass]:
@@ -455,6 +457,18 @@ def _multiplied(read: Architecture, one: set[int], other: set[int]) -> bool:
 def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
     cotangent = fingerprints(_of(seen, layer), seen.cells)[1]
     return cotangent is not None and not cotangent[list(members)].any()
+
+
+def _summed(read: Architecture, layer: Layer) -> bool:
+    """Whether a layer's output meets another signal in a sum before anything bends it."""
+    queue = list(_of_pass(read, layer).calls)
+    while queue:
+        for after in read.followers.get(queue.pop(), ()):
+            if after.op in ADDING and len(after.behind) > 1:
+                return True
+            if after.op in PASSIVE | {"scale"}:
+                queue.append(after.index)
+    return False
 
 
 def _dead_at(seen: Pass, index: int) -> bool:

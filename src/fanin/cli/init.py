@@ -243,7 +243,7 @@ def _check_places(output: str | None, folder: str | None, options: FolderOptions
     if output == STDOUT or folder == STDOUT:
         hint = "'--output'" if folder is None else "'--out'"
         raise click.BadParameter("a checkpoint needs a file", param_hint=hint)
-    require_writable("--output", output)
+    require_writable("--output", output, file=True)
 
 
 def read_recipe(place: str) -> Plan:

@@ -86,17 +86,25 @@ def write_text(option: str, text: str, place: str) -> None:
         path.write_bytes(text.encode())
 
 
-def require_writable(option: str, place: str | None) -> None:
+def require_writable(option: str, place: str | None, *, file: bool = False) -> None:
     """Find out before the work whether its result can be written.
 
+    Args:
+        option: that names the place.
+        place: the file, or what stands for one.
+        file: whether a pipe or device will not do, since the writer replaces it or comes back to
+            its beginning.
+
     Raises:
-        ArgumentError: ``place`` is a folder, or a file in it cannot be made.
+        ArgumentError: ``place`` is a folder, or a file in it cannot be made, or is no file.
     """
     if place is None or place == STDOUT:
         return
     if Path(place).is_dir():
         raise ArgumentError(f"{option} {place}: cannot be written: it is a folder")
     if _is_stream(place):
+        if file:
+            raise ArgumentError(f"{option} {place}: a checkpoint needs a file; this is none")
         return
     probe = _beside(Path(place).resolve())
     try:

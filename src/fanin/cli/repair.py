@@ -147,7 +147,7 @@ def _require_places(
         raise click.BadParameter("a page needs a file", param_hint="'--html'")
     places = {"--output": output, "--recipe": recipe, "--json": json_to, "--html": html_to}
     for option, place in places.items():
-        require_writable(option, place)
+        require_writable(option, place, file=option == "--output")
 
 
 def _tell(

@@ -74,7 +74,8 @@ def _fused(
     multiple=True,
     metavar="TENSOR=PART,PART",
     callback=_fused,
-    help="TENSOR of CHECKPOINT is made of PARTs of the recipe, or the reverse; repeatable.",
+    help="TENSOR of CHECKPOINT is made of PARTs of the recipe, or the reverse; * is one part of a "
+    "path; repeatable.",
 )
 @click.option(
     "--jobs",
@@ -107,7 +108,7 @@ def verify(
     \b
     fanin verify start.safetensors
     fanin verify folder --recipe recipe.toml --seed 1
-    fanin verify folder --fused "*.qkv.weight=*.q.weight,*.k.weight,*.v.weight"
+    fanin verify folder --fused "layers.*.qkv=layers.*.q,layers.*.k,layers.*.v"
 
     Exit status: 0 all at their start, 1 some are not, 2 could not run.
     """

@@ -74,7 +74,7 @@ def _told(
         severity,
         [*loud, *(d.term for d in found)],
         measured=f"rms {_rms(evidence.seen.cells[worst.at]):.3g} of the sum, "
-        f"×{worst.ratio:.3g} what {worst.term} adds",
+        f"×{worst.ratio:.3g} what {worst.term} adds or comes to (1 at least)",
         expected=f"below ×{DROWNING:g}",
         message=message,
         why=why,

@@ -89,7 +89,7 @@ def untouched(repair: Record) -> list[str]:
     if not repair.frozen:
         return []
     held = f"{len(repair.frozen)} of {count(repair.before.tensors, 'parameter')}"
-    return [f"{held} frozen and left alone; the fault may lie there"]
+    return [f"{held} frozen and left alone; the fault may lie there (frozen=True, --frozen)"]
 
 
 def kinds(changes: Iterable[Change]) -> list[list[Change]]:
