@@ -32,7 +32,7 @@ from fanin.cli.options import (
     seed_option,
     select_option,
 )
-from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
+from fanin.cli.output import STDOUT, destination, replacing, require_writable, show, write_json
 from fanin.cli.program import Program, debug_option, version_option
 from fanin.cli.progress import Progress
 from fanin.cli.repair import repair
@@ -63,7 +63,9 @@ def cli() -> None:
 @select_option
 @ignore_option
 @json_option("the report")
-@click.option("--html", "html_to", metavar="FILE", help="Write the report as one HTML page.")
+@click.option(
+    "--html", "html_to", type=destination, metavar="FILE", help="Write the report as one HTML page."
+)
 @click.option("--full", is_flag=True, help="Show every layer.")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option

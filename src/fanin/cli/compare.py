@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from torch import nn
 
 from fanin.cli.options import device_option, input_option, json_option
-from fanin.cli.output import STDOUT, replacing, require_writable, show, write_json
+from fanin.cli.output import STDOUT, destination, replacing, require_writable, show, write_json
 from fanin.cli.program import debug_option
 from fanin.comparing import Comparison
 from fanin.comparing import compare as compare_starts
@@ -126,7 +126,9 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
 @input_option
 @device_option
 @json_option("the result")
-@click.option("--html", "html_to", metavar="FILE", help="Write the result as one HTML page.")
+@click.option(
+    "--html", "html_to", type=destination, metavar="FILE", help="Write the result as one HTML page."
+)
 @click.option("--quiet", is_flag=True, help="Show nothing.")
 @debug_option
 def compare(

@@ -57,7 +57,9 @@ __all__ = ["repair"]
     help="The changes alone, as a recipe; - is stdout.",
 )
 @json_option("the repair")
-@click.option("--html", "html_to", metavar="FILE", help="Write the repair as one HTML page.")
+@click.option(
+    "--html", "html_to", type=destination, metavar="FILE", help="Write the repair as one HTML page."
+)
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option
 def repair(

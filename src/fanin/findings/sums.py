@@ -27,7 +27,7 @@ DROWNED, DROWNING = 300.0, 100.0
 # What a term comes to in training, whatever it starts at: a table of zeros, a zero last layer or a
 # scale of 1e-6 is a delay.
 COMES_TO = 1.0
-# A term is named as too large where it is at least this share of the largest.
+# A layer made the sum large where its output has at least this share of the size of the sum.
 LOUD = 0.1
 _SUMS = ("add", "radd")
 
@@ -43,10 +43,7 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
     tables = [d for station in evidence.trunk for d in _tables(evidence, station)]
     if any(d.ratio > DROWNING for d in tables):
         yield from _told(
-            evidence,
-            tables,
-            "error" if max(tables).ratio > DROWNED else "warning",
-            "A table is added to a signal so large that what it says is lost.",
+            evidence, tables, "A table is added to a signal so large that what it says is lost."
         )
         return
     # Adam trains such a stream up to ×1e4, SGD does not from ×30.  Labelled sound: up to 5.8.
@@ -54,7 +51,6 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
     yield from _told(
         evidence,
         [d for d in lost if d is not None],
-        "warning",
         "The residual stream is so large that what its branches add is lost in it.",
         why="A norm hides the size of the stream from its branches, so each adds about 1. Their "
         "gradients are smaller by the same factor: SGD hardly moves them, Adam takes longer.",
@@ -62,13 +58,16 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _told(
-    evidence: Evidence, found: list[_Drowned], severity: str, message: str, why: str | None = None
+    evidence: Evidence, found: list[_Drowned], message: str, why: str | None = None
 ) -> Iterator[Finding]:
     found = [d for d in found if d.ratio > DROWNING]
     worst = max(found, default=None)
-    loud = _loud(evidence, min(d.at for d in found)) if found else []
+    loud = _loud(evidence, min(d.at for d in found)) if found else {}
     if worst is None or not loud:  # nothing but the batch is large
         return
+    # Only the size of a lookup is its own: that of another layer may come from the batch.
+    own = why is None and "embedding" in loud.values()
+    severity = "error" if own and worst.ratio > DROWNED else "warning"
     yield finding(
         "P208",
         severity,
@@ -78,14 +77,19 @@ def _told(
         expected=f"below ×{DROWNING:g}",
         message=message,
         why=why,
-        fix=large_inputs(evidence, loud[0]),
+        fix=large_inputs(evidence, next(iter(loud))),
     )
 
 
 def _tables(evidence: Evidence, station: Station) -> Iterator[_Drowned]:
     """The tables that are added to the trunk at a place, if a layer reads the sum."""
     architecture, cells = evidence.seen.architecture, evidence.seen.cells
-    if station.index not in architecture.inner:
+    calls = architecture.trace.calls
+    norm = next((i for i in architecture.normalizations if i > station.index), None)
+    if station.index not in architecture.inner or norm is None:
+        return
+    # What is made one dimension before the norm is a bias in several pieces, one for each head.
+    if calls[norm].shape[-1:] != calls[station.index].shape[-1:]:
         return
     audits = {a.name: a.rms for a in evidence.audits}
     names = {i: y.name for y in architecture.layers for i in y.calls}
@@ -135,11 +139,11 @@ def _rms(cell: Cell) -> float:
     return float((cell.squares / cell.count) ** 0.5) if cell.count else 0.0
 
 
-def _loud(evidence: Evidence, end: int) -> list[str]:
-    """The layers whose outputs make up a sum, the largest alone."""
+def _loud(evidence: Evidence, end: int) -> dict[str, str]:
+    """The layers whose outputs make up a sum and are nearly as large as it, with what they do."""
     architecture, cells = evidence.seen.architecture, evidence.seen.cells
     calls, owner = architecture.trace.calls, {i: y for y in architecture.layers for i in y.calls}
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, str]] = {}
     seen, queue = set(), [end]
     while queue:
         index = queue.pop()
@@ -148,11 +152,12 @@ def _loud(evidence: Evidence, end: int) -> list[str]:
         seen.add(index)
         if index in owner and index in cells and calls[index].units is not None:
             name = owner[index].name
-            found[name] = max(found.get(name, 0.0), _rms(cells[index]))
+            found[name] = max(found.get(name, (0.0, "")), (_rms(cells[index]), calls[index].op))
         else:
             queue += calls[index].behind
-    loudest = max(found.values(), default=0.0)
-    return sorted((n for n in found if found[n] >= LOUD * loudest), key=lambda n: -found[n])
+    least = LOUD * _rms(cells[end]) if end in cells else 0.0
+    loudest = sorted(found, key=lambda name: found[name], reverse=True)
+    return {name: found[name][1] for name in loudest if found[name][0] >= least}
 
 
 RULES = (drowned,)

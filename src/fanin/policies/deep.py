@@ -151,8 +151,9 @@ def _sees_patch(role: Role, before: str | None, rows: int) -> bool:
     grey digits, CNNs of 16 channels and depth 30 train after 40 to 100 batches so, after 80 to 160
     from the centre tap (seeds 0 and 3); sigmoid after 120 and 130, and after 230 or not at all.
     """
-    inputs, _ = _sizes(role)
-    return before is None and "k" in role.layout and inputs < rows
+    inputs, outputs = _sizes(role)
+    taps = math.prod(role.shape) // (inputs * outputs)
+    return before is None and "k" in role.layout and taps > 1 and inputs < rows
 
 
 def _scheme(role: Role, before: str | None) -> str:

@@ -108,33 +108,27 @@ def repair_(
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
     tell = progress or (lambda _: None)
     look = _Look(model, batch, loss, options, record, tell)
-    if not frozen:
-        return _mended(look, warnings, preserve, all_or_nothing)
-    before, _ = look(())
-    if not _Surgery(look, warnings, preserve).wanted(before):
-        return _mended(look, warnings, preserve, all_or_nothing)
-    with thawed(model):
-        done = _mended(look, warnings, preserve, all_or_nothing)
-    after, _ = look(done.changed)
-    return replace(done, before=before, after=after, frozen=())
-
-
-def _mended(look: _Look, warnings: bool, preserve: bool, all_or_nothing: bool) -> Repair:
-    """The repair of a model whose frozen parameters stay as they are."""
-    model, seed = look.model, look.options["seed"]
     before, evidence = look(())
     surgery = _Surgery(look, warnings, preserve)
     if not surgery.wanted(before):
         return Repair((), before, before, surgery.plan({}), preserved=preserve)
     with trial(model) as bench:
-        state = surgery.operate(bench, before, evidence)
-        chosen, after = state.chosen, state.report
+        if frozen:
+            with thawed(model):
+                state = surgery.operate(bench, *look(()))
+            bench.use(state.chosen.values(), seed)
+            after, _ = look(state.chosen)  # of what stays frozen
+        else:
+            state = surgery.operate(bench, before, evidence)
+            after = state.report
+        chosen = state.chosen
         failed = any(f.severity == "error" for f in surgery.wanted(after))
         if failed and all_or_nothing:
             chosen, after = {}, before
         bench.use(chosen.values(), seed)
         made = changes(model, bench.originals(), chosen)
         kept = {c.parameter: chosen[c.parameter] for c in made}
+    held = (n for n, p in model.named_parameters() if not p.requires_grad)
     return Repair(
         changed=tuple(kept),
         before=before,
@@ -144,7 +138,7 @@ def _mended(look: _Look, warnings: bool, preserve: bool, all_or_nothing: bool) -
         undone=failed and all_or_nothing,
         preserved=preserve,
         met=state.met,
-        frozen=tuple(n for n, p in model.named_parameters() if failed and not p.requires_grad),
+        frozen=tuple(held) if failed and not frozen else (),
     )
 
 
