@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,16 @@ BY_NAME = {case.name: case for case in FAULTS}
 HOPELESS = {
     "logarithm-of-negative-numbers": "the logarithm meets negative numbers at any weights",
     "unused-parameter": "no value makes the forward pass use it",
+    **dict.fromkeys(
+        (
+            "frozen-zero-readout",
+            "frozen-zero-in-the-middle",
+            "lora-whose-frozen-factor-is-zero",
+            "branch-switched-off-with-trainable-layers-inside",
+            "queries-frozen-at-zero",
+        ),
+        "a repair leaves frozen parameters as they are",
+    ),
 }
 # Models in a sample of this stride stand for all healthy ones and all traps.
 STRIDE = 12
@@ -812,6 +823,49 @@ def test_what_was_frozen_is_so_again_after_an_interrupt():
     with pytest.raises(KeyboardInterrupt):
         fanin.repair_(model, batch, loss, frozen=True, progress=stop)
     assert [p.requires_grad for p in model.parameters()] == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_repair_of_frozen_parameters_that_is_stopped_anywhere_changes_nothing(
+    error: type[BaseException],
+):
+    model, batch, loss = adapters_over_a_dead_layer()
+
+    def counted(stop: int) -> tuple[list[None], Any]:
+        calls: list[None] = []
+
+        def of(output: Tensor) -> Tensor:
+            calls.append(None)
+            if len(calls) == stop:
+                raise error
+            return loss(output)
+
+        return calls, of
+
+    calls, of = counted(0)
+    fanin.repair_(copy.deepcopy(model), batch, of, frozen=True)
+    total, original = len(calls), copy.deepcopy(model)
+    for stop in (1, total // 2, total - 1, total):  # the last is of the check at the end
+        with pytest.raises((error, fanin.FaninError)):
+            fanin.repair_(model, batch, counted(stop)[1], frozen=True)
+        assert same_bits(model, original)
+        assert [p.requires_grad for p in model.parameters()] == [
+            p.requires_grad for p in original.parameters()
+        ]
+
+
+def test_whether_all_is_mended_is_judged_with_the_frozen_ones_frozen():
+    """A zero that holds another, and is not to be trained, goes on holding it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 4))
+    for layer in model[:2]:
+        zero_(layer)
+    model[1].requires_grad_(False)
+    batch, loss = torch.randn(40, 8), classify(40, 4)
+    before = copy.deepcopy(model)
+    done = fanin.repair_(model, batch, loss, frozen=True, all_or_nothing=True)
+    assert done.ok is not done.undone
+    assert not done.undone or same_bits(model, before)
 
 
 def test_all_or_nothing_puts_the_model_back():

@@ -23,10 +23,16 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "softsign": F.softsign,
     "erf": torch.erf,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "softplus": F.softplus,
 }
 ZERO_BELOW = [op for op, flat in FLAT.items() if flat.zero_below is not None]
 ZERO_ABOVE = [op for op, flat in FLAT.items() if flat.zero_above is not None]
 WEAK = [op for op, flat in FLAT.items() if flat.weak is not None]
+FAINT = [op for op, flat in FLAT.items() if flat.faint_below is not None]
+FAINTEST = 1e-7
 STEP = 1e-6
 
 
@@ -43,6 +49,7 @@ def test_every_function_of_the_table_is_tried():
     assert set(FUNCTIONS) == set(FLAT)
     assert {"relu", "relu6", "hardtanh", "hardsigmoid", "hardswish"} <= set(ZERO_BELOW)
     assert {"sigmoid", "tanh", "softsign", "erf"} <= set(WEAK)
+    assert {"gelu", "silu", "mish", "softplus"} <= set(FAINT)
 
 
 @pytest.mark.parametrize("op", ZERO_BELOW)
@@ -71,6 +78,31 @@ def test_the_slope_is_weak_beyond_the_border_and_not_inside(op: str):
     inside = torch.linspace(-border + 1e-3, border - 1e-3, 1001, dtype=torch.float64)
     assert (slope(op, torch.cat([beyond, -beyond])).abs() < limit).all()
     assert (slope(op, inside).abs() > limit).all()
+
+
+@pytest.mark.parametrize("op", FAINT)
+def test_slope_and_output_are_faint_below_the_border_and_not_above(op: str):
+    border = FLAT[op].faint_below
+    below = torch.linspace(border - 100, border, 10_001, dtype=torch.float64)
+    assert (slope(op, below).abs() < FAINTEST).all()
+    assert (FUNCTIONS[op](below).abs() < FAINTEST).all()
+    above = torch.tensor([border + 0.02], dtype=torch.float64)
+    output = FUNCTIONS[op](above)
+    assert max(output.abs(), slope(op, above).abs()) > FAINTEST
+
+
+def test_the_tanh_form_of_gelu_falls_faster():
+    x = torch.linspace(-50, FLAT["gelu"].faint_below, 1001, dtype=torch.float64).requires_grad_()
+    found = torch.autograd.grad(F.gelu(x, approximate="tanh").sum(), x)[0]
+    assert (found.abs() < FAINTEST).all()
+
+
+@pytest.mark.parametrize("op", FAINT)
+def test_a_smooth_activation_has_a_dead_share_where_units_are_faint_on_the_whole_batch(op: str):
+    x = torch.full((4, 3), -30.0)
+    x[0, 1], x[:, 2] = 1.0, FLAT[op].faint_below / 2
+    assert flat_parts(op, x, (-1,))[0] == pytest.approx(1 / 3)
+    assert flat_parts(op, x[:, 1:], (-1,)) == (None, None)
 
 
 # ── shares ───────────────────────────────────────────────────────────────────────────────────

@@ -158,7 +158,7 @@ class Recorder:
     def _backward(
         self, cell: Cell, gradient: Tensor, dims: tuple[int, ...], occurrence: int, keep: bool
     ) -> None:
-        norm = float(torch.linalg.vector_norm(gradient.detach(), dtype=_wide(gradient)))
+        norm = _norm(gradient.detach())
         cell.cotangent_squares = norm * norm
         if not math.isfinite(norm):
             cell.cotangent_nonfinite = int((~torch.isfinite(gradient)).sum())
@@ -258,14 +258,34 @@ def _measure(cell: Cell, values: Tensor) -> None:
         return
     if values.is_complex():
         values = torch.view_as_real(values)
-    norm = float(torch.linalg.vector_norm(values, dtype=_wide(values)))
+    norm = _norm(values)
     if not math.isfinite(norm):
         cell.nonfinite = int((~torch.isfinite(values)).sum())
+        if cell.nonfinite == values.numel():  # no size at all, rather than one of zero
+            cell.squares = cell.max_abs = cell.total = math.nan
+            return
         values = torch.where(torch.isfinite(values), values, 0).double()
         norm = float(torch.linalg.vector_norm(values))
     low, high = torch.aminmax(values)
     cell.squares, cell.max_abs = norm * norm, max(abs(float(low)), abs(float(high)))
     cell.total = float(values.sum(dtype=_wide(values)))
+
+
+# Norms whose squares float32 holds (1e-38 to 3e38), with room for a sum over many entries.
+_HELD = 1e-12, 1e18
+
+
+def _norm(values: Tensor) -> float:
+    """Euclidean norm; relative to the largest entry where float32 cannot hold the squares."""
+    norm = float(torch.linalg.vector_norm(values, dtype=_wide(values)))
+    if _HELD[0] < norm < _HELD[1] or values.numel() == 0:
+        return norm
+    largest = float(torch.linalg.vector_norm(values, math.inf))
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    parts = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    scaled = parts.to(_wide(values) or parts.dtype) / largest
+    return largest * float(torch.linalg.vector_norm(scaled))
 
 
 def _wide(values: Tensor) -> torch.dtype | None:
@@ -445,4 +465,4 @@ def _rms(gradient: Tensor) -> float:
         values = values.coalesce().values()
     if count == 0:
         return 0.0
-    return float(torch.linalg.vector_norm(values, dtype=_wide(values))) / math.sqrt(count)
+    return _norm(values) / math.sqrt(count)

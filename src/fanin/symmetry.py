@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer
 from fanin.clones import clones
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.operations import ADDING
+from fanin.operations import ADDING, PASSIVE
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 from fanin.sketch import classes, labels
 
-__all__ = ["Deadlock", "Identity", "Symmetry", "UnitClass", "examine"]
+__all__ = ["FROZEN_ZERO", "Deadlock", "Identity", "Symmetry", "UnitClass", "examine"]
 
 # Virtual steps: a zero factor delays by one step each, and no intended start stacks more than two.
 STEPS = 4
@@ -35,6 +35,10 @@ STEP_SIZE = 0.1  # of each tensor's own RMS; large enough to separate, small eno
 LOCK_TOLERANCE = 1e-9
 # In float64 a sum that cancels exactly leaves about 1e-16 of its terms.
 NOISE = 1e-12
+
+FROZEN_ZERO = "a frozen zero"  # cause of a deadlock: nothing passes it, and it never changes
+# A cotangent below the least float32 is zero there: the far tail of GELU has one in float64.
+LEAST = 1e-45
 
 Key = tuple[str, tuple[str, ...]]
 
@@ -82,7 +86,7 @@ class Deadlock:
     Attributes:
         parameter: its path.
         layer: the layer that uses it.
-        cause: "two zero factors", "dead units" or "unused".
+        cause: "two zero factors", `FROZEN_ZERO`, "dead units" or "unused".
         because: the parameters or layers that hold it.
     """
 
@@ -221,6 +225,7 @@ class _VirtualRun:
         }
         self._buffers = {n: _double(b.detach()).clone() for n, b in subject.model.named_buffers()}
         self._zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
+        self._frozen = {n for n, p in self._copies.items() if not p.requires_grad}
         self.passes: list[Pass] = []
         self._moved: set[str] = set()
 
@@ -326,7 +331,7 @@ class _VirtualRun:
             return [members]
         flat = rows[list(members)].reshape(len(members), -1).cpu().numpy()
         if not flat.any():
-            apart = len(members) < len(rows) and _summed(self.passes[0].architecture, layer)
+            apart = len(members) < len(rows) and _summed(self._seen.architecture, layer)
             return [] if apart else [members]
         return [tuple(members[i] for i in part) for part in classes(labels(flat, LOCK_TOLERANCE))]
 
@@ -400,12 +405,18 @@ class _VirtualRun:
         read = self.passes[0].architecture
         dead = {i for i, c in self.passes[0].cells.items() if c.dead == 1.0}
         dead = {i for i in dead if all(_dead_at(p, i) for p in self.passes)}
-        return tuple(
-            d for name in held if (d := self._deadlock(name, held, dead, read)) is not None
-        )
+        still = [n for n in (*held, *sorted(self._frozen)) if n in self._zero]
+        zeros = {n: at for n in still if (at := _factor_calls(read, n))}
+        found = (self._deadlock(name, held, zeros, dead, read) for name in held)
+        return tuple(d for d in found if d is not None)
 
     def _deadlock(
-        self, name: str, held: list[str], dead: set[int], read: Architecture
+        self,
+        name: str,
+        held: list[str],
+        zeros: Mapping[str, set[int]],
+        dead: set[int],
+        read: Architecture,
     ) -> Deadlock | None:
         users = [layer for layer in read.layers if name in layer.parameters]
         if not users:
@@ -414,22 +425,37 @@ class _VirtualRun:
         if beside and name in self._zero:
             return Deadlock(name, users[0].name, "two zero factors", beside)
         own = {i for layer in users for i in layer.calls}
-        zeros = {n: at for n in held if n in self._zero and (at := _factor_calls(read, n))}
         cells = [p.cells[i] for p in self.passes for i in own if i in p.cells]
-        silent = not any((c.cotangent_squares or 0.0) > 0.0 for c in cells)
+        silent = not any((c.cotangent_squares or 0.0) > LEAST**2 for c in cells)
         stops = dead.union(*zeros.values()) if zeros else dead
         reach = read.first_met(own, stops, onward=silent)
-        factors = [
-            n
-            for n, at in zeros.items()
-            if n != name and ((at & reach) - own or (silent and _multiplied(read, own, at)))
-        ]
+        others = {n: at for n, at in zeros.items() if n != name}
+        partners = {n for n, at in others.items() if silent and _multiplied(read, own, at)}
+        factors = [n for n, at in others.items() if (at & reach) - own or n in partners]
+        if _around(read, own, stops, onward=silent):  # a zero gradient of another cause
+            factors = [n for n in factors if n not in self._frozen or n in partners]
         met = reach | own if silent else reach
         flat = [y.name for y in read.layers if set(y.calls) & dead & met]
         if not factors and not flat:
             return None
         cause = "two zero factors" if factors or name in self._zero else "dead units"
+        if factors and self._frozen.issuperset(factors):
+            cause = FROZEN_ZERO
         return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
+
+
+def _around(read: Architecture, start: set[int], stops: set[int], onward: bool) -> bool:
+    """Whether a way from `start` reaches the loss (onward) or the batch (back) without a stop."""
+    seen, queue = set(start), list(start)
+    while queue:
+        call = read.trace.calls[queue.pop()]
+        if call.index in read.goal if onward else call.entry:
+            return True
+        ways = [c.index for c in read.followers.get(call.index, ())] if onward else call.behind
+        new = {i for i in ways if i not in stops} - seen
+        seen |= new
+        queue += new
+    return False
 
 
 def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:
@@ -459,14 +485,17 @@ def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
     return cotangent is not None and not cotangent[list(members)].any()
 
 
+_HANDING_ON = PASSIVE | {"mul", "div", "scale"}
+
+
 def _summed(read: Architecture, layer: Layer) -> bool:
     """Whether a layer's output meets another signal in a sum before anything bends it."""
-    queue = list(_of_pass(read, layer).calls)
+    queue = list(layer.calls)
     while queue:
         for after in read.followers.get(queue.pop(), ()):
-            if after.op in ADDING and len(after.behind) > 1:
+            if after.op in ("add", "sub") and len(after.inputs) > 1:
                 return True
-            if after.op in PASSIVE | {"scale"}:
+            if after.op in _HANDING_ON and len(after.inputs) == 1:
                 queue.append(after.index)
     return False
 

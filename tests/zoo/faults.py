@@ -106,6 +106,15 @@ def equal_in_and_all_zero_out():
     return model, torch.randn(40, 20), classify(40, 5)
 
 
+@FAULTS(codes=("S101",), layers=("0",), words=("25 distinct of 32",), **WARNING)
+def rows_of_zeros_that_meet_columns_of_zeros():
+    """A quarter of the layer, zero on both of its sides, while the others learn."""
+    model = mlp(10, 32, 4, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight[8:16], model[0].bias[8:16], model[2].weight[:, 8:16] = 0.0, 0.0, 0.0
+    return model, torch.randn(16, 10), classify(16, 4)
+
+
 @FAULTS(codes=("S101",), layers=("0",), **EITHER)
 def locked_channels_of_a_convolution():
     """A filter, its norm and the slice of the next layer: four equal pairs."""
@@ -474,6 +483,31 @@ def one_of_two_adapters_with_both_factors_zero():
 def large_negative_bias_before_relu():
     model = mlp(10, 32, 4)
     nn.init.constant_(model[0].bias, -100.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("S102",), layers=("1.body.1", "1.body.0.weight"), **ERROR)
+def large_negative_bias_before_gelu_in_a_branch():
+    """In float32 the tail of GELU is exactly zero, and its slope too."""
+    body = nn.LayerNorm(16), nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)
+    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(*body), nn.Linear(16, 4))
+    nn.init.constant_(body[1].bias, -50.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("P205",), layers=("1.body.1",), **WARNING)
+def large_negative_bias_before_silu_in_a_branch():
+    """A slope of 1e-20: not zero, and nothing."""
+    body = nn.LayerNorm(16), nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, 16)
+    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(*body), nn.Linear(16, 4))
+    nn.init.constant_(body[1].bias, -50.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@FAULTS(codes=("P205",), layers=("2",), **ERROR)
+def large_negative_bias_before_softplus():
+    model = mlp(10, 32, 32, 4, act=nn.Softplus)
+    nn.init.constant_(model[2].bias, -50.0)
     return model, torch.randn(40, 10), classify(40, 4)
 
 
@@ -1004,6 +1038,61 @@ def queries_and_keys_both_zero():
             self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
             zero_(self.q)
             zero_(self.k)
+
+        def forward(self, x):
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            return x + self.o(F.scaled_dot_product_attention(q, k, v))
+
+    return Net(), torch.randn(4, 6, 16)
+
+
+def frozen_zero(*parameters: nn.Parameter) -> None:
+    for parameter in parameters:
+        nn.init.zeros_(parameter).requires_grad_(False)
+
+
+@FAULTS(codes=("S102",), layers=("4", "0", "2"), words=("a frozen zero (4.weight)",), **ERROR)
+def frozen_zero_readout():
+    """Its bias learns, and nothing before it ever does."""
+    model = mlp(20, 32, 32, 5)
+    frozen_zero(model[4].weight)
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@FAULTS(codes=("S102",), layers=("2", "0"), words=("a frozen zero (2.weight)",), **ERROR)
+def frozen_zero_in_the_middle():
+    model = mlp(20, 32, 32, 5, act=nn.Tanh)
+    frozen_zero(model[2].weight)
+    return model, torch.randn(32, 20), classify(32, 5)
+
+
+@FAULTS(codes=("S102",), layers=("0.A", "0.B", "2.A", "2.B"), **ERROR)
+def lora_whose_frozen_factor_is_zero():
+    """Everything that may learn is an adapter, and no adapter can."""
+    model = nn.Sequential(blocks.LoRA(nn.Linear(10, 16)), nn.Tanh(), blocks.LoRA(nn.Linear(16, 4)))
+    frozen_zero(model[0].A, model[2].A)
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@FAULTS(codes=("S102",), layers=("1.body.3", "1.body.0"), words=("1.body.3.weight",), **WARNING)
+def branch_switched_off_with_trainable_layers_inside():
+    """Maybe on purpose, as the stream goes around it; but its layers never move."""
+    body = nn.LayerNorm(16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)
+    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(*body), nn.Linear(16, 4))
+    frozen_zero(body[3].weight, body[3].bias)
+    return model, torch.randn(32, 10), classify(32, 4)
+
+
+@FAULTS(codes=("S102",), layers=("k",), words=("a frozen zero (q.weight)",), **WARNING)
+def queries_frozen_at_zero():
+    """Every score is zero whatever the keys are; values and the stream learn."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+            zero_(self.q)
+            self.q.requires_grad_(False)
 
         def forward(self, x):
             q, k, v = self.q(x), self.k(x), self.v(x)

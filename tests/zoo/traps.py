@@ -72,6 +72,51 @@ def zero_modules_of_a_diffusion_unet():
     return diffusion_unet_zero_modules()
 
 
+@TRAPS(absent=("S101", "S102"))
+def frozen_zeros_that_hold_nothing():
+    """A table of positions, biases, and a branch that is switched off as a whole."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(20, 16), nn.Embedding(6, 16)
+            self.offsets = nn.Parameter(torch.zeros(6, 16))
+            self.register_buffer("mask", torch.zeros(6, 16))
+            self.branch, self.head = mlp(16, 32, 16), nn.Linear(16, 20)
+            zero_(self.positions, self.branch[2])
+            nn.init.zeros_(self.head.bias)
+            for part in (self.positions, self.branch, self.offsets, self.head.bias):
+                part.requires_grad_(False)
+
+        def forward(self, tokens):
+            x = self.tokens(tokens) + self.positions(torch.arange(6)) + self.offsets + self.mask
+            return self.head(torch.relu(x + self.branch(x)))
+
+    tokens = torch.randint(0, 20, (8, 6))
+    return Net(), tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())
+
+
+@TRAPS(absent=("S102",))
+def one_token_between_branches_switched_off():
+    """A softmax of one score has no slope: the batch holds queries and keys, no frozen zero."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.head = (nn.Linear(16, 16) for _ in range(4))
+            self.before, self.after = mlp(16, 32, 16), mlp(16, 32, 16)
+            zero_(self.before[2], self.after[2])
+            self.before.requires_grad_(False)
+            self.after.requires_grad_(False)
+
+        def forward(self, x):
+            x = x + self.before(x)
+            x = x + F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+            return self.head(x + self.after(x))
+
+    return Net(), torch.randn(32, 1, 16), regress(32, 1, 16)
+
+
 @TRAPS(thread="LoRA#98", absent=("S101", "S102"))
 def lora_with_b_zero():
     from zoo.healthy import adapted
@@ -95,6 +140,33 @@ def lora_with_a_zero():
 @TRAPS(absent=("S101", "S102"))
 def lora_on_a_single_linear():
     return blocks.LoRA(nn.Linear(12, 9), 3), torch.randn(16, 12), regress(16, 9)
+
+
+@TRAPS(absent=("S101", "S102"))
+def lora_over_units_dead_on_the_batch():
+    """The frozen layer holds some ReLU units shut: their rows of B are zeros without a gradient."""
+    layers = [blocks.LoRA(nn.Linear(n, 64)) for n in (20, 64, 64)]
+    model = nn.Sequential(
+        layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.ReLU(), nn.Linear(64, 5)
+    )
+    return model, torch.randn(8, 20), classify(8, 5)
+
+
+@TRAPS(absent=("S101", "S102"))
+def scaled_lora_of_convolutions_over_dead_channels():
+    class Adapted(nn.Module):
+        def __init__(self, n, m):
+            super().__init__()
+            self.base = nn.Conv2d(n, m, 3).requires_grad_(False)
+            self.a, self.b = nn.Conv2d(n, 2, 3, bias=False), nn.Conv2d(2, m, 1, bias=False)
+            zero_(self.b)
+            nn.init.constant_(self.base.bias[::2], -20.0)
+
+        def forward(self, x):
+            return self.base(x) + 2.0 * self.b(self.a(x))
+
+    model = nn.Sequential(Adapted(3, 16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))
+    return model, torch.randn(8, 3, 6, 6), classify(8, 4)
 
 
 @TRAPS(absent=("S101", "S102"))
@@ -916,6 +988,24 @@ def some_dead_units():
     with torch.no_grad():
         model[0].bias[:4] = -20.0
     return model, torch.randn(32, 20), classify(32, 5)
+
+
+@TRAPS(absent=("P205", "S102"))
+def gelu_units_in_their_small_tail():
+    """Pre-activations around −3, where slope and output are a hundredth and alive."""
+    body = nn.LayerNorm(16), nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)
+    model = nn.Sequential(nn.Linear(10, 16), blocks.Residual(*body), nn.Linear(16, 4))
+    nn.init.constant_(body[1].bias, -3.0)
+    return model, torch.randn(40, 10), classify(40, 4)
+
+
+@TRAPS(absent=("P205", "S102"))
+def softplus_of_a_small_step():
+    """Mamba's step sizes start at 1e-3 to 1e-1: biases of −7 to −2."""
+    model = mlp(10, 32, 32, 4, act=nn.Softplus)
+    with torch.no_grad():
+        model[2].bias.uniform_(-7.0, -2.0)
+    return model, torch.randn(40, 10), classify(40, 4)
 
 
 @TRAPS()

@@ -10,7 +10,7 @@ from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.operations import RECURRENT
 from fanin.summary import count
-from fanin.symmetry import Deadlock, UnitClass
+from fanin.symmetry import FROZEN_ZERO, Deadlock, UnitClass
 
 __all__ = ["RULES"]
 
@@ -112,28 +112,61 @@ _DEAD_WHY = (
     "that reaches the loss only through it can move."
 )
 _DEAD_FIX = "Move the biases of the dead units towards zero and draw their weights again."
+_FROZEN_WHY = (
+    "A weight that is zero passes nothing on, neither signal nor gradient, and a frozen one stays "
+    "zero: what reaches the loss only through it, or reads only what it gives, never moves."
+)
+_FROZEN_FIX = (
+    "Give the frozen weight its values, or let it train (requires_grad_(True)).  Where it switches "
+    "a branch off on purpose, freeze the rest of that branch too."
+)
 
 
 def deadlocks(evidence: Evidence) -> Iterator[Finding]:
-    """S102: parameters that no virtual step moved, held by zero factors or dead units."""
+    """S102: parameters that no virtual step moved, held by zero factors or dead units.
+
+    A frozen zero that the signal goes around switches a branch off, maybe on purpose.
+    """
     found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != "unused")
-    if not found:
-        return
+    off = tuple(d for d in found if d.cause == FROZEN_ZERO)
+    if off and _learns_around(evidence, off):
+        found = tuple(d for d in found if d.cause != FROZEN_ZERO)
+        yield _deadlock(evidence, "warning", off)
+    if found:
+        yield _deadlock(evidence, "error", found)
+
+
+def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) -> Finding:
     held = _holders(found)
     causes = sorted({d.cause for d in found})
+    why, fix = _DEAD_WHY, _DEAD_FIX
+    if FROZEN_ZERO in causes:
+        why, fix = _FROZEN_WHY, _FROZEN_FIX
     factors = "two zero factors" in causes
     total, steps = len(evidence.seen.gradients), evidence.symmetry.steps
     layers = [*_blamed(evidence, found), *(d.layer for d in found), *(d.parameter for d in found)]
-    yield finding(
+    return finding(
         "S102",
-        "error",
+        severity,
         layers,
         measured=f"{len(found)} of {total} parameters got no gradient in {steps} steps",
         expected="a gradient in every used parameter after a step or two",
         message=f"No update ever reaches {_names(d.parameter for d in found)}: "
         f"{' and '.join(causes)} ({_names(held)}).",
-        why=None if factors else _DEAD_WHY,
-        fix=None if factors else _DEAD_FIX,
+        why=None if factors else why,
+        fix=None if factors else fix,
+    )
+
+
+def _learns_around(evidence: Evidence, off: tuple[Deadlock, ...]) -> bool:
+    """Whether the batch reaches the output around the frozen zeros, through layers that learn."""
+    read = evidence.seen.architecture
+    held = {d.parameter for d in evidence.symmetry.deadlocks}
+    moving = {n for n, g in evidence.seen.gradients.items() if g is not None} - held
+    zeros = {b for d in off for b in d.because}
+    closed = {i for y in read.layers if zeros & set(y.parameters) for i in y.calls}
+    return read.reached(
+        closed, {i for y in read.layers if moving & set(y.parameters) for i in y.calls}
     )
 
 
