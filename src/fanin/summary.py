@@ -20,7 +20,7 @@ from fanin.assignment import Assignment, Recipe
 __all__ = ["count", "pattern", "starred", "table", "to_text", "visible"]
 
 _LISTED = 3  # numbers that are listed one by one in a name
-_BEHIND_DOTS = re.compile(r"(?<=\.)(?![^{}]*\})")  # not in {0..11}
+_BREAKS = re.compile(r"(?<=[. ])(?![^{}]*\})")  # not in {0..11}
 
 
 def to_text(renderable: RenderableType, width: int = 100) -> str:
@@ -71,19 +71,19 @@ def table(recipe: Recipe) -> ConsoleRenderable:
 
 @dataclass(frozen=True)
 class _Path:
-    """A path in a cell: where it does not fit into a line it is broken behind a dot."""
+    """A path in a cell: where it does not fit into a line it is broken behind a dot or space."""
 
     text: str
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
         lines = [""]
-        for part in _BEHIND_DOTS.split(self.text):
+        for part in _BREAKS.split(self.text):
             fits = cell_len(lines[-1]) + cell_len(part) <= options.max_width
             lines[-1:] = [lines[-1] + part] if fits else [*filter(None, lines[-1:]), part]
         yield Text("\n".join(lines), overflow="fold")
 
     def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
-        parts = map(cell_len, _BEHIND_DOTS.split(self.text))
+        parts = map(cell_len, _BREAKS.split(self.text))
         whole = Measurement(max(parts), cell_len(self.text))
         return whole.with_maximum(options.max_width)
 
