@@ -690,6 +690,22 @@ def raw_timestamps_in_a_residual_stream():
     return model, 86_400 * torch.rand(64, 3), classify(64, 5)
 
 
+@FAULTS(codes=("P208",), layers=("first",), **WARNING)
+def raw_numbers_beside_a_lookup():
+    """The batch is what is large, so it is no error."""
+
+    class Tabular(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.kinds = nn.Linear(8, 64), nn.Embedding(5, 64)
+            self.norm, self.last = nn.LayerNorm(64), nn.Linear(64, 3)
+
+        def forward(self, x, kind):
+            return self.last(self.norm(self.first(x) + self.kinds(kind)))
+
+    return Tabular(), (3000 * torch.rand(64, 8), torch.randint(0, 5, (64,))), classify(64, 3)
+
+
 @FAULTS(codes=("P208",), layers=("tokens", "positions"), **WARNING)
 def loud_embedding_beside_positions():
     model = blocks.LanguageModel(tied=False)

@@ -1764,6 +1764,51 @@ def table_of_offsets_beside_raw_outputs():
     return Forecast(), torch.randn(32, 12), regress(32, 24, 4)
 
 
+def _on_raw_inputs(combine, *shape: int, width: int, norm: bool = True):
+    """Numbers of 0 to 1000 into a layer of the usual size, and a parameter that is added."""
+
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.added = nn.Linear(8, 64, bias=False), nn.Parameter(torch.zeros(shape))
+            self.norm = nn.LayerNorm(width) if norm else nn.ReLU()
+            self.last = nn.Linear(width, 3)
+
+        def forward(self, x):
+            return self.last(self.norm(combine(self.first(x), self.added)))
+
+    return Raw(), 1000 * torch.rand(64, 8), classify(64, 3)
+
+
+@TRAPS(absent=("P208",))
+def bias_for_each_head():
+    """A bias in four pieces, which the norm reads as one."""
+    return _on_raw_inputs(lambda x, b: (x.unflatten(-1, (4, 16)) + b).flatten(1), 4, 16, width=64)
+
+
+@TRAPS(absent=("P208",))
+def bias_for_each_network_of_an_ensemble():
+    """No norm divides by the size of the sum."""
+    return _on_raw_inputs(lambda x, b: (x[:, None] + b).mean(1), 5, 64, width=64, norm=False)
+
+
+@TRAPS(absent=("P208",))
+def features_as_tokens():
+    """Each raw number times a vector, plus a vector: no layer made the sum large."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.b = (nn.Parameter(torch.randn(8, 32)) for _ in range(2))
+            self.block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+            self.head = nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.head(self.block(x[..., None] * self.w + self.b).mean(1))
+
+    return Tokens(), 1000 * torch.rand(64, 8), classify(64, 3)
+
+
 @TRAPS(absent=("P208",))
 def large_stream_with_branches_as_large():
     """No norm before the branches: they grow with what they read."""

@@ -36,6 +36,7 @@ class _Drowned(NamedTuple):
     ratio: float  # size of the sum over what the term comes to
     at: int  # call of the sum
     term: str
+    size: float  # of the term
 
 
 def drowned(evidence: Evidence) -> Iterator[Finding]:
@@ -43,7 +44,10 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
     tables = [d for station in evidence.trunk for d in _tables(evidence, station)]
     if any(d.ratio > DROWNING for d in tables):
         yield from _told(
-            evidence, tables, "A table is added to a signal so large that what it says is lost."
+            evidence,
+            tables,
+            "error",
+            "A table is added to a signal so large that what it says is lost.",
         )
         return
     # Adam trains such a stream up to ×1e4, SGD does not from ×30.  Labelled sound: up to 5.8.
@@ -51,6 +55,7 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
     yield from _told(
         evidence,
         [d for d in lost if d is not None],
+        "warning",
         "The residual stream is so large that what its branches add is lost in it.",
         why="A norm hides the size of the stream from its branches, so each adds about 1. Their "
         "gradients are smaller by the same factor: SGD hardly moves them, Adam takes longer.",
@@ -58,7 +63,7 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _told(
-    evidence: Evidence, found: list[_Drowned], message: str, why: str | None = None
+    evidence: Evidence, found: list[_Drowned], worst_case: str, message: str, why: str | None = None
 ) -> Iterator[Finding]:
     found = [d for d in found if d.ratio > DROWNING]
     worst = max(found, default=None)
@@ -66,14 +71,15 @@ def _told(
     if worst is None or not loud:  # nothing but the batch is large
         return
     # Only the size of a lookup is its own: that of another layer may come from the batch.
-    own = why is None and "embedding" in loud.values()
-    severity = "error" if own and worst.ratio > DROWNED else "warning"
+    sure = "embedding" in loud.values() and worst.ratio > DROWNED
+    severity = worst_case if sure else "warning"
+    counted = "" if worst.size >= COMES_TO else f", counted as {COMES_TO:g}"
     yield finding(
         "P208",
         severity,
         [*loud, *(d.term for d in found)],
-        measured=f"rms {_rms(evidence.seen.cells[worst.at]):.3g} of the sum, "
-        f"×{worst.ratio:.3g} what {worst.term} adds or comes to (1 at least)",
+        measured=f"rms {_rms(evidence.seen.cells[worst.at]):.3g} of the sum: ×{worst.ratio:.3g} "
+        f"that of {worst.term} ({worst.size:.3g}{counted})",
         expected=f"below ×{DROWNING:g}",
         message=message,
         why=why,
@@ -88,7 +94,8 @@ def _tables(evidence: Evidence, station: Station) -> Iterator[_Drowned]:
     norm = next((i for i in architecture.normalizations if i > station.index), None)
     if station.index not in architecture.inner or norm is None:
         return
-    # What is made one dimension before the norm is a bias in several pieces, one for each head.
+    # Where the norm reads other features than the sum has, a parameter with several dimensions is a
+    # bias in pieces, such as one for each head.
     if calls[norm].shape[-1:] != calls[station.index].shape[-1:]:
         return
     audits = {a.name: a.rms for a in evidence.audits}
@@ -101,7 +108,7 @@ def _tables(evidence: Evidence, station: Station) -> Iterator[_Drowned]:
             size = audits.get(name, 0.0)
         else:
             continue
-        yield _Drowned(station.rms / max(COMES_TO, size), station.index, name)
+        yield _Drowned(station.rms / max(COMES_TO, size), station.index, name, size)
 
 
 def _terms(calls: tuple[Call, ...], index: int) -> Iterator[Call]:
@@ -132,7 +139,7 @@ def _lost(evidence: Evidence, branch: Branch) -> _Drowned | None:
         return None
     added = sum(_rms(cells[i]) ** 2 for i in branch.last if i in cells) ** 0.5
     place = evidence.place(architecture.trace.calls[branch.last[-1]])
-    return _Drowned(_rms(cells[branch.end]) / max(COMES_TO, added), branch.end, place)
+    return _Drowned(_rms(cells[branch.end]) / max(COMES_TO, added), branch.end, place, added)
 
 
 def _rms(cell: Cell) -> float:

@@ -151,9 +151,11 @@ def _sees_patch(role: Role, before: str | None, rows: int) -> bool:
     grey digits, CNNs of 16 channels and depth 30 train after 40 to 100 batches so, after 80 to 160
     from the centre tap (seeds 0 and 3); sigmoid after 120 and 130, and after 230 or not at all.
     """
-    inputs, outputs = _sizes(role)
-    taps = math.prod(role.shape) // (inputs * outputs)
-    return before is None and "k" in role.layout and taps > 1 and inputs < rows
+    return before is None and _taps(role) > 1 and _sizes(role)[0] < rows
+
+
+def _taps(role: Role) -> int:
+    return math.prod(role.shape) // math.prod(_sizes(role))
 
 
 def _scheme(role: Role, before: str | None) -> str:
@@ -226,7 +228,7 @@ def _pairs(
         return None
     gain = (1.0 if last else point.size) / (1.0 if first else point.spread)
     patch = _sees_patch(role, before, rows)
-    columns *= math.prod(role.shape) // (inputs * outputs) if patch else 1
+    columns *= _taps(role) if patch else 1
     gain *= max(1.0, math.sqrt(rows / columns))
     told = f"layer {role.place + 1} of {role.run} in a row without norms: {because}"
     arguments = {"first": first, "last": last, **({"patch": True} if patch else {})}

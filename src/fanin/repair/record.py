@@ -89,7 +89,8 @@ def untouched(repair: Record) -> list[str]:
     if not repair.frozen:
         return []
     held = f"{len(repair.frozen)} of {count(repair.before.tensors, 'parameter')}"
-    return [f"{held} frozen and left alone; the fault may lie there (frozen=True, --frozen)"]
+    told = "the fault may lie there: --frozen (frozen=True) changes them too"
+    return [f"{held} frozen and left alone; {told}"]
 
 
 def kinds(changes: Iterable[Change]) -> list[list[Change]]:
