@@ -89,7 +89,7 @@ def untouched(repair: Record) -> list[str]:
     if not repair.frozen:
         return []
     held = f"{len(repair.frozen)} of {count(repair.before.tensors, 'parameter')}"
-    told = "the fault may lie there: --frozen (frozen=True) changes them too"
+    told = "the fault may lie there: --frozen (frozen=True) may change them"
     return [f"{held} frozen and left alone; {told}"]
 
 
