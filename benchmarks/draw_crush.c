@@ -1,6 +1,8 @@
 /* TestU01 on words from standard input.
  *
- *     cc -O3 -o draw_crush benchmarks/draw_crush.c -ltestu01 -lprobdist -lmylib -lm
+ *     apt install libtestu01-0-dev      (Debian, non-free)
+ *     cc -O3 -I/usr/include/testu01 -o draw_crush benchmarks/draw_crush.c \
+ *         -ltestu01 -ltestu01probdist -ltestu01mylib -lm
  *     python benchmarks/draw_statistics.py elements | ./draw_crush small
  *     python benchmarks/draw_statistics.py names | ./draw_crush crush reversed
  *

@@ -508,6 +508,22 @@ class TestProcess:
         assert len(done.stderr.splitlines()) == 1
         assert "No space left" in done.stderr
 
+    @pytest.mark.skipif(shutil.which("sh") is None, reason="there is no sh")
+    @pytest.mark.parametrize(("arguments", "status"), [("explain S101", 0), ("explain X1", 2)])
+    def test_a_closed_stdout_is_no_traceback(self, arguments: str, status: int) -> None:
+        command = f"{sys.executable} -m fanin {arguments} >&-"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+        assert done.returncode == status
+        assert len(done.stderr.splitlines()) == (status > 0)
+
+    def test_a_seed_may_fill_64_bits(self, tmp_path: Path) -> None:
+        seed = str(2**64 - 1)
+        path = str(tmp_path / "start.safetensors")
+        assert run("check", HEALTHY, "--seed", seed).exit_code == 0
+        assert run("init", HEALTHY, "--seed", seed, "-o", path).exit_code == 0
+        assert run("verify", path, "--seed", seed).exit_code == 0
+        assert run("check", HEALTHY, "--seed", str(2**64)).exit_code == 2
+
     @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
     def test_ctrl_c_is_status_130_and_one_line(self, tmp_path: Path) -> None:
         path = tmp_path / "endless.py"

@@ -252,8 +252,8 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
 
 
 def _check_arguments(seed: Any, loss: Any) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**63 - 1 is needed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**64 - 1 is needed")
     if loss is not None and not callable(loss):
         raise ArgumentError(
             f"loss: {type(loss).__name__} is not callable; "

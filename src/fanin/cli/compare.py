@@ -82,7 +82,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
         seeds = tuple(int(word) for word in value.split(","))
     except ValueError:
         seeds = ()
-    if not seeds or not all(0 <= seed < 2**63 for seed in seeds):
+    if not seeds or not all(0 <= seed < 2**64 for seed in seeds):
         raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 0,1,2")
     return seeds
 

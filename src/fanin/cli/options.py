@@ -51,7 +51,7 @@ input_option = click.option(
 )
 seed_option = click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0, 2**64 - 1),
     metavar="N",
     default=0,
     show_default=True,

@@ -127,7 +127,8 @@ class Program(click.Group):
 def _leave(status: int) -> NoReturn:
     """Exit, without a second complaint when stdout cannot be flushed any more."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller: `fanin check … >&-`
+            sys.stdout.flush()
     except OSError as error:
         drop_stdout()
         if not isinstance(error, BrokenPipeError):

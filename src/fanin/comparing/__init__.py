@@ -327,7 +327,9 @@ def _rates(given: Any) -> tuple[float, ...]:
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_whole("seeds", seed, 0) for seed in _several("seeds", given)))
+    return tuple(
+        dict.fromkeys(_whole("seeds", seed, 0, 2**64) for seed in _several("seeds", given))
+    )
 
 
 def _several(name: str, given: Any) -> list[Any]:
@@ -338,12 +340,12 @@ def _several(name: str, given: Any) -> list[Any]:
     return values
 
 
-def _whole(name: str, given: Any, least: int) -> int:
+def _whole(name: str, given: Any, least: int, end: int = 2**63) -> int:
     try:
         whole = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
         whole = None
-    if whole is None or not least <= whole < 2**63:
+    if whole is None or not least <= whole < end:
         raise ArgumentError(f"{name}: {given!r:.40}; an integer of at least {least} is needed")
     return whole
 

@@ -203,7 +203,7 @@ def self_breaking(evidence: Evidence) -> Iterator[Finding]:
         "info",
         (c.layer for c in found),
         measured=f"units {_units([c.units for c in found])} equal at the start, "
-        f"apart after {step} step(s)",
+        f"apart after {step} step{'s' if step > 1 else ''}",
         expected="nothing to do",
         message="Some units start with equal pre-activations and separate by themselves.",
     )
