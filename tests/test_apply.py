@@ -761,6 +761,46 @@ def test_a_spectral_norm_says_that_only_the_shape_counts(wrap):
     assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1.0, rel=0.1)
 
 
+class Branches(nn.Module):
+    """Residual branches without norms, whose last layers start at zero."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.inlet, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.first = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+        self.last = nn.ModuleList(wrap(nn.Linear(32, 32)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.inlet(x)
+        for first, last in zip(self.first, self.last, strict=True):
+            x = x + last(first(x).relu())
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+    ids=["old-weight", "weight", "old-spectral", "spectral"],
+)
+@pytest.mark.parametrize("scheme", ["auto", "fixup", "zeros"])
+def test_a_weight_that_is_divided_by_its_size_is_never_drawn_as_zeros(wrap, scheme):
+    model, batch = Branches(wrap), torch.randn(64, 16)
+    found = init_(model, batch, scheme)
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(batch)).all())
+    told = [a for a in found if "‖W‖" in a.because or "only a direction" in a.because]
+    assert {a.parameter.rpartition("last.")[2][0] for a in told} == {"0", "1"}
+    if scheme != "zeros":
+        assert fanin.check(model, batch).ok
+    if "weight_norm" in wrap.__name__:
+        assert not effective(model, "last.0", batch).any()
+
+
 def custom(layer: nn.Module) -> nn.Module:
     class Skew(nn.Module):
         def forward(self, x):

@@ -75,6 +75,23 @@ def test_a_design_is_no_clone(draw):
     assert clones(layers) == ()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_tables_of_sines_are_no_clones(turned: bool):
+    places = torch.arange(40.0)[:, None] / 1e4 ** (torch.arange(8) / 8)
+    table = torch.cat([places.sin(), places.cos()], 1)
+    table = table.T.contiguous() if turned else table
+    assert clones(nn.ParameterList([nn.Parameter(table), nn.Parameter(table.clone())])) == ()
+
+
+def test_one_copy_in_two_modules_does_not_make_copies_of_them():
+    one, other = (nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)) for _ in range(2))
+    model = nn.ModuleDict({"a": one, "b": other})
+    other[2] = copy.deepcopy(one[2])
+    assert clones(model) == (("a.2", "b.2"),)
+    other[0] = copy.deepcopy(one[0])
+    assert clones(model) == (("a", "b"),)
+
+
 def test_what_does_not_train_or_is_no_matrix_does_not_count():
     assert clones(copies(nn.Linear(5, 6), 2).requires_grad_(False)) == ()
     assert clones(copies(nn.Linear(5, 1), 2)) == ()

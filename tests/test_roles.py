@@ -704,6 +704,28 @@ def test_relative_positions_feed_the_scores(how: str, fused: bool):
     assert found["qkv.weight"].attention == "qkv"
 
 
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_a_table_that_is_added_to_queries_keys_or_values_is_no_score(part: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.more = nn.Embedding(9, 12), nn.Embedding(9, 12)
+            self.qkv, self.o = nn.Linear(12, 36), nn.Linear(12, 12)
+
+        def forward(self, tokens):
+            q, k, v = self.qkv(self.words(tokens)).chunk(3, -1)
+            q, k, v = (
+                x + self.more(tokens) if name == part else x
+                for name, x in (("query", q), ("key", k), ("value", v))
+            )
+            q, k, v = (x.unflatten(-1, (3, 4)).transpose(1, 2) for x in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v)
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    role = seen(Net(), torch.arange(8).view(2, 4))["more.weight"]
+    assert (role.kind, role.feeds_scores) == ("table", False)
+
+
 # ── norms ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -717,6 +739,10 @@ class HandNorm(nn.Module):
     def forward(self, x):
         if self.form == "rsqrt":
             x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        elif self.form == "pow":
+            x = x * torch.pow(x.pow(2).mean(-1, keepdim=True) + 1e-6, -0.5)
+        elif self.form == "power":
+            x = x / (x.square().mean(-1, keepdim=True) + 1e-6) ** 0.5
         elif self.form == "cast":
             wide = x.float()
             wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
@@ -736,7 +762,7 @@ class HandNorm(nn.Module):
         return out if self.shift is None else out + self.shift
 
 
-FORMS = ["rsqrt", "cast", "sqrt", "norm", "normalize", "layer", "rms_norm"]
+FORMS = ["rsqrt", "pow", "power", "cast", "sqrt", "norm", "normalize", "layer", "rms_norm"]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -1189,6 +1215,25 @@ def test_a_product_behind_a_norm_without_a_scale_is_its_scale():
 
     plan = fanin.plan(Written(), torch.randn(4, 16))
     assert (plan["gamma"].scheme, plan["gamma"].std) == ("ones", 1.0)
+
+
+def test_numbers_that_weigh_a_sum_behind_a_norm_are_no_scale_of_it():
+    class Weighed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.tensor([1.0, 0.0]))
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = first = F.rms_norm(x, (16,))
+            for layer in self.layers:
+                mixed = self.weights[0] * x + self.weights[1] * first
+                x = x + layer(F.rms_norm(mixed, (16,)))
+            return self.head(x)
+
+    plan = fanin.plan(Weighed(), torch.randn(4, 16))
+    assert "author chose" in plan.untouched["weights"]
 
 
 class Additive(nn.Module):

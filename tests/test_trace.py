@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import blocks, seeded
 from zoo.checks import QUIET
 from zoo.healthy import HEALTHY
+from zoo.traps import Spectral
 
 import fanin
 from fanin.architecture import Architecture, read
@@ -557,6 +558,36 @@ def test_a_watched_model_computes_what_it_computes_unwatched(case):
 def test_randomness_is_drawn_as_without_the_watch():
     model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), blocks.Residual(nn.Linear(8, 8)))
     same(model, torch.randn(16, 6))
+
+
+def test_copies_are_proved_also_beside_complex_weights():
+    model = Spectral()
+    with torch.no_grad():
+        model.modes[:] = model.modes[:1, :1].clone()
+        for parameter in (model.first.weight, model.first.bias, model.last.weight):
+            nn.init.constant_(parameter, 0.3)
+    report = fanin.check(model, torch.randn(8, 16, 4))
+    assert {"first", "modes"} <= {x for f in report.findings if f.code == "S101" for x in f.layers}
+    assert "from  on" not in str(report)
+
+
+@pytest.mark.parametrize("first", ["samples", "time"])
+def test_variation_across_samples_is_seen_wherever_their_axis_is(first):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 24)
+
+        def forward(self, x):
+            return self.layer(x if first == "samples" else x.transpose(0, 1))
+
+    steps = torch.randn(1, 7, 16)  # one for all samples
+    model = Model()
+    nn.init.zeros_(model.layer.bias)
+    for own, expected in ((0.0, 0.0), (3.0, 0.95)):
+        batch = steps + own * torch.randn(128, 7, 16)
+        (layer,) = fanin.check(model, batch).layers
+        assert layer.variation == pytest.approx(expected, abs=0.03)
 
 
 def test_variation_across_tokens_is_seen_also_where_samples_and_tokens_share_an_axis():

@@ -18,6 +18,7 @@ _NORMALIZING = NORMS | {"normalize", "softmax", "local_response_norm"}
 _ROOTS = frozenset(
     {"rsqrt", "sqrt", "std", "norm", "vector_norm", "linalg_norm", "linalg_vector_norm"}
 )
+_ROOT_EXPONENTS = (0.5, -0.5)  # a root, or one over it, written as a power
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
 
@@ -184,6 +185,8 @@ class Architecture:
             for _ in range(4):  # through an epsilon, a clamp, a reshape
                 behind = self.trace.calls[index]
                 if behind.op in _ROOTS:
+                    return True
+                if behind.op == "pow" and behind.option in _ROOT_EXPONENTS:
                     return True
                 if behind.op not in _CARRIERS | {"clamp", "clamp_min"} or len(behind.behind) != 1:
                     break

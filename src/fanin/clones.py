@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,29 +11,39 @@ from torch import Tensor, nn
 __all__ = ["clones", "repeated_rows", "repeats"]
 
 _SAMPLE = 4096  # entries looked at to tell a random start from a designed one
+_ROWS = 256  # rows looked at for the same
+_FEW = 64  # entries that are too few to see whether neighbours are alike
+# Mean square of the steps between neighbours over that of independent entries: 1 ± 0.25 for any
+# draw of _FEW entries, 0.01 to 0.1 for a table of sines.
+SMOOTH = 0.5
 
 
 def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Groups of modules or parameters that start bit-identical without being tied.
 
-    Only trainable matrices with random-looking entries count: zeros, ones, identities, tables and
-    repeated rows are designs, not accidents.
+    Only trainable matrices with random-looking entries count: zeros, ones, identities, tables of
+    sines and repeated rows are designs, not accidents.
     """
     buckets: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
+    kin: dict[str, str] = {}  # what looks random → the first that is equal
     for name, parameter in model.named_parameters():
-        if _is_matrix(parameter) and _random_looking(parameter):
+        if _is_matrix(parameter) and _random_looking(parameter) and not _smooth(parameter):
+            kin[name] = name
             head = parameter.detach().flatten()[:8].tolist()
             key = (parameter.shape, parameter.dtype, *head)
             buckets.setdefault(key, []).append((name, parameter))
-    groups: dict[tuple[str, ...], None] = {}
+    equal: list[list[str]] = []
     for bucket in buckets.values():
         while len(bucket) > 1:
             name, first = bucket[0]
             later = [(n, p) for n, p in bucket[1:] if p.device == first.device]
             same = [name, *(n for n, p in later if torch.equal(p, first))]
             if len(same) > 1:
-                groups[_places(same)] = None
+                equal.append(same)
+                kin.update(dict.fromkeys(same, name))
             bucket = [(n, p) for n, p in bucket if n not in same]
+    inside = _members(kin)
+    groups = dict.fromkeys(_places(same, kin, inside) for same in equal)
     return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
 
 
@@ -106,13 +117,42 @@ def _random_looking(parameter: Tensor) -> bool:
     return len(torch.unique(part)) > 0.5 * len(part)
 
 
-def _places(names: list[str]) -> tuple[str, ...]:
-    """Paths up to and including the part in which they differ."""
+def _smooth(parameter: Tensor) -> bool:
+    """Whether neighbours are alike, as in a table of sines: a formula made it, no draw."""
+    part = parameter.detach().flatten(1)[:_ROWS].float()
+    if part.numel() < _FEW:
+        return False
+    spread = 2 * float((part - part.mean()).square().mean())
+    steps = (part.diff(dim=d) for d in (0, 1) if part.shape[d] > 1)
+    return any(float(step.square().mean()) < SMOOTH * spread for step in steps)
+
+
+def _members(kin: Mapping[str, str]) -> dict[str, list[str]]:
+    """Each module's path → what is left of the paths of the parameters in it."""
+    found: dict[str, list[str]] = {}
+    for name in kin:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            found.setdefault(".".join(parts[:i]), []).append(".".join(parts[i:]))
+    return found
+
+
+def _places(
+    names: list[str], kin: Mapping[str, str], inside: Mapping[str, list[str]]
+) -> tuple[str, ...]:
+    """The largest modules around equal parameters in which all the others are equal too."""
     split = [n.split(".") for n in names]
     tail = 0
     while all(len(s) > tail + 1 for s in split) and len({s[-1 - tail] for s in split}) == 1:
         tail += 1
-    return tuple(".".join(s[: len(s) - tail] if tail else s) for s in split)
+    for cut in range(tail, 0, -1):
+        paths = tuple(".".join(s[:-cut]) for s in split)
+        rests = [inside[p] for p in paths]
+        if all(rest == rests[0] for rest in rests) and all(
+            len({kin[f"{p}.{rest}"] for p in paths}) == 1 for rest in rests[0]
+        ):
+            return paths
+    return tuple(names)
 
 
 def _inside(group: tuple[str, ...], other: tuple[str, ...]) -> bool:

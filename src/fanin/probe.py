@@ -331,8 +331,13 @@ _COLUMNS = 4096
 
 def _spread(values: Tensor, samples: int) -> float | None:
     """RMS deviation across samples over RMS, in float64, on evenly spread columns."""
-    if samples < 2 or values.dim() == 0 or values.shape[0] % samples or values.numel() == 0:
+    if samples < 2 or values.dim() == 0 or values.numel() == 0:
         return None
+    if values.shape[0] % samples:  # time or features first: then the one axis of that length
+        axes = [d for d, length in enumerate(values.shape) if length == samples]
+        if len(axes) != 1:
+            return None
+        values = values.movedim(axes[0], 0)
     if values.is_complex():
         values = torch.view_as_real(values)
     flat = values.reshape(samples, -1)

@@ -7,6 +7,7 @@ branch, in which attention, at which depth of a stretch without norms.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -260,7 +261,10 @@ class _Reader:
         if call.layout:
             return "table" if "v" in call.layout else "weight"
         if call.op == "scale":
-            return self._scale(call)
+            kind = self._scale(call)
+            # One of several numbers weighs a term of a sum (x · λ₀ + first · λ₁), no channel.
+            one_of = math.prod(operand.shape) == 1 < math.prod(bare.shape)
+            return "scale" if kind == "norm_scale" and one_of else kind
         if call.op == "attention":
             return "score_bias"
         if call.op in ADDING:
@@ -328,8 +332,8 @@ class _Reader:
             after = self.followers.get(call.index, ())
             if any(c.op == "softmax" for c in after):
                 return True
-            if any(c.op in FUSED for c in after):
-                return True
+            if any(c.op in FUSED and call.index not in c.sources[:3] for c in after):
+                return True  # not as queries, keys or values
             if len(after) != 1 or after[0].units is not None:
                 return False
             call = after[0]

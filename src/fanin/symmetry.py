@@ -485,7 +485,8 @@ def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
     return cotangent is not None and not cotangent[list(members)].any()
 
 
-_HANDING_ON = PASSIVE | {"mul", "div", "scale"}
+# With one signal alone: a frozen batch norm adds a constant, a bias of its own a parameter.
+_HANDING_ON = PASSIVE | {"mul", "div", "scale", "add", "sub", "shift"}
 
 
 def _summed(read: Architecture, layer: Layer) -> bool:
@@ -542,6 +543,8 @@ def _difference(rows: Tensor | None, members: tuple[int, ...], like: Tensor | No
 
 def _double(value: Any) -> Any:
     if isinstance(value, Tensor):
+        if value.is_complex():
+            return value.to(torch.complex128)
         return value.double() if value.is_floating_point() else value
     return _mapped(value, _double)
 

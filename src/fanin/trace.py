@@ -284,22 +284,16 @@ class Watch(TorchFunctionMode):
 
     def _swap(self, tensor: Tensor) -> Tensor:
         tensor = self._substitute.get(id(tensor), tensor)
-        if (
-            self._promote is not None
-            and tensor.is_floating_point()
-            and tensor.dtype != self._promote
-        ):
-            lifted = tensor.to(self._promote)
-            record = self._known(tensor)
-            if record is not None:
-                self._note(lifted, record)
-            return lifted
-        return tensor
+        lifted = self._lift(tensor)
+        record = None if lifted is tensor else self._known(tensor)
+        if record is not None:
+            self._note(lifted, record)
+        return lifted
 
     def _lift(self, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and tensor.dtype != self._promote:
-            return tensor.to(self._promote)
-        return tensor
+        if self._promote is None or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        return tensor.to(self._promote.to_complex() if tensor.is_complex() else self._promote)
 
     def _seen(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         outputs = list(tensors_in(out))

@@ -124,6 +124,42 @@ def lora_with_b_zero():
     return adapted(blocks.LoRA)()
 
 
+def zero_branch_over_dead_units(learned: bool):
+    """Rows of zeros behind which the stream is dead; what stands between adds constants alone."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.first, self.head = (
+                nn.Linear(16, 32),
+                nn.Linear(32, 32),
+                nn.Linear(32, 4),
+            )
+            self.last = nn.Linear(32, 32, bias=False)
+            self.shift = nn.Parameter(torch.zeros(32), requires_grad=learned)
+            self.scale = nn.Buffer(torch.ones(32))
+            with torch.no_grad():
+                self.inlet.bias[[3, 7]] = -100.0
+                self.last.weight.zero_()
+
+        def forward(self, x):
+            x = self.inlet(x)
+            y = self.last(self.first(x).relu()) * self.scale
+            return self.head((x + (y + self.shift)).relu())
+
+    return Net(), torch.randn(64, 16), regress(64, 4)
+
+
+TRAPS.add(
+    "zero-branch-over-dead-units", lambda: zero_branch_over_dead_units(False), absent=("S101",)
+)
+TRAPS.add(
+    "zero-branch-with-a-bias-over-dead-units",
+    lambda: zero_branch_over_dead_units(True),
+    absent=("S101",),
+)
+
+
 @TRAPS(thread="LoRA#98", absent=("S101", "S102"))
 def lora_with_a_zero():
     class Other(blocks.LoRA):
@@ -1647,6 +1683,26 @@ def global_pooling_over_a_long_signal():
     return Net(), torch.randn(4, 1, 8000), lambda out: F.cross_entropy(out, torch.arange(4))
 
 
+@TRAPS(absent=("P204",))
+def periodic_features_with_the_features_first():
+    """Most of what cosines of small angles give is the same for all samples, and is no signal."""
+
+    class Periodic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rates = nn.Parameter(0.01 * torch.randn(8, 48))
+            self.weight = nn.Parameter((torch.rand(8, 96, 24) * 2 - 1) / 96**0.5)
+
+        def forward(self, x):
+            angles = 2 * torch.pi * self.rates * x[..., None]
+            waves = torch.cat([torch.cos(angles), torch.sin(angles)], -1)
+            return (waves.transpose(0, 1) @ self.weight).transpose(0, 1).flatten(1)
+
+    model = nn.Sequential(Periodic(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 1))
+    targets = torch.randn(64, 1)
+    return model, torch.randn(64, 8), lambda out: F.mse_loss(out, targets)
+
+
 @TRAPS(absent=("P207",))
 def output_bias_at_the_mean_of_the_targets():
     target = 1000 + torch.randn(64, 1)
@@ -1706,6 +1762,86 @@ def zero_head_behind_checkpointed_attention():
 
 
 # ── sums with one large term ─────────────────────────────────────────────────────────────────
+
+
+class Spectral(nn.Module):
+    """A spectral convolution: complex weights for each frequency, as in Fourier operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 2)
+        self.modes = nn.Parameter(0.2 * torch.randn(16, 16, 9, dtype=torch.complex64))
+
+    def forward(self, x):
+        x = self.first(x)
+        waves = torch.einsum("nti,iot->nto", torch.fft.rfft(x, dim=1), self.modes)
+        return self.last((x + torch.fft.irfft(waves, n=16, dim=1)).relu())
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_behind_complex_weights():
+    model = Spectral()
+    nn.init.zeros_(model.last.weight)
+    return model, torch.randn(8, 16, 4), lambda out: F.mse_loss(out, torch.ones_like(out))
+
+
+class ClassToken(nn.Module):
+    """A class token that two blocks of attention fill, each times a learned factor."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.embed, self.token = nn.Linear(16, 32), nn.Parameter(0.02 * torch.randn(1, 1, 32))
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.attend = nn.ModuleList(
+            nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(2)
+        )
+        self.factors = nn.ParameterList(torch.full((32,), factor) for _ in range(2))
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        token = self.token.expand(len(x), -1, -1)
+        for norm, attend, factor in zip(self.norms, self.attend, self.factors, strict=False):
+            both = norm(torch.cat([token, x], 1))
+            token = token + factor * attend(both[:, :1], both, both, need_weights=False)[0]
+        return self.head(self.norms[2](torch.cat([token, x], 1))[:, 0])
+
+
+@TRAPS(absent=("P207",))
+def class_token_filled_through_small_factors():
+    return ClassToken(1e-6), torch.randn(32, 8, 16), classify(32, 4)
+
+
+@TRAPS(absent=("P207",))
+def class_token_filled_through_factors_of_zero():
+    return ClassToken(0.0), torch.randn(32, 8, 16), classify(32, 4)
+
+
+class Gated(nn.Module):
+    """A branch whose channels are weighed by what their means say (squeeze and excitation)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.down, self.up = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        branch = self.last(self.conv(x).relu())
+        gate = self.up(self.down(branch.mean((2, 3), keepdim=True)).relu())
+        return x + branch * gate.sigmoid()
+
+
+@TRAPS(absent=("P205",))
+def gates_of_a_branch_that_starts_at_zero():
+    """They are given zeros once; the layer before them moves at the first step."""
+    body = [Gated() for _ in range(3)]
+    for block in body:
+        nn.init.zeros_(block.last.weight)
+        nn.init.zeros_(block.last.bias)
+        nn.init.zeros_(block.down.bias)
+    stem = (nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    return model, torch.randn(8, 3, 12, 12), classify(8, 4)
 
 
 @TRAPS(absent=("P208",))
@@ -1835,3 +1971,20 @@ def large_embedding_before_norms_behind_each_sum():
     nn.init.normal_(model[0].weight, std=3000.0)
     tokens = torch.randint(0, 50, (8, 6))
     return model, tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())
+
+
+@TRAPS(absent=("P207",))
+def a_mean_loss_spread_over_the_samples():
+    """What a codec gives: the mean of the batch's errors, once for each sample."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.decode = nn.Linear(16, 8), nn.Linear(8, 16)
+
+        def forward(self, x):
+            code = self.encode(x)
+            every = torch.ones(len(x))
+            return F.mse_loss(self.decode(code), x) * every + code.square().mean() * every
+
+    return Net(), torch.randn(32, 16), torch.mean

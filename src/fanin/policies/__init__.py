@@ -76,7 +76,8 @@ def decide(
             untouched[role.parameter] = answer.because
         else:
             assignments.append(_placed(role, answer))
-    return _with_magnitudes(Recipe(tuple(assignments), untouched, found.name), roles)
+    recipe = _with_magnitudes(Recipe(tuple(assignments), untouched, found.name), roles)
+    return _without_empty_directions(recipe, roles)
 
 
 def _policy(name: str, gain: float, arguments: Mapping[str, Any]) -> _Policy:
@@ -166,3 +167,24 @@ def _with_magnitudes(recipe: Recipe, roles: Sequence[Role]) -> Recipe:
     return Recipe(
         tuple(sorted(everything, key=lambda a: order[a.parameter])), untouched, recipe.scheme
     )
+
+
+# What the computed weight is divided by the size of: a zero there makes it NaN.
+_DIVIDED: Mapping[str, str] = {
+    "direction": "only a direction, as zeros have none; the magnitude is what is zero",
+    "normalized": "spectral_norm divides by ‖W‖, so this cannot start at zero",
+}
+
+
+def _without_empty_directions(recipe: Recipe, roles: Sequence[Role]) -> Recipe:
+    """Weight norm and spectral norm: what was planned as zeros is drawn like any other weight."""
+    divided = {r.parameter: r for r in roles if r.part is not None and r.part.kind in _DIVIDED}
+
+    def drawn(assignment: Assignment) -> Assignment:
+        role = divided.get(assignment.parameter)
+        if role is None or role.part is None or assignment.std > 0:
+            return assignment
+        told = f"{assignment.because}; {_DIVIDED[role.part.kind]}"
+        return replace(assign(role, keeps_scale(role)), because=told)
+
+    return replace(recipe, assignments=tuple(map(drawn, recipe.assignments)))

@@ -167,6 +167,6 @@ def growth(depth: Depth, write: Callable[[str], str] = visible) -> str:
         ("cotangent ×{} a layer towards the input", depth.cotangent_growth, depth.cotangent_turn),
     ):
         if factor is not None:
-            start = "" if turn is None else f", from {write(turn)} on"
+            start = "" if turn is None else f", from {write(turn) or 'the model itself'} on"
             parts.append(what.format(number(factor)) + start)
     return f"along depth: {'; '.join(parts)}" if parts else ""
