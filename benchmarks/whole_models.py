@@ -6,16 +6,27 @@
 
 **library** is how such a model is made today: transformers' ``from_config``, which builds the
 layers (each draws torch's default) and then draws every weight as the model's class says; or, for a
-vision transformer, a constructor that calls ``trunc_normal_`` for each layer, as timm does.
-**prepared** builds the same model with its parameters on the meta device (its buffers are real),
-reads a recipe from its text and draws it, which gives each parameter its memory.  **planned**
-builds it on meta once more, to plan it, and goes by that.  Both draw the kinds and scales of the
-library.  **fill** writes one number into as much new memory: what no initialization can undercut.
-The four take turns in one process; each figure is the median of ``--rounds``.  Time of the
-processor (all threads, user and system) is given too: other programs change it less.
+vision transformer, what timm's constructor does to the weights, done over here (`vit`): timm needs
+torchvision, which not every machine can have.
+**prepared** reads a recipe from its text, builds the same model with its parameters on the meta
+device (its buffers are real), and draws the recipe, which gives each parameter its memory.  The
+library's own draw is switched off while the model is built, by the library's own switch
+(``no_init_weights``, ``weight_init="skip"``): on meta it writes nothing and takes 15 to 50 ms.
+**planned** builds the model on meta once more, to plan it, and goes by that.  Both draw the kinds
+and scales of the library (of the vision transformer the patches otherwise: 0.7 % of the weights).
+**fill** writes one number into as much new memory: what no initialization can undercut.  The four
+take turns in one process; each figure is the median of ``--rounds``, and the ratios of the single
+rounds are given too.  So is the time of the processor (all threads, user and system), which other
+programs change less.
 
-**meta** and **memory** are ``apply_`` alone: on parameters that have none yet, and on a model that
-has, of which it keeps a copy while it draws, to put it back should anything fail.
+The host of a virtual machine may take memory back that is free for some seconds.  When the guest
+writes to it again the host has to find and clear it anew, which takes as long as the draw.  That is
+not what is asked here, so before each way as much memory is written to and let go; with ``--taken``
+it is not.
+
+**build** is the building alone.  **meta** and **memory** are ``apply_`` alone: on parameters that
+have no memory yet, and on a model that has, of which it keeps a copy while it draws, to put it back
+should anything fail.
 """
 
 from __future__ import annotations
@@ -23,6 +34,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import resource
 import subprocess
@@ -42,8 +54,9 @@ if TYPE_CHECKING:  # imported in the measuring processes alone
     from torch import nn
 
 GOAL = 8.0  # times the speed of the library, with a prepared recipe
-ROUNDS = 3
+ROUNDS = 5
 SAMPLES, TOKENS = 2, 16  # of the batch that a model is planned with
+STD, CUT = 0.02, 2.0  # of weights; where timm cuts them, far away
 WIDTH, DEPTH, HEADS, PATCH, IMAGE, CLASSES = 768, 12, 12, 16, 224, 1000  # ViT-B/16
 SAME = 0.02  # how far the std of a weight may be from the library's: 600 times the sampling error
 
@@ -54,23 +67,23 @@ SAME = 0.02  # how far the std of a weight may be from the library's: 600 times 
 class Model(NamedTuple):
     """How to build a model, a batch on meta, and the recipe of its library."""
 
-    build: Callable[[], nn.Module]
+    build: Callable[[bool], nn.Module]  # whether its weights are drawn
     batch: Callable[[], Any]
     scheme: str
-    gain: float
+    arguments: dict[str, float]
     weight: str  # whose std is compared
 
 
-def gpt2() -> nn.Module:
+def gpt2(draws: bool) -> nn.Module:
     """The published shape of GPT-2 124M."""
-    from transformers import AutoModelForCausalLM, GPT2Config
+    from transformers import GPT2Config
 
-    return AutoModelForCausalLM.from_config(GPT2Config())
+    return transformer(GPT2Config(), draws)
 
 
-def llama(dtype: str) -> nn.Module:
+def llama(draws: bool, dtype: str) -> nn.Module:
     """The published shape of Llama 3.2 1B."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import LlamaConfig
 
     config = LlamaConfig(
         hidden_size=2048,
@@ -82,11 +95,31 @@ def llama(dtype: str) -> nn.Module:
         tie_word_embeddings=True,
         dtype=dtype,
     )
-    return AutoModelForCausalLM.from_config(config)
+    return transformer(config, draws)
 
 
-def vit() -> nn.Module:
-    """ViT-B/16, each layer drawn by ``trunc_normal_`` with std 0.02 as timm does."""
+def transformer(config: Any, draws: bool) -> nn.Module:
+    """A model of transformers; where nothing is drawn, as its ``from_pretrained`` builds it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    if draws:
+        return AutoModelForCausalLM.from_config(config)
+    with no_init_weights():
+        made = AutoModelForCausalLM.from_config(config)
+    made.tie_weights()  # which that leaves out too
+    return made
+
+
+def vit(draws: bool) -> nn.Module:
+    """ViT-B/16, its weights drawn as the constructor of timm's ``vit_base_patch16_224`` does.
+
+    Each layer draws torch's default when it is made.  Then positions, token and all linear layers
+    are drawn, and linear biases are zeroed; patches and norms stay as they are: ``init_weights`` of
+    ``VisionTransformer`` with ``needs_reset=False``, and ``init_weights_vit_timm``, in
+    ``timm/models/vision_transformer.py`` (1.0.29.dev0, commit aa4b585).  ``weight_init="skip"``
+    leaves out all but the first.
+    """
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -114,11 +147,13 @@ def vit() -> nn.Module:
             self.position = nn.Parameter(torch.empty(1, (IMAGE // PATCH) ** 2 + 1, WIDTH))
             self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
             self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
-            nn.init.trunc_normal_(self.position, std=0.02)
+            if not draws:
+                return
+            truncated_(self.position, STD)
             nn.init.normal_(self.token, std=1e-6)
             for module in self.modules():
                 if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    truncated_(module.weight, STD)
                     nn.init.zeros_(module.bias)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -127,6 +162,20 @@ def vit() -> nn.Module:
             return self.head(self.norm(self.blocks(x))[:, 0])
 
     return VisionTransformer()
+
+
+def truncated_(tensor: torch.Tensor, std: float) -> None:
+    """Normals between −2 and 2, which are no multiples of σ, as timm draws them.
+
+    By inversion: the operations of ``_trunc_normal_`` of ``timm/layers/weight_init.py`` on the
+    tensor, in their order.  torch's own ``trunc_normal_`` is another, and quicker from 2.13 on.
+    """
+    import torch
+
+    share = math.erf(CUT / std / math.sqrt(2))
+    with torch.no_grad():
+        tensor.uniform_(-share, share).erfinv_()
+        tensor.mul_(std * math.sqrt(2)).add_(0.0).clamp_(-CUT, CUT)
 
 
 def tokens() -> dict[str, Any]:
@@ -142,13 +191,27 @@ def images() -> torch.Tensor:
 
 
 MODELS = {
-    "gpt2-124m": Model(gpt2, tokens, "residual_scaling", 1.0, "transformer.wte.weight"),
-    "vit-b": Model(vit, images, "trunc_normal", 0.02, "blocks.0.fc1.weight"),
+    "gpt2-124m": Model(gpt2, tokens, "residual_scaling", {}, "transformer.wte.weight"),
+    "vit-b": Model(
+        vit,
+        images,
+        "trunc_normal",
+        {"gain": STD, "low": -CUT / STD, "high": CUT / STD},  # in σ
+        "blocks.0.fc1.weight",
+    ),
     "llama-1b": Model(
-        lambda: llama("float32"), tokens, "normal", 0.02, "model.embed_tokens.weight"
+        lambda draws: llama(draws, "float32"),
+        tokens,
+        "normal",
+        {"gain": STD},
+        "model.embed_tokens.weight",
     ),
     "llama-1b-bf16": Model(
-        lambda: llama("bfloat16"), tokens, "normal", 0.02, "model.embed_tokens.weight"
+        lambda draws: llama(draws, "bfloat16"),
+        tokens,
+        "normal",
+        {"gain": STD},
+        "model.embed_tokens.weight",
     ),
 }
 
@@ -194,8 +257,13 @@ class Clock:
             for name, each in self.times.items()
         }
 
+    def ratios(self, one: str, other: str) -> list[float]:
+        """How many times as long one took on the wall as the other, of each round, sorted."""
+        both = zip(self.times[one], self.times[other], strict=True)
+        return sorted(a[0] / b[0] for a, b in both)
 
-def measure(name: str, rounds: int, threads: int | None) -> dict[str, Any]:
+
+def measure(name: str, rounds: int, threads: int | None, taken: bool) -> dict[str, Any]:
     """The four ways in turn, in this process."""
     import torch
 
@@ -206,26 +274,28 @@ def measure(name: str, rounds: int, threads: int | None) -> dict[str, Any]:
         torch.set_num_threads(threads)
     model = MODELS[name]
     recipe = planned(model).to_toml()  # loads what a library loads lazily, too
+    with torch.device("meta"):
+        count, size = counted(model.build(False))
+    back = (lambda: None) if taken else (lambda: given_back(size))
+    ways: dict[str, Callable[[], Any]] = {
+        "library": lambda: model.build(True),
+        "prepared": lambda: drawn(model, lambda: fanin.Plan.from_toml(recipe)),
+        "planned": lambda: drawn(model, lambda: planned(model)),
+        "fill": lambda: torch.empty(size, dtype=torch.uint8).fill_(1),
+    }
     clock, stds = Clock(), {}
     for _ in range(rounds):
-        with clock("library"):
-            made = model.build()
-        stds["library"] = std(made, model.weight)
-        count, size = counted(made)
-        del made
-        gc.collect()
-        with clock("prepared"):
-            made = drawn(model, lambda: fanin.Plan.from_toml(recipe))
-        stds["prepared"] = std(made, model.weight)
-        del made
-        gc.collect()
-        with clock("planned"):
-            made = drawn(model, lambda: planned(model))
-        del made
-        gc.collect()
-        with clock("fill"):
-            memory = torch.empty(size, dtype=torch.uint8).fill_(1)
-        del memory
+        for way, make in ways.items():
+            back()
+            with clock(way):
+                made = make()
+            if way != "fill":
+                stds[way] = std(made, model.weight)
+                if counted(made) != (count, size):
+                    raise SystemExit(f"{name}: {counted(made)} parameters and bytes by {way}")
+            del made
+            gc.collect()
+        back()
         parts(model, fanin.Plan.from_toml(recipe), clock)
         gc.collect()
     if abs(stds["prepared"] / stds["library"] - 1) > SAME:
@@ -237,9 +307,20 @@ def measure(name: str, rounds: int, threads: int | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "draw": str(draw.backend()),
         "rounds": rounds,
+        "taken": taken,
         "times": clock.medians(),
+        "ratios": clock.ratios("library", "prepared"),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def given_back(size: int) -> None:
+    """Write to so much new memory and let it go: its pages are then those that come next."""
+    import torch
+
+    from fanin.memory import empty_like
+
+    empty_like(torch.empty(size, dtype=torch.uint8, device="meta"), "cpu").fill_(1)
 
 
 def planned(model: Model) -> Any:
@@ -249,15 +330,15 @@ def planned(model: Model) -> Any:
     import fanin
 
     with torch.device("meta"):
-        shapes = model.build()
-    return fanin.plan(shapes, model.batch(), model.scheme, gain=model.gain)
+        shapes = model.build(False)
+    return fanin.plan(shapes, model.batch(), model.scheme, **model.arguments)
 
 
 def drawn(model: Model, plan: Callable[[], Any]) -> nn.Module:
     """The model with parameters on meta, drawn by a plan."""
     wanted = plan()
     with parameters_on_meta():
-        made = model.build()
+        made = model.build(False)
     wanted.apply_(made, seed=0)
     return made
 
@@ -265,7 +346,7 @@ def drawn(model: Model, plan: Callable[[], Any]) -> nn.Module:
 def parts(model: Model, plan: Any, clock: Clock) -> None:
     """``apply_`` alone: on meta, and, where a copy fits, on memory."""
     with parameters_on_meta(), clock("build"):
-        made = model.build()
+        made = model.build(False)
     with clock("meta"):
         plan.apply_(made, seed=0)
     if 3 * counted(made)[1] < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
@@ -287,10 +368,11 @@ def std(model: nn.Module, weight: str) -> float:
     return float(dict(model.named_parameters())[weight].detach().float().std())
 
 
-def worker(name: str, rounds: int, threads: int | None) -> dict[str, Any]:
+def worker(name: str, rounds: int, threads: int | None, taken: bool) -> dict[str, Any]:
     """The result of :func:`measure` in a fresh process."""
     command = [sys.executable, __file__, "--worker", name, "--rounds", str(rounds)]
     command += [] if threads is None else ["--threads", str(threads)]
+    command += ["--taken"] if taken else []
     quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=quiet)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -330,16 +412,19 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}; all")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each way ({ROUNDS})")
     parser.add_argument("--threads", type=int, help="torch's number of threads by default")
+    parser.add_argument("--taken", action="store_true", help="leave memory as the host has it")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(measure(options.worker, options.rounds, options.threads)))
+        told = measure(options.worker, options.rounds, options.threads, options.taken)
+        print(json.dumps(told))
         return 0
     unknown = [m for m in options.models if m not in MODELS]
     if unknown:
         parser.error(f"no model {unknown[0]!r}; known: {', '.join(MODELS)}")
-    rows = [worker(name, options.rounds, options.threads) for name in options.models or MODELS]
+    given = (options.rounds, options.threads, options.taken)
+    rows = [worker(name, *given) for name in options.models or MODELS]
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -351,6 +436,7 @@ def main() -> int:
             f"{row['model']}: {row['parameters'] / 1e6:.1f} M parameters, {row['draw']}; "
             f"ns of the processor for each: library {per['library']:.1f}, "
             f"prepared {per['prepared']:.1f}, fill {per['fill']:.1f}; "
+            f"× of single rounds {row['ratios'][0]:.1f} … {row['ratios'][-1]:.1f}; "
             f"peak {row['peak'] / 2**30:.1f} GiB",
             soft_wrap=True,
         )

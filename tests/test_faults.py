@@ -175,6 +175,7 @@ class Grouped(nn.Module):
         return self.head(torch._grouped_mm(x, self.experts, offs=ends).relu())
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no such kernel")
 def test_a_kernel_without_float64_is_no_obstacle_to_a_proof():
     torch.manual_seed(0)
     model, batch = Grouped(), torch.randn(32, 8)

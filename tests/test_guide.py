@@ -147,6 +147,8 @@ class Reader:
 def test_a_page_does_what_it_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if page.name == "scale.md" and torch.__version__ < (2, 7):
+        pytest.skip("FSDP2 of torch 2.6 runs on a GPU only")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "model", raising=False)  # of another page

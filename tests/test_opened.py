@@ -12,17 +12,25 @@ from torch import Tensor, nn
 import fanin
 from fanin.opened import open_recurrent
 
+# An older torch has one precision for all of them.
+KINDS = [
+    getattr(torch.backends.cudnn, kind)
+    for kind in ("conv", "rnn")
+    if hasattr(torch.backends.cudnn, kind)
+]
+
 
 def flags() -> tuple[Any, ...]:
     cudnn = torch.backends.cudnn
-    precisions = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    precisions = (kind.fp32_precision for kind in KINDS)
     return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, *precisions
 
 
-def set_flags(enabled: bool, benchmark: bool, deterministic: bool, conv: str, rnn: str) -> None:
+def set_flags(enabled: bool, benchmark: bool, deterministic: bool, *precisions: str) -> None:
     cudnn = torch.backends.cudnn
     cudnn.enabled, cudnn.benchmark, cudnn.deterministic = enabled, benchmark, deterministic
-    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = conv, rnn
+    for kind, precision in zip(KINDS, precisions, strict=True):
+        kind.fp32_precision = precision
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["on", "off"])
@@ -31,7 +39,7 @@ def enabled(request: pytest.FixtureRequest) -> Iterator[bool]:
 
     With two precisions `torch.backends.cudnn.flags` would raise.
     """
-    ours = (bool(request.param), True, True, "ieee", "tf32")
+    ours = (bool(request.param), True, True, *("ieee", "tf32")[: len(KINDS)])
     before = flags()
     set_flags(*ours)
     try:

@@ -1272,3 +1272,24 @@ def test_an_output_layer_before_a_norm_keeps_its_scale():
     assert "before a norm" in found.because
     plain = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
     assert "guessing" in fanin.plan(plain, torch.randn(4, 16))["2.weight"].because
+
+
+@torch.library.custom_op("fanin_tests::grouped_mm_fallback", mutates_args=())
+def grouped_mm_fallback(x: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """What transformers computes where torch has no grouped product."""
+    pieces = torch.tensor_split(x, offs[:-1].cpu().long())
+    return torch.cat([piece @ own for piece, own in zip(pieces, weight, strict=True)])
+
+
+def test_experts_have_a_role_also_where_torch_has_no_grouped_product():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.experts = nn.Linear(8, 16), nn.Parameter(torch.randn(2, 16, 24))
+
+        def forward(self, x):
+            ends = torch.tensor([len(x) // 2, len(x)], dtype=torch.int32)
+            return torch.ops.fanin_tests.grouped_mm_fallback(self.inlet(x), self.experts, ends)
+
+    role = seen(Experts(), torch.randn(32, 8))["experts"]
+    assert (role.fan_in, role.fan_out) == (16, 24)

@@ -55,7 +55,8 @@ def test_every_function_of_the_table_is_tried():
 @pytest.mark.parametrize("op", ZERO_BELOW)
 def test_the_slope_is_zero_at_and_below_the_lower_border_alone(op: str):
     border = FLAT[op].zero_below
-    assert not slope(op, [border, border - STEP, border - 1, border - 100]).any()
+    at = [] if op == "hardswish" and torch.__version__ < (2, 8) else [border]  # -0.5 there
+    assert not slope(op, [*at, border - STEP, border - 1, border - 100]).any()
     assert slope(op, [border + STEP]).all()
 
 

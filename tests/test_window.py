@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 from windows import windows
 
@@ -69,6 +69,8 @@ def test_within_a_box_are_the_elements_of_both(window: Window, data: st.DataObje
 def test_the_shares_are_those_of_torch(size, cuts, data) -> None:
     runs, held = ((0, size),) if size else (), torch.arange(size)
     for ranks, factor in cuts:
+        # torch 2.6 and 2.9 cut uneven strided shards in another order than FSDP2.
+        assume(factor == 1 or len(held) % (ranks * factor) == 0 or torch.__version__ >= (2, 10))
         rank = data.draw(st.integers(0, ranks - 1))
         placement = Shard(0) if factor == 1 else _StridedShard(0, split_factor=factor)
         runs = chunk(runs, ranks, rank, factor)

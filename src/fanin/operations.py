@@ -474,7 +474,8 @@ def describe(
         return _biased_product(name, args, kwargs, learned)
     if name in _PRODUCTS:
         return _plain_product(name, args, kwargs, learned)
-    if name.endswith("grouped_mm") and len(args) > 1 and learned(args[1]):
+    grouped = name.removesuffix("_fallback").endswith("grouped_mm")  # where torch cannot do it
+    if grouped and len(args) > 1 and learned(args[1]):
         return _grouped_product(args)
     if name in _PICKS and args and learned(args[0]):
         return _pick(args[0])

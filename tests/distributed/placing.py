@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ def mesh_of(*ranks: Any) -> DeviceMesh:
     return DeviceMesh("cpu", torch.tensor(ranks))
 
 
+#: Every process cuts its own values; torch 2.6 takes those of the first one.
+ALONE = (
+    {"src_data_rank": None} if "src_data_rank" in signature(distribute_tensor).parameters else {}
+)
+
 # ── ways to shard ────────────────────────────────────────────────────────────────────────────
 
 
@@ -39,8 +45,9 @@ def _fsdp(model: nn.Module, own: Model, world: int, over: Any = None, **options:
     over = mesh(world) if over is None else over
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=over, **options)
-    numbers = {p for p in model.parameters() if p.dim() == 0}  # FSDP2 cannot cut them
-    fully_shard(model, mesh=over, ignored_params=numbers, **options)
+    if numbers := {p for p in model.parameters() if p.dim() == 0}:  # FSDP2 cannot cut them
+        options["ignored_params"] = numbers  # torch 2.8 or later
+    fully_shard(model, mesh=over, **options)
 
 
 def _second_dim(model: nn.Module, own: Model, world: int) -> None:
@@ -96,6 +103,8 @@ def _fsdp_experts(model: nn.Module, own: Model, world: int) -> None:
 
 def _turned(model: nn.Module, own: Model, world: int) -> None:
     """The last rank comes first."""
+    if not ALONE:
+        raise NotImplementedError("torch 2.6 deals the parts out in the order of the ranks")
     _dims(model, own, world, (0,), mesh_of(*reversed(range(world))))
 
 
@@ -149,7 +158,7 @@ def _replace(
         placements = place(name, parameter)
         if placements is None:
             continue
-        held = distribute_tensor(parameter.detach(), over, placements, src_data_rank=None)
+        held = distribute_tensor(parameter.detach(), over, placements, **ALONE)
         _set(model, name, nn.Parameter(held, requires_grad=parameter.requires_grad))
 
 

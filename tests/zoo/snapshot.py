@@ -154,7 +154,8 @@ def _process() -> Iterator[tuple[str, Any]]:
     yield "autocast", tuple(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
     yield "function modes", torch._C._len_torch_function_stack()
     yield "dispatch modes", torch._C._len_torch_dispatch_stack()
-    yield "saved tensor hooks", Same(torch._C._autograd._top_saved_tensors_default_hooks(True))
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # torch 2.7 or later
+        yield "saved tensor hooks", Same(torch._C._autograd._top_saved_tensors_default_hooks(True))
     yield "parametrization cache", nn.utils.parametrize._cache_enabled
     yield "tracing", (sys.gettrace(), sys.getprofile())
     yield "garbage collector", gc.isenabled()

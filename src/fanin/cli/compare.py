@@ -63,7 +63,8 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if not self._bars.disable:  # rich before 14.3 would end a line that was never begun
+            self._bars.stop()
 
 
 def _names(
