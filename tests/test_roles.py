@@ -800,6 +800,50 @@ def test_gemmas_norms_have_their_offset():
     assert {(role.kind, role.offset) for role in scales} == {("norm_scale", 1.0)}
 
 
+# ── step sizes ───────────────────────────────────────────────────────────────────────────────
+
+
+class StateSpace(nn.Module):
+    """States that decay by a step size which softplus makes of a sum."""
+
+    def __init__(self, own: bool, decays: bool = True):
+        super().__init__()
+        self.steps, self.inlet = nn.Linear(8, 16, bias=not own), nn.Linear(8, 16)
+        self.offset = nn.Parameter(torch.full((16,), -4.0)) if own else None
+        self.rates, self.outlet = nn.Parameter(torch.rand(16)), nn.Linear(16, 4)
+        self.decays = decays
+
+    def forward(self, x):
+        steps = self.steps(x)
+        steps = F.softplus(steps if self.offset is None else steps + self.offset)
+        kept = steps * -self.rates.exp()
+        kept = kept.exp() if self.decays else kept
+        state = torch.zeros_like(kept[:, 0])
+        for at in range(x.shape[1]):
+            state = kept[:, at] * state + steps[:, at] * self.inlet(x[:, at])
+        return self.outlet(state)
+
+
+@pytest.mark.parametrize(("own", "name"), [(True, "offset"), (False, "steps.bias")])
+def test_step_sizes_of_a_state_space_model_stay(own: bool, name: str):
+    model, batch = StateSpace(own), torch.randn(16, 6, 8)
+    assert seen(model, batch)[name].kind == "step"
+    for scheme in ("auto", "he_normal"):
+        assert "step sizes" in fanin.plan(model, batch, scheme).untouched[name]
+
+
+@pytest.mark.parametrize(("own", "name"), [(True, "offset"), (False, "steps.bias")])
+def test_a_bias_before_softplus_is_a_step_size_only_of_a_decay(own: bool, name: str):
+    model, batch = StateSpace(own, decays=False), torch.randn(16, 6, 8)
+    assert seen(model, batch)[name].kind == "bias"
+
+
+def test_the_biases_of_a_network_of_softplus_are_no_step_sizes():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Softplus(), nn.Linear(16, 16), nn.Softplus())
+    found = seen(model, torch.randn(16, 8))
+    assert {r.kind for n, r in found.items() if n.endswith("bias")} == {"bias"}
+
+
 # ── experts ──────────────────────────────────────────────────────────────────────────────────
 
 

@@ -30,6 +30,7 @@ _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 _JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 _QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 # Not nonlinearities between layers, though they bend the signal.
+_NEAR = 8  # calls that are followed to see what becomes of a sum
 _NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
 
 
@@ -60,7 +61,7 @@ class Role:
         trainable: whether it requires a gradient.
         kind: "weight", "recurrent", "projection", "bias", "recurrent_bias", "table", "token",
             "norm_scale", "norm_shift", "branch_scale", "scale", "score_bias", "slope", "magnitude",
-            "computed", "unknown" or "unused".
+            "step", "computed", "unknown" or "unused".
         op: canonical operation of the call that uses it.
         layer: path of the module that runs that call.
         call: index of its first call.
@@ -215,6 +216,8 @@ class _Reader:
         )
         if operand.offset is None and part is None:
             return replace(role, kind="computed", seen=call.op)
+        if kind in ("bias", "token") and self._sets_steps(call):
+            return replace(role, kind="step")
         if kind in ("weight", "recurrent", "projection"):
             late = next(c for k, c, _ in reversed(kinds) if k == kind)
             return self._weight(role, call, operand, late)
@@ -328,7 +331,7 @@ class _Reader:
         return "token"
 
     def _reaches_softmax(self, call: Call) -> bool:
-        for _ in range(8):
+        for _ in range(_NEAR):
             after = self.followers.get(call.index, ())
             if any(c.op == "softmax" for c in after):
                 return True
@@ -337,6 +340,29 @@ class _Reader:
             if len(after) != 1 or after[0].units is not None:
                 return False
             call = after[0]
+        return False
+
+    def _sets_steps(self, call: Call) -> bool:
+        """Whether softplus makes step sizes of a sum, and their exponential is a decay."""
+        for _ in range(_NEAR):
+            after = self.followers.get(call.index, ())
+            if any(c.op == "softplus" for c in after):
+                return any(self._decays(c) for c in after if c.op == "softplus")
+            if len(after) != 1 or after[0].op not in PASSIVE:
+                return False
+            call = after[0]
+        return False
+
+    def _decays(self, call: Call) -> bool:
+        """Whether an exponential follows, with no layer in between."""
+        waiting, reached = [call], {call.index}
+        while waiting:
+            for after in self.followers.get(waiting.pop().index, ()):
+                if after.op == "exp":
+                    return True
+                if after.index not in reached and (after.units is None or after.op == "scale"):
+                    reached.add(after.index)
+                    waiting.append(after)
         return False
 
     # ---- weights ---------------------------------------------------------------------------------

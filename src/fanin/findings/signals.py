@@ -347,9 +347,10 @@ def _waiting(evidence: Evidence) -> set[int]:
     largest = {a.name: a.max_abs for a in evidence.audits if not a.nonfinite}
     found: set[int] = set()
     for call in calls:
-        given = [i for i in call.inputs if calls[i].varies]
+        given = [i for i in call.inputs if i < 0 or calls[i].varies]  # below 0: the batch itself
         constant = call.op == "shift" or (call.op == "add" and len(given) < len(call.inputs))
-        end = _end(calls, given[0]) if constant and len(given) == 1 else None
+        filled = constant and len(given) == 1 and given[0] >= 0
+        end = _end(calls, given[0]) if filled else None
         if end is not None and end.index not in trunk:
             size = max((largest.get(n, math.inf) for n in end.operands[0].parameters), default=1.0)
             if size <= (SHUT if end.op == "scale" else 0.0):

@@ -76,6 +76,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("norm scales", "one (0 where the norm uses 1 + weight)", "a fresh norm changes nothing"),
     ("gates on branches without norms", "zeros", "SkipInit, ReZero"),
     ("LayerScale, other scales", "left alone", "their size is the author's choice"),
+    ("step sizes of state-space models", "left alone", "their range is the author's choice"),
 )
 
 # Logits of std 0.05: the loss of a classifier starts within 5 % of ln C even where all samples look

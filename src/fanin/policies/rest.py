@@ -49,6 +49,8 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
     if role.kind == "computed":
         used = _USED.get(role.seen, f"the weight in torch.{role.seen}")
         return Leave(f"{used} is computed from it, in a way not known here")
+    if role.kind == "step":
+        return Leave("softplus makes step sizes of it, whose range the model's author chose")
     if role.kind == "scale" and not drawn.meta:
         return Leave("a scale that the model's author chose (it is not that of a norm)")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
