@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from zoo import Case
+from zoo.blocks import classify
 from zoo.checks import QUIET, check_case, expectation, parametrize
 from zoo.faults import FAULTS
 
@@ -186,3 +187,68 @@ def test_a_kernel_without_float64_is_no_obstacle_to_a_proof():
     report = fanin.check(model, batch)
     assert report.symmetry.steps > 0
     assert "S101" in {f.code for f in report.findings}
+
+
+class Drowned(nn.Module):
+    """A layer whose bias drowns what differs, behind a branch that ends in zeros or a norm."""
+
+    def __init__(self, before: str):
+        super().__init__()
+        self.before = before
+        self.inlet, self.inner = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.weight, self.shift = nn.Parameter(torch.zeros(64)), nn.Parameter(torch.zeros(64))
+        self.matrix = nn.Parameter(torch.zeros(64, 64))
+        self.drown, self.head = nn.Linear(64, 64), nn.Linear(64, 4)
+        with torch.no_grad():
+            self.drown.weight.mul_(1e-6)
+            self.drown.bias.normal_()
+
+    def forward(self, x):
+        x = self.inlet(x)
+        if self.before == "branch":
+            x = x + (self.inner(x).relu() @ self.matrix + self.shift)
+        else:
+            normed = x / x.square().mean(-1, keepdim=True).sqrt()
+            scale = self.weight.exp() if self.before == "exp" else 1 + self.weight
+            x = x + self.inner(normed * scale + self.shift).relu()
+        return self.head(self.drown(x).tanh())
+
+
+@pytest.mark.parametrize("before", ["branch", "norm", "exp"])
+def test_a_collapse_is_found_behind_what_starts_at_zero(before: str):
+    torch.manual_seed(0)
+    report = fanin.check(Drowned(before), torch.randn(64, 64), classify(64, 4))
+    assert "P207" in {f.code for f in report.findings if f.severity == "error"}
+
+
+@pytest.mark.parametrize("reduced", [torch.mean, torch.amax], ids=["mean", "max"])
+def test_a_reduction_over_all_samples_by_accident_is_a_collapse(reduced):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            every = reduced(self.a(x).relu()).expand(len(x), 32)  # over the last axis was meant
+            return self.c(self.b(every).relu())
+
+    torch.manual_seed(0)
+    report = fanin.check(Net(), torch.randn(64, 16), classify(64, 4))
+    assert "P207" in {f.code for f in report.findings if f.severity == "error"}
+
+
+def test_a_layer_that_underflow_gives_zeros_is_dead():
+    class Radial(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centres = nn.Parameter(torch.randn(16, 8))
+            self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 4)
+            nn.init.zeros_(self.b.bias)
+
+        def forward(self, x):
+            near = torch.exp(-50 * torch.cdist(x, self.centres).square())
+            return self.c(self.b(near).relu())
+
+    torch.manual_seed(0)
+    report = fanin.check(Radial(), 3 * torch.randn(64, 8), classify(64, 4))
+    assert "P205" in {f.code for f in report.findings if f.severity == "error"}

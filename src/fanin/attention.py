@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
+from fanin.operations import ATTENDED
 
-__all__ = ["FUSED", "MIXES", "attention_parts", "source_of"]
+__all__ = ["FUSED", "MIXES", "attended", "attention_parts", "source_of"]
 
 FUSED = frozenset({"scaled_dot_product_attention", "attention"})
 MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum"}) | FUSED
@@ -18,16 +19,17 @@ def attention_parts(architecture: Architecture) -> tuple[dict[int, str], dict[in
     found: dict[int, str] = {}
     where: dict[int, int] = {}
     for call in architecture.trace.calls:
-        if call.op in FUSED and len(call.sources) >= 3:
-            three, mixed = call.sources[:3], call
+        if call.op in FUSED:
+            parts, mixed = attended(call), call
         elif call.op == "softmax":
             eager = _eager(architecture, call)
             if eager is None:
                 continue
             three, mixed = eager
+            parts = tuple(zip("qkv", three, strict=True))
         else:
             continue
-        for letter, index in zip("qkv", three, strict=True):
+        for letter, index in parts:
             source = source_of(architecture, index)
             if source is not None and letter not in found.get(source, ""):
                 found[source] = found.get(source, "") + letter
@@ -37,6 +39,16 @@ def attention_parts(architecture: Architecture) -> tuple[dict[int, str], dict[in
             found.setdefault(index, "o")
             where.setdefault(index, mixed.index)
     return found, where
+
+
+def attended(call: Call) -> tuple[tuple[str, int], ...]:
+    """("q", "k" or "v", what made it) of fused attention, of those that are signals; none where
+    some are neither signals nor learned."""
+    learned = {operand.role for operand in call.operands}
+    letters = [x for x, role in zip("qkv", ATTENDED[:3], strict=True) if role not in learned]
+    if len(call.sources) < len(letters):
+        return ()
+    return tuple(zip(letters, call.sources, strict=False))
 
 
 def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], Call] | None:

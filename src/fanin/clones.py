@@ -11,10 +11,10 @@ from torch import Tensor, nn
 __all__ = ["clones", "repeated_rows", "repeats"]
 
 _SAMPLE = 4096  # entries looked at to tell a random start from a designed one
-_ROWS = 256  # rows looked at for the same
-_FEW = 64  # entries that are too few to see whether neighbours are alike
-# Mean square of the steps between neighbours over that of independent entries: 1 ± 0.25 for any
-# draw of _FEW entries, 0.01 to 0.1 for a table of sines.
+_ROWS = 256  # rows in which neighbours are compared
+_FEW = 256  # entries that are too few to see whether neighbours are alike
+# Mean square of the steps between neighbours over that of independent entries, without the means of
+# rows and columns: 1 for a draw (std 0.1 with _FEW entries), 0.01 to 0.2 for a table of sines.
 SMOOTH = 0.5
 
 
@@ -122,7 +122,9 @@ def _smooth(parameter: Tensor) -> bool:
     part = parameter.detach().flatten(1)[:_ROWS].float()
     if part.numel() < _FEW:
         return False
-    spread = 2 * float((part - part.mean()).square().mean())
+    part = part - part.mean(0, keepdim=True)
+    part = part - part.mean(1, keepdim=True)
+    spread = 2 * float(part.square().mean())
     steps = (part.diff(dim=d) for d in (0, 1) if part.shape[d] > 1)
     return any(float(step.square().mean()) < SMOOTH * spread for step in steps)
 

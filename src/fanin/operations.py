@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "ACTIVATIONS",
     "ADDING",
+    "ATTENDED",
     "LEARNED_INPUT",
     "NORMS",
     "PASSIVE",
@@ -403,9 +404,11 @@ _ELEMENTWISE = {
     "where": "select", "cat": "token", "concat": "token", "concatenate": "token", "stack": "token",
     "maximum": "clamp", "minimum": "clamp", "clamp": "clamp", "masked_fill": "select",
     "cosine_similarity": "similarity", "cdist": "similarity", "logaddexp": "shift",
-    "scaled_dot_product_attention": "attention", "index_put": "select", "copy": "token",
+    "index_put": "select", "copy": "token",
     "index_add": "shift", "scatter": "select", "__setitem__": "token", "setitem": "token",
 }  # fmt: skip
+# The tensors of fused attention, in order.
+ATTENDED = ("query", "key", "value", "attn_mask")
 # Operations that add or place a parameter, and multiply with nothing.
 ADDING = frozenset({"shift", "token", "select", "clamp"})
 # Functions that look a parameter up, where the index is a signal.
@@ -414,6 +417,8 @@ _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "rmatmul", "dot", "inner", "linalg_matmul"})
 _BIASED = frozenset({"addmm", "baddbmm", "addmv"})
+# The last one is that of transformers, for a torch or a GPU that has none.
+_GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
 
 # Functions that are a layer even on an input that does not depend on the batch (position
 # embeddings, learned queries).
@@ -474,12 +479,21 @@ def describe(
         return _biased_product(name, args, kwargs, learned)
     if name in _PRODUCTS:
         return _plain_product(name, args, kwargs, learned)
-    grouped = name.removesuffix("_fallback").endswith("grouped_mm")  # where torch cannot do it
-    if grouped and len(args) > 1 and learned(args[1]):
+    if name in _GROUPED and len(args) > 1 and learned(args[1]):
         return _grouped_product(args)
+    if name == "scaled_dot_product_attention":
+        return _attention(args, kwargs, learned)
     if name in _PICKS and args and learned(args[0]):
         return _pick(args[0])
     return _elementwise(name, args, kwargs, learned)
+
+
+def _attention(args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned) -> Weighted:
+    """Queries, keys, values or a mask that are learned keep their names as roles."""
+    named = {**dict(zip(ATTENDED, args, strict=False)), **kwargs}
+    tensors = [(k, named[k]) for k in ATTENDED if isinstance(named.get(k), Tensor)]
+    weights = tuple((k, t) for k, t in tensors if learned(t))
+    return Weighted("attention", weights, tuple(t for _, t in tensors if not learned(t)))
 
 
 def _elementwise(

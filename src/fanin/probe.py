@@ -95,6 +95,8 @@ class Pass:
         target_rms: size of the target of a regression loss.
         gradients: RMS of each trainable parameter's gradient; None for one that has none.
         cells: what was measured at each weighted call, by its index.
+        picked: variation across samples of the results that are a part of what they are given, such
+            as one token of many, by their call.
         first_bad: (call, value) of the first result outside of the range that was watched for.
     """
 
@@ -104,6 +106,7 @@ class Pass:
     chance: float | None
     gradients: Mapping[str, float | None]
     cells: Mapping[int, Cell]
+    picked: Mapping[int, float] = field(default_factory=dict)
     target_rms: float | None = None
     first_bad: tuple[Call, float] | None = None
 
@@ -125,6 +128,7 @@ class Recorder:
         self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
         self.chances: dict[int, float] = {}
         self.targets: dict[int, float] = {}
+        self.picked: dict[int, float] = {}
         self.first_bad: tuple[Call, float] | None = None
         self.calls: list[Call] = []
         self._samples, self._limit, self._keep = samples, limit, keep
@@ -188,6 +192,12 @@ class Recorder:
         """Measure where branches meet; look for the first result outside of the range."""
         if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
             self._merge(call, output)
+        if call.op in PASSIVE and len(call.behind) == 1 and self._samples:
+            (given,) = call.behind
+            if math.prod(call.shape) < math.prod(self.calls[given].shape):
+                variation = _spread(output.detach(), self._samples) if call.varies else None
+                if variation is not None:
+                    self.picked[call.index] = variation
         if self._limit is None or self.first_bad is not None or output.numel() == 0:
             return
         values = output.detach()
@@ -334,7 +344,7 @@ def _spread(values: Tensor, samples: int) -> float | None:
     if samples < 2 or values.dim() == 0 or values.numel() == 0:
         return None
     if values.shape[0] % samples:  # time or features first: then the one axis of that length
-        axes = [d for d, length in enumerate(values.shape) if length == samples]
+        axes = [d for d in range(1, values.dim() - 1) if values.shape[d] == samples]
         if len(axes) != 1:
             return None
         values = values.movedim(axes[0], 0)
@@ -418,6 +428,7 @@ def run_pass(
         target_rms=_of_loss(architecture, recorder.targets) if named else None,
         gradients={n: None if g is None else _rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
+        picked=recorder.picked,
         first_bad=recorder.first_bad,
     )
     return result, gradients

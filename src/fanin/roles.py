@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from fanin.architecture import Architecture
-from fanin.attention import FUSED, MIXES, attention_parts, source_of
+from fanin.attention import FUSED, MIXES, attended, attention_parts, source_of
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
 from fanin.operations import ACTIVATIONS, ADDING, NORMS, PASSIVE, RECURRENT
@@ -29,8 +29,8 @@ _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 # The second name is that of a call whose mask is learned.
 _JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 _QUOTIENTS = frozenset({"div", "divide", "true_divide"})
-# Not nonlinearities between layers, though they bend the signal.
 _NEAR = 8  # calls that are followed to see what becomes of a sum
+# Not nonlinearities between layers, though they bend the signal.
 _NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
 
 
@@ -269,7 +269,7 @@ class _Reader:
             one_of = math.prod(operand.shape) == 1 < math.prod(bare.shape)
             return "scale" if kind == "norm_scale" and one_of else kind
         if call.op == "attention":
-            return "score_bias"
+            return "score_bias" if operand.role == "attn_mask" else "token"
         if call.op in ADDING:
             return self._added(bare, call)
         return "unknown"
@@ -335,8 +335,9 @@ class _Reader:
             after = self.followers.get(call.index, ())
             if any(c.op == "softmax" for c in after):
                 return True
-            if any(c.op in FUSED and call.index not in c.sources[:3] for c in after):
-                return True  # not as queries, keys or values
+            fused = (c for c in after if c.op in FUSED)
+            if any(all(call.index != i for _, i in attended(c)) for c in fused):
+                return True  # as the mask
             if len(after) != 1 or after[0].units is not None:
                 return False
             call = after[0]
@@ -354,16 +355,20 @@ class _Reader:
         return False
 
     def _decays(self, call: Call) -> bool:
-        """Whether an exponential follows, with no layer in between."""
-        waiting, reached = [call], {call.index}
+        """Whether it is multiplied with learned rates, and an exponential follows."""
+        rated = (c for c in self._reached(call) if c.op == "scale")
+        return any(c.op == "exp" for rate in rated for c in self._reached(rate))
+
+    def _reached(self, call: Call) -> list[Call]:
+        """What a call reaches with no layer in between."""
+        found: dict[int, Call] = {}
+        waiting = [call]
         while waiting:
             for after in self.followers.get(waiting.pop().index, ()):
-                if after.op == "exp":
-                    return True
-                if after.index not in reached and (after.units is None or after.op == "scale"):
-                    reached.add(after.index)
+                if after.index not in found and (after.units is None or after.op == "scale"):
+                    found[after.index] = after
                     waiting.append(after)
-        return False
+        return list(found.values())
 
     # ---- weights ---------------------------------------------------------------------------------
 

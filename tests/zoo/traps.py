@@ -1817,6 +1817,32 @@ def class_token_filled_through_factors_of_zero():
     return ClassToken(0.0), torch.randn(32, 8, 16), classify(32, 4)
 
 
+@TRAPS(absent=("P207",))
+def class_token_of_a_vision_transformer():
+    """The token stands beside the patches in every block, and is picked at the end."""
+
+    class Vision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.token = nn.Linear(16, 32), nn.Parameter(0.02 * torch.randn(1, 1, 32))
+            self.places = nn.Parameter(0.02 * torch.randn(1, 9, 32))
+            self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+            self.attend = nn.ModuleList(
+                nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(3)
+            )
+            self.factors = nn.ParameterList(torch.full((32,), 1e-6) for _ in range(3))
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1) + self.places
+            for norm, attend, factor in zip(self.norms, self.attend, self.factors, strict=True):
+                both = norm(x)
+                x = x + factor * attend(both, both, both, need_weights=False)[0]
+            return self.head(x[:, 0])
+
+    return Vision(), torch.randn(32, 8, 16), classify(32, 4)
+
+
 class Gated(nn.Module):
     """A branch whose channels are weighed by what their means say (squeeze and excitation)."""
 

@@ -346,7 +346,8 @@ def _whole(name: str, given: Any, least: int, end: int = 2**63) -> int:
     except TypeError:
         whole = None
     if whole is None or not least <= whole < end:
-        raise ArgumentError(f"{name}: {given!r:.40}; an integer of at least {least} is needed")
+        allowed = f"an integer from {least} to {end - 1}"
+        raise ArgumentError(f"{name}: {given!r:.40}; {allowed} is needed")
     return whole
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from fanin.architecture import Layer
-from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
 from fanin.operations import NORMS, PASSIVE, RECURRENT
+from fanin.probe import Pass
 
 __all__ = ["RULES", "large_inputs"]
 
@@ -44,9 +44,6 @@ GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
 # 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
 # 1.7e-3.
 COLLAPSED, COLLAPSING = 2e-5, 1e-3
-# A learned factor of this size shuts a branch until it has grown: LayerScale starts at 1e-6 to 0.1,
-# and networks whose class token is filled through factors of 0 to 1e-2 train as with larger ones.
-SHUT = 1e-2
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
 # Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any
@@ -228,8 +225,8 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
             continue
         if layer.weight[0] in zero or _behind_closed_norm(evidence, layer, zero):
             continue  # the zero is the cause, and S102 names it
-        if not any(c.squares for c in cells):
-            continue  # it is given zeros: what is dead, or starts at zero, lies before it
+        if not any(c.squares for c in cells) and _named_before(evidence, layer, zero):
+            continue  # it is given zeros by what is dead, or starts at zero
         places = sum(c.count for c in cells) // layer.units
         if places >= FEW or (min(shares) == 1.0 and layer.units >= FEW):
             severity = "error" if set(layer.calls) & trunk else "warning"
@@ -245,6 +242,18 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
                 message="Units are in the flat part of their activation for every sample of the "
                 "batch.",
             )
+
+
+def _named_before(evidence: Evidence, layer: Layer, zero: set[str]) -> bool:
+    """Whether a layer of zeros, or of dead units, lies before a layer."""
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    before = read.ancestors(layer.calls).difference(layer.calls)
+    return any(
+        other.weight[0] in zero
+        or any((cells[i].dead or 0.0) >= DEAD for i in other.calls if i in cells)
+        for other in read.layers
+        if not before.isdisjoint(other.calls)
+    )
 
 
 def _behind_closed_norm(evidence: Evidence, layer: Layer, zero: set[str]) -> bool:
@@ -308,7 +317,7 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
     heads = evidence.seen.architecture.heads  # an output bias may be the mean of the targets
-    apart = _apart(evidence) - _waiting(evidence)
+    apart = _sees_samples(evidence) - _unfilled(evidence)
     low = [
         (s.place, s.variation)
         for s in _live(evidence)
@@ -330,43 +339,43 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
         )
 
 
-def _apart(evidence: Evidence) -> set[int]:
-    """Calls that see more of the batch than one number made of all of it, as a mean loss is."""
-    found: set[int] = set()
-    for call in evidence.seen.architecture.trace.calls:
+def _sees_samples(evidence: Evidence) -> set[int]:
+    """Calls of layers or before some, and those that see more of the batch than one number made of
+    all of it, as a mean loss is."""
+    read = evidence.seen.architecture
+    found = set(read.inner).union(*(layer.calls for layer in read.layers))
+    for call in read.trace.calls:
         if call.shape and (call.entry or any(i in found for i in call.behind)):
             found.add(call.index)
     return found
 
 
-def _waiting(evidence: Evidence) -> set[int]:
-    """Calls behind a learned constant that a branch, shut at the start, is to fill: a class token,
-    to which LayerScale adds a millionth of what attention finds."""
-    trunk = {s.index for s in evidence.trunk}
-    calls = evidence.seen.architecture.trace.calls
-    largest = {a.name: a.max_abs for a in evidence.audits if not a.nonfinite}
+def _unfilled(evidence: Evidence) -> set[int]:
+    """Calls behind a part of the signal that is still the same for all samples, while the whole is
+    not: a class token, until attention brings it what the other tokens say."""
+    seen = evidence.seen
+    calls = seen.architecture.trace.calls
     found: set[int] = set()
     for call in calls:
+        if seen.picked.get(call.index, 1.0) < COLLAPSING and _varies(seen, call.behind[0]):
+            found.add(call.index)
         given = [i for i in call.inputs if i < 0 or calls[i].varies]  # below 0: the batch itself
-        constant = call.op == "shift" or (call.op == "add" and len(given) < len(call.inputs))
-        filled = constant and len(given) == 1 and given[0] >= 0
-        end = _end(calls, given[0]) if filled else None
-        if end is not None and end.index not in trunk:
-            size = max((largest.get(n, math.inf) for n in end.operands[0].parameters), default=1.0)
-            if size <= (SHUT if end.op == "scale" else 0.0):
-                found.add(call.index)
-        if any(i in found for i in call.behind):
+        every = all if call.op in ("add", "sub") else any  # a sum with a live signal is live
+        if given and every(i in found for i in given):
             found.add(call.index)
     return found
 
 
-def _end(calls: Sequence[Call], index: int) -> Call | None:
-    """The call with weights at or before this one, through reshapes."""
-    while not calls[index].operands:
-        if calls[index].op not in PASSIVE or len(calls[index].behind) != 1:
-            return None
-        (index,) = calls[index].behind
-    return calls[index]
+def _varies(seen: Pass, index: int) -> bool:
+    """Whether the signal differs between samples at the last place at which that was measured."""
+    while index not in seen.cells and index not in seen.picked:
+        call = seen.architecture.trace.calls[index]
+        if not call.behind or call.op not in PASSIVE | {"token"}:
+            return False
+        index = max(call.behind)
+    cell = seen.cells.get(index)
+    variation = seen.picked.get(index) if cell is None else cell.variation
+    return variation is not None and variation >= COLLAPSING
 
 
 def _constant_norms(evidence: Evidence) -> Iterator[Finding]:

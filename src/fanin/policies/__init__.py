@@ -171,8 +171,8 @@ def _with_magnitudes(recipe: Recipe, roles: Sequence[Role]) -> Recipe:
 
 # What the computed weight is divided by the size of: a zero there makes it NaN.
 _DIVIDED: Mapping[str, str] = {
-    "direction": "only a direction, as zeros have none; the magnitude is what is zero",
-    "normalized": "spectral_norm divides by ‖W‖, so this cannot start at zero",
+    "direction": "only a direction, as zeros have none: the size is that of its magnitude",
+    "normalized": "so it cannot start at zero",
 }
 
 
