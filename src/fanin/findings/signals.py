@@ -360,8 +360,7 @@ def _unfilled(evidence: Evidence) -> set[int]:
         if seen.picked.get(call.index, 1.0) < COLLAPSING and _varies(seen, call.behind[0]):
             found.add(call.index)
         given = [i for i in call.inputs if i < 0 or calls[i].varies]  # below 0: the batch itself
-        every = all if call.op in ("add", "sub") else any  # a sum with a live signal is live
-        if given and every(i in found for i in given):
+        if given and all(i in found for i in given):  # beside a live signal all is live
             found.add(call.index)
     return found
 
