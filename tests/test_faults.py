@@ -252,3 +252,29 @@ def test_a_layer_that_underflow_gives_zeros_is_dead():
     torch.manual_seed(0)
     report = fanin.check(Radial(), 3 * torch.randn(64, 8), classify(64, 4))
     assert "P205" in {f.code for f in report.findings if f.severity == "error"}
+
+
+class Picking(nn.Module):
+    """A token of several is picked before or after a layer that makes all samples one."""
+
+    def __init__(self, collapsed: str):
+        super().__init__()
+        self.collapsed = collapsed
+        self.inlet, self.drown, self.head = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 4)
+        with torch.no_grad():
+            self.drown.weight.mul_(1e-6)
+            self.drown.bias.normal_()
+
+    def forward(self, x):
+        x = self.inlet(x).tanh()
+        x = self.drown(x)[:, -1] if self.collapsed == "before" else self.drown(x[:, -1])
+        return self.head(x.tanh())
+
+
+@pytest.mark.parametrize("collapsed", ["before", "after"])
+def test_a_collapse_is_found_on_either_side_of_a_pick(collapsed: str):
+    torch.manual_seed(0)
+    report = fanin.check(Picking(collapsed), torch.randn(64, 6, 8), classify(64, 4))
+    found = [f for f in report.findings if f.code == "P207"]
+    assert {f.severity for f in found} == {"error"}
+    assert {"drown", "head"} <= set(found[0].layers)

@@ -16,10 +16,11 @@ from rich.console import Console
 from sample_reports import HOSTILE, SAMPLES, finding, hundred, layer, report
 
 from fanin.errors import ArgumentError
+from fanin.layers import Depth
 from fanin.report import Report
 from fanin.report.document import schema
 from fanin.report.text import render, to_text
-from fanin.report.wording import verdict, visible
+from fanin.report.wording import growth, verdict, visible
 
 SCREEN = 45
 Golden = Callable[[str, str], None]
@@ -221,3 +222,8 @@ def test_rules_that_were_left_out_are_told() -> None:
 def test_a_path_is_no_indent() -> None:
     with pytest.raises(ArgumentError, match=r"indent: 'report.json'; .*write_text"):
         SAMPLES["gpt2"]().to_json("report.json")  # type: ignore[arg-type]
+
+
+def test_a_turn_at_a_sum_of_the_model_itself_has_a_name():
+    told = growth(Depth(cotangent_growth=2.0, cotangent_turn=""))
+    assert told == "along depth: cotangent ×2 a layer towards the input, from the model itself on"

@@ -189,15 +189,11 @@ class Recorder:
             cell.kept["output"] = _by_unit(output.detach(), dims)
 
     def produced(self, call: Call, output: Tensor) -> None:
-        """Measure where branches meet; look for the first result outside of the range."""
+        """Measure where branches meet, and parts; look for the first result out of range."""
         if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
             self._merge(call, output)
-        if call.op in PASSIVE and len(call.behind) == 1 and self._samples:
-            (given,) = call.behind
-            if math.prod(call.shape) < math.prod(self.calls[given].shape):
-                variation = _spread(output.detach(), self._samples) if call.varies else None
-                if variation is not None:
-                    self.picked[call.index] = variation
+        if call.op in PASSIVE and call.varies and len(call.behind) == 1:
+            self._pick(call, output)
         if self._limit is None or self.first_bad is not None or output.numel() == 0:
             return
         values = output.detach()
@@ -208,6 +204,14 @@ class Recorder:
             largest = largest if math.isnan(largest) or largest == math.inf else 0.0
         if not largest <= self._limit:  # NaN compares false
             self.first_bad = (call, largest)
+
+    def _pick(self, call: Call, output: Tensor) -> None:
+        whole = math.prod(self.calls[call.behind[0]].shape)
+        if not self._samples or math.prod(call.shape) >= whole:
+            return
+        variation = _spread(output.detach(), self._samples)
+        if variation is not None:
+            self.picked[call.index] = variation
 
     def _merge(self, call: Call, output: Tensor) -> None:
         cell = self.cells[call.index] = Cell()

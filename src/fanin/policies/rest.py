@@ -52,7 +52,7 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
     if role.kind == "step":
         return Leave("softplus makes step sizes of it, whose range the model's author chose")
     if role.kind == "scale" and not drawn.meta:
-        return Leave("a scale that the model's author chose (it is not that of a norm)")
+        return Leave("a scale whose size the model's author chose")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
         return Leave("LayerScale: its size is a choice of the model's author")
     return None
