@@ -65,6 +65,10 @@ pairs. From that the first row that fits in this table decides; `fanin explain a
 "behind relu" on say.
 
 {table}
+Weight norm and spectral norm divide by the size of what is drawn, so zeros are never drawn under
+them: under weight norm the magnitude is what is zero, and under spectral norm such a weight is drawn
+like any other.
+
 Where the input of a layer has a size that no closed form knows (raw data, sums of branches without
 norms, pooling), the planned values are run on the batch once, and a weight whose output is off its
 planned size by more than a quarter is scaled; the reason then ends with "measured on the batch".
