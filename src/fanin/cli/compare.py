@@ -84,7 +84,8 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
     except ValueError:
         seeds = ()
     if not seeds or not all(0 <= seed < 2**64 for seed in seeds):
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 0,1,2")
+        allowed = "whole numbers from 0 to 2**64 - 1, such as 0,1,2"
+        raise click.BadParameter(f"{value!r} is not a list of {allowed}")
     return seeds
 
 
