@@ -66,8 +66,8 @@ pairs. From that the first row that fits in this table decides; `fanin explain a
 
 {table}
 Weight norm and spectral norm divide by the size of what is drawn, so zeros are never drawn under
-them: under weight norm the magnitude is what is zero, and under spectral norm such a weight is drawn
-like any other.
+them: under weight norm the magnitude is what is zero, and under spectral norm such a weight is
+drawn like any other.
 
 Where the input of a layer has a size that no closed form knows (raw data, sums of branches without
 norms, pooling), the planned values are run on the batch once, and a weight whose output is off its
