@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin.guard import Guard, eager, private, reseed, untouched
-from fanin.operations import RECURRENT, Weighted
+from fanin.operations import RECURRENT_CELLS, RECURRENT_LAYERS, Weighted
 from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
@@ -39,7 +39,6 @@ NOISE = 8.0
 WITHIN = "already within tolerance"
 
 _KEPT: tuple[float, ...] = ()
-_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 
 
 #: Sums a tensor over processes.
@@ -163,9 +162,9 @@ class _Measuring(Watch):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _CELLS and len(args) > 2:
+        if name in RECURRENT_CELLS and len(args) > 2:
             self._gates(args[0], args[2:3])
-        elif name in RECURRENT and len(args) > 8:
+        elif name in RECURRENT_LAYERS and len(args) > 8:
             func = self._layerwise(func)  # called for one layer at a time
         return super().__torch_function__(func, types, args, kwargs)
 
@@ -279,7 +278,7 @@ class _Adjust:
         again: Callable[[], Tensor],
     ) -> Tensor:
         # A cell was measured before it ran; rows that an index picks are no output of a layer.
-        if weighted.op in _CELLS or not weighted.inputs:
+        if weighted.op in RECURRENT_CELLS or not weighted.inputs:
             return output
         name = names[0] if len(names) == 1 else ""
         target = self._targets.get(name)

@@ -23,6 +23,8 @@ __all__ = [
     "NORMS",
     "PASSIVE",
     "RECURRENT",
+    "RECURRENT_CELLS",
+    "RECURRENT_LAYERS",
     "Weighted",
     "describe",
     "recurrent",
@@ -361,7 +363,7 @@ def recurrent(
     """One layer of a fused recurrent call, both directions together.
 
     Args:
-        name: a member of `RECURRENT`.
+        name: a member of `RECURRENT_LAYERS`.
         x: input of the layer.
         hidden: its initial states.
         parameters: its weights in torch's order, those of the reverse direction last.
@@ -393,9 +395,11 @@ def recurrent(
     )
 
 
-RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+# Recurrent networks over a whole sequence, and one step of them.
+RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+RECURRENT_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
+RECURRENT = RECURRENT_LAYERS | RECURRENT_CELLS
 NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm"})
-_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _ELEMENTWISE = {
     "mul": "scale", "multiply": "scale", "rmul": "scale", "addcmul": "scale", "addcdiv": "scale",
     "div": "scale", "divide": "scale", "true_divide": "scale", "rdiv": "scale", "rtruediv": "scale",
@@ -423,11 +427,7 @@ _GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
 # Functions that are a layer even on an input that does not depend on the batch (position
 # embeddings, learned queries).
 LEARNED_INPUT = (
-    _CONVOLUTIONS
-    | _TRANSPOSED
-    | RECURRENT
-    | _CELLS
-    | {"linear", "embedding", "embedding_bag", "bilinear"}
+    _CONVOLUTIONS | _TRANSPOSED | RECURRENT | {"linear", "embedding", "embedding_bag", "bilinear"}
 )
 
 # Functions that hand values on unchanged, reshaped or picked: no layer, no activation.
@@ -460,7 +460,7 @@ _HANDLERS: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Weighted | Non
     **{name: partial(_convolution, name) for name in _CONVOLUTIONS},
     **{name: partial(_transposed, name) for name in _TRANSPOSED},
     **{name: partial(_norm, name) for name in NORMS},
-    **{name: partial(_recurrent_cell, name) for name in _CELLS},
+    **{name: partial(_recurrent_cell, name) for name in RECURRENT_CELLS},
 }
 
 

@@ -16,7 +16,7 @@ from fanin.calls import Call
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, reseed
 from fanin.nested import tensors_in
-from fanin.operations import PASSIVE, RECURRENT, Weighted
+from fanin.operations import PASSIVE, RECURRENT, RECURRENT_CELLS, Weighted
 from fanin.sketch import Directions, project
 from fanin.slopes import flat_parts
 from fanin.trace import Watch, trace
@@ -42,6 +42,7 @@ class Cell:
     cotangent_nonfinite: int = 0
     dead: float | None = None
     saturated: float | None = None
+    offset: bool = False  # a sigmoid's inputs lie close together, in a part that is not quite flat
     kept: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -147,8 +148,9 @@ class Recorder:
         if call.varies and self._samples:
             cell.variation = _spread(values, self._samples)
         dims = weighted.unit_dims
-        if call.op in RECURRENT and values.numel():
-            cell.saturated = _closed_gates(weighted, values)
+        if call.op in _BOUNDED and values.numel():
+            state = weighted.inputs[1] if call.op in RECURRENT_CELLS else values
+            cell.saturated = _closed_gates(weighted, state.detach())
         if dims and values.numel():
             self._unit_dims[call.index] = dims
             cell.token_variation = _token_spread(values, dims, self._samples)
@@ -181,6 +183,7 @@ class Recorder:
         dead, saturated = flat_parts(call.op, inputs, dims)
         cell.dead = dead if cell.dead is None else cell.dead
         cell.saturated = saturated if cell.saturated is None else cell.saturated
+        cell.offset = call.op == "sigmoid" and _close_together(inputs.detach())
         between = self.cells.get(max(call.behind))  # a norm that stands between the two
         if between is not None and between is not cell:
             between.dead = dead
@@ -237,6 +240,16 @@ class Recorder:
             self.chances[index] = math.log(classes)
 
 
+# Inputs of a sigmoid that an offset of its own moves, as that of a gate which starts shut or open:
+# they differ by less than the width of its bend, and float32 still knows its distance from 0 or 1.
+_BEND, _FAINT = 2.0, 16.0
+
+
+def _close_together(inputs: Tensor) -> bool:
+    values = inputs.double()
+    return float(values.abs().max()) < _FAINT and float(values.std(correction=0)) < _BEND
+
+
 def _alone(calls: list[Call], call: Call, source: Call) -> bool:
     """Whether `call` shows the units of `source` and nothing that was added to them on the way."""
     while call.index != source.index:
@@ -248,16 +261,20 @@ def _alone(calls: list[Call], call: Call, source: Call) -> bool:
 
 # Functions whose results mixed-precision training computes in the low precision.
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "baddbmm", "addmm", "einsum"})
+_BOUNDED = RECURRENT - {"rnn_relu", "rnn_relu_cell"}
 CLOSED = 4.357  # beyond it the sigmoid's slope is under 5 % of its largest
 _ROWS = 64  # time steps looked at for the gates of a recurrent layer
 
 
-def _closed_gates(weighted: Weighted, hidden: Tensor) -> float | None:
-    """Share of a recurrent layer's gates in the flat part of the sigmoid, on some of its steps."""
+def _closed_gates(weighted: Weighted, state: Tensor) -> float | None:
+    """Share of the gates in the flat part of the sigmoid, on some steps.
+
+    `state` is what came before; for a whole sequence what came after stands in for it.
+    """
     named = dict(weighted.weights)
     x = weighted.inputs[0].detach()
     inner, outer = named["weight"].detach(), named["recurrent"].detach()
-    x, h = x.reshape(-1, x.shape[-1])[:_ROWS], hidden.reshape(-1, hidden.shape[-1])[:_ROWS]
+    x, h = x.reshape(-1, x.shape[-1])[:_ROWS], state.reshape(-1, state.shape[-1])[:_ROWS]
     if outer.shape[1] > h.shape[1] or len(x) != len(h):
         return None
     z = x @ inner.T + h[:, : outer.shape[1]] @ outer.T

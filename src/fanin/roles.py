@@ -23,7 +23,6 @@ from fanin.reparametrized import Part, parts
 __all__ = ["Input", "Role", "roles"]
 
 # Functions that end a walk to the activation that follows: more than one signal meets there.
-_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _SUMS = frozenset({"add", "sub", "radd", "rsub"})
 _PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 # The second name is that of a call whose mask is learned.
@@ -243,7 +242,7 @@ class _Reader:
         if call.index in self.heads:
             return True
         last = call.units is not None and call.index not in self.architecture.inner
-        matrix = last and "i" in call.layout and call.op not in RECURRENT | _CELLS
+        matrix = last and "i" in call.layout and call.op not in RECURRENT
         apart = call.index not in self.branch_of and self.attention.get(call.index, "o") == "o"
         return matrix and apart
 
@@ -389,7 +388,7 @@ class _Reader:
             groups = call.blocks
         fan_in = call.mean_fan_in or call.fan_in
         fan_out: float | None = call.fan_out
-        if not main or call.op in RECURRENT | _CELLS:
+        if not main or call.op in RECURRENT:
             blocks = 1 if role.kind == "projection" else call.blocks
             fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
         attention = self.attention.get(call.index, "")
@@ -398,7 +397,7 @@ class _Reader:
             blocks = packed
             fan_out = role.shape[layout.index("o")] / packed
         repeated = self.place.get(late.index, 0) > self.place.get(call.index, 0)
-        repeated = repeated and call.op not in RECURRENT | _CELLS
+        repeated = repeated and call.op not in RECURRENT
         gates = self._gates(role, layout) if repeated else 1
         if gates > 1:
             blocks, fan_out = gates, role.shape[layout.index("o")] / gates
@@ -451,7 +450,7 @@ class _Reader:
         return letters if letters > 1 and rows == letters * inputs else 1
 
     def _bias(self, role: Role, call: Call) -> Role:
-        blocks = call.blocks if call.op in RECURRENT | _CELLS else 1
+        blocks = call.blocks if call.op in RECURRENT else 1
         return replace(
             role,
             layout="o" * len(role.shape),
@@ -483,7 +482,7 @@ class _Reader:
             call = self.calls[index]
             if "v" in call.layout:
                 return Input("table")
-            if call.op in RECURRENT | _CELLS:
+            if call.op in RECURRENT:
                 return Input("recurrent")
             if call.units is not None:
                 return Input("layer")

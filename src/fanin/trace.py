@@ -29,7 +29,7 @@ from fanin.operations import (
     ACTIVATIONS,
     LEARNED_INPUT,
     PASSIVE,
-    RECURRENT,
+    RECURRENT_LAYERS,
     Weighted,
     describe,
 )
@@ -199,7 +199,7 @@ class Watch(TorchFunctionMode):
         name, in_place = _name(func)
         if self._substitute:
             args, kwargs = map_tensors(self._swap, args), map_tensors(self._swap, kwargs)
-        if name in RECURRENT and len(args) > 8:
+        if name in RECURRENT_LAYERS and len(args) > 8:
             with self:
                 return open_recurrent(name, func, args, self._recurrent)
         if name == "multi_head_attention_forward":

@@ -668,6 +668,70 @@ def tanh_net_with_weights_of_one():
     return model, torch.randn(64, 20), classify(64, 5)
 
 
+def _large_input_weights(cell, **kwargs):
+    """A recurrent network, a whole sequence at once or step by step, with input weights × 100."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = cell(6, 24, **kwargs), nn.Linear(24, 3)
+            with torch.no_grad():
+                getattr(self.rnn, "weight_ih", getattr(self.rnn, "weight_ih_l0", None)).mul_(100)
+
+        def forward(self, x):
+            if isinstance(self.rnn, nn.RNNBase):
+                return self.head(self.rnn(x)[0][:, -1])
+            state = None
+            for step in x.unbind(1):
+                state = self.rnn(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+
+    return Net(), torch.randn(32, 9, 6), classify(32, 3)
+
+
+@FAULTS(codes=("P206",), layers=("rnn",), **ERROR)
+def lstm_with_gates_in_their_flat_part():
+    return _large_input_weights(nn.LSTM, batch_first=True)
+
+
+@FAULTS(codes=("P206",), layers=("rnn",), **ERROR)
+def lstm_cell_with_gates_in_their_flat_part():
+    return _large_input_weights(nn.LSTMCell)
+
+
+@FAULTS(codes=("P206",), layers=("rnn",), **ERROR)
+def gru_cell_with_gates_in_their_flat_part():
+    return _large_input_weights(nn.GRUCell)
+
+
+@FAULTS(codes=("P206",), layers=("rnn",), **ERROR)
+def rnn_cell_in_its_flat_part():
+    return _large_input_weights(nn.RNNCell)
+
+
+class _Gate(nn.Module):
+    def __init__(self, scale, offset):
+        super().__init__()
+        self.gate, self.body, self.head = (nn.Linear(16, n) for n in (16, 16, 3))
+        nn.init.normal_(self.gate.weight, std=scale / 4)
+        self.offset = offset
+
+    def forward(self, x):
+        return self.head(x + torch.sigmoid(self.gate(x) + self.offset) * torch.tanh(self.body(x)))
+
+
+@FAULTS(codes=("P206",), layers=("gate",), **WARNING)
+def gate_in_its_flat_part():
+    """Most values lie beyond ± 4.4, on either side: it is the weights that put them there."""
+    return _Gate(40.0, 0.0), torch.randn(64, 16), classify(64, 3)
+
+
+@FAULTS(codes=("P206",), layers=("gate",), **WARNING)
+def gate_shut_for_good():
+    """sigmoid(−100): no gradient is left of it."""
+    return _Gate(1.0, -100.0), torch.randn(64, 16), classify(64, 3)
+
+
 # ── residual streams ─────────────────────────────────────────────────────────────────────────
 
 

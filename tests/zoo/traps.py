@@ -1059,6 +1059,49 @@ def gates_that_start_closed():
     return highway()
 
 
+def _shut_gate(offset):
+    """A branch behind a sigmoid that an offset of its own shuts (or opens), beside a residual."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.body, self.head = (nn.Linear(16, n) for n in (16, 16, 3))
+
+        def forward(self, x):
+            return self.head(x + torch.sigmoid(self.gate(x) + offset) * torch.tanh(self.body(x)))
+
+    return Net(), torch.randn(64, 16), classify(64, 3)
+
+
+@TRAPS(absent=("P206",))
+def gate_shut_by_an_offset():
+    return _shut_gate(-8.0)
+
+
+@TRAPS(absent=("P206",))
+def gate_opened_by_an_offset():
+    return _shut_gate(8.0)
+
+
+@TRAPS(absent=("P206",))
+def relu_network_of_large_states():
+    """A recurrent layer of ReLU has no flat part above."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(6, 24, nonlinearity="relu", batch_first=True)
+            self.cell, self.norm = nn.RNNCell(24, 24, nonlinearity="relu"), nn.LayerNorm(24)
+            self.head = nn.Linear(24, 3)
+            with torch.no_grad():
+                self.rnn.weight_ih_l0.mul_(100)
+
+        def forward(self, x):
+            return self.head(self.norm(self.cell(self.rnn(x)[0][:, -1])))
+
+    return Net(), torch.randn(32, 9, 6), classify(32, 3)
+
+
 @TRAPS(absent=("P206",))
 def sharp_attention():
     """A softmax that is almost one-hot is no saturated layer."""

@@ -277,6 +277,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         if layer in heads and all((c.variation or 0.0) < PRIOR for c in cells):
             continue
         share, central = min(shares), bool(set(layer.calls) & trunk)
+        if not central and all(c.offset for c in cells):
+            continue  # a gate that starts shut, or open, beside the trunk
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
-from fanin.operations import RECURRENT
+from fanin.operations import RECURRENT_LAYERS
 from fanin.summary import count
 from fanin.symmetry import FROZEN_ZERO, Deadlock, UnitClass
 
@@ -76,7 +76,7 @@ def _locked(
     differences = [v for i in certified for v in (i.inputs, i.outputs, i.gradients, i.updates)]
     worst = max((v for v in differences if not math.isnan(v)), default=0.0)
     layers = {y.name: y for y in evidence.seen.architecture.layers}
-    modules = [n.rpartition(".")[0] for n in names if layers[n].op in RECURRENT]
+    modules = [n.rpartition(".")[0] for n in names if layers[n].op in RECURRENT_LAYERS]
     return finding(
         "S101",
         severity,
