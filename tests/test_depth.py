@@ -200,11 +200,11 @@ def test_a_pair_of_selu_is_nearly_linear_where_it_is_small(depth: int, size: flo
 
 @pytest.mark.parametrize(("size", "middle"), [(0.05, -1.319), (0.996, -1.75), (2.0, -2.55)])
 def test_a_pair_of_sigmoid_is_straightest_where_its_cubic_part_is_gone(size: float, middle: float):
-    found = shifted_point("sigmoid", None, 10.0, size)
+    found = shifted_point("sigmoid", 10.0, size)
     assert found == (size, pytest.approx(middle, abs=5e-3))
 
     def chi(shift: float) -> float:
-        phi = odd_part("sigmoid", None, shift)
+        phi = odd_part("sigmoid", shift)
         assert phi is not None
         return moments.moments(phi, variance=max(size, 0.5) ** 2).centred_chi
 
@@ -214,9 +214,9 @@ def test_a_pair_of_sigmoid_is_straightest_where_its_cubic_part_is_gone(size: flo
 @pytest.mark.parametrize(("depth", "size", "middle"), [(100, 1.59, -2.21), (1000, 1.0, -1.75)])
 def test_the_point_of_sigmoid_that_the_page_names(depth: int, size: float, middle: float):
     growth = PARTING ** (1 / depth)
-    found = shifted_point("sigmoid", None, growth, 2.0)
+    found = shifted_point("sigmoid", growth, 2.0)
     assert found == pytest.approx((size, middle), abs=7e-3)
-    phi = odd_part("sigmoid", None, found[1])
+    phi = odd_part("sigmoid", found[1])
     assert phi is not None
     chi = moments.moments(phi, variance=found[0] ** 2).centred_chi
     assert chi - 1 == pytest.approx(growth - 1, rel=5e-3)
@@ -228,7 +228,7 @@ def test_layers_of_sigmoid_are_pairs_about_one_bias():
     x = data()
     net = stack("sigmoid", 100)
     plan = fanin.init_(net, x)
-    point = shifted_point("sigmoid", None, PARTING ** (1 / 101), 2.0)
+    point = shifted_point("sigmoid", PARTING ** (1 / 101), 2.0)
     assert point is not None
     assert {plan[f"{2 * i}.bias"].gain for i in range(100)} == {point[1]}
     assert plan["200.bias"].scheme == "zeros"

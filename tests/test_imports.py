@@ -40,6 +40,7 @@ ORDER = (
     "architecture",
     "attention",
     "branches",
+    "neighbours",
     "reparametrized",
     "roles",
     "reading",

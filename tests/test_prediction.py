@@ -134,7 +134,7 @@ def test_values_that_are_not_finite_are_not_predicted_from():
 @pytest.mark.parametrize("c", [-0.5, 0.0, 0.3, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("q", [0.05, 1.0, 4.0])
 def test_the_quick_map_agrees_with_quadrature(activation: str, c: float, q: float):
-    made = _bent(SimpleNamespace(op=activation, option=None), _Signal(q, c * q))  # type: ignore[arg-type]
+    made = _bent(SimpleNamespace(curve=activation), _Signal(q, c * q))  # type: ignore[arg-type]
     assert made is not None
     assert made.second == pytest.approx(moments.moments(activation, 0.0, q).second, rel=1e-4)
     exact = moments.correlation_map(activation, c, q, 1.0)

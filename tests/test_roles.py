@@ -18,8 +18,9 @@ from zoo.healthy import HEALTHY
 
 import fanin
 from fanin.branches import Branch
+from fanin.neighbours import Input
 from fanin.reading import reading
-from fanin.roles import Input, Role, roles
+from fanin.roles import Role, roles
 
 pytestmark = QUIET
 
@@ -516,7 +517,7 @@ def test_a_state_written_by_hand_has_no_residual_branch_either():
     found = seen(HandRNN(torch.tanh), torch.randn(4, 7, 6))
     assert all(role.branch is None for role in found.values())
     assert found["x.weight"].input.kind == "data"
-    assert found["head.weight"].input == Input("activation", "tanh")
+    assert found["head.weight"].input == Input("activation", "tanh", "tanh")
 
 
 def test_a_state_that_starts_at_zero_is_no_data():
@@ -775,7 +776,7 @@ def test_norms_written_by_hand_have_a_scale_and_a_shift(form: str, offset: float
         assert found["1.shift"].kind == "norm_shift"
     assert found["0.weight"].norm_after
     assert found["0.weight"].activation == "relu"
-    assert found["3.weight"].input == Input("activation", "relu")
+    assert found["3.weight"].input == Input("activation", "relu", "relu")
 
 
 @pytest.mark.parametrize(
@@ -917,7 +918,7 @@ def test_weight_norm_has_a_direction_and_magnitudes(wrap, direction: str, magnit
     assert found[direction].part.weight == found[magnitude].part.weight == "2.weight"
     assert found[direction].fan_in == 8
     assert found[direction].layout == "oi"
-    assert found[direction].input == Input("activation", "relu")
+    assert found[direction].input == Input("activation", "relu", "relu")
     assert found["2.bias"].kind == "bias"
 
 
@@ -1006,25 +1007,57 @@ def test_the_activation_before_and_after_is_named(name: str):
     ids=["silu", "silu-swapped", "gelu", "gelu-tanh"],
 )
 def test_an_activation_written_out_is_recognized(function, name: str):
-    assert seen(Between(function), torch.randn(5, 6))["second.weight"].input == Input(
-        "activation", name
-    )
+    found = seen(Between(function), torch.randn(5, 6))["second.weight"].input
+    assert (found.kind, found.activation) == ("activation", name)
 
 
 @pytest.mark.parametrize(
-    ("function", "name", "slope"),
+    ("function", "name", "curve"),
     [
-        (lambda x: F.leaky_relu(x, 0.2), "leaky_relu", 0.2),
-        (nn.LeakyReLU(0.3), "leaky_relu", 0.3),
-        (nn.LeakyReLU(0.3, inplace=True), "leaky_relu", 0.3),
-        (nn.ELU(1.5), "elu", 1.5),
+        (lambda x: F.leaky_relu(x, 0.2), "leaky_relu", "leaky_relu(0.2)"),
+        (lambda x: F.leaky_relu(x, negative_slope=0.2), "leaky_relu", "leaky_relu(0.2)"),
+        (nn.LeakyReLU(0.3), "leaky_relu", "leaky_relu(0.3)"),
+        (nn.LeakyReLU(0.3, inplace=True), "leaky_relu", "leaky_relu(0.3)"),
+        (nn.ELU(1.5), "elu", "elu(1.5)"),
+        (nn.Hardtanh(-20, 20), "hardtanh", "hardtanh(-20.0, 20.0)"),
+        (lambda x: F.hardtanh(x, max_val=3.0), "hardtanh", "hardtanh(-1.0, 3.0)"),
+        (nn.GELU("tanh"), "gelu", "gelu_tanh"),
+        (nn.Softplus(5.0), "softplus", "softplus(5.0)"),
+        (nn.Softshrink(0.1), "softshrink", "softshrink(0.1)"),
+        (nn.PReLU(), "prelu", "prelu"),
+        (lambda x: x.clamp(0, 2), "hardtanh", "hardtanh(0.0, 2.0)"),
     ],
-    ids=["functional", "module", "in-place", "elu"],
 )
-def test_the_slope_of_an_activation_is_kept(function, name: str, slope: float):
+def test_the_arguments_of_an_activation_are_kept(function, name: str, curve: str):
     found = seen(Between(function), torch.randn(5, 6))
-    assert found["second.weight"].input == Input("activation", name, slope)
-    assert (found["first.weight"].activation, found["first.weight"].slope) == (name, slope)
+    assert found["second.weight"].input == Input("activation", name, curve)
+    assert (found["first.weight"].activation, found["first.weight"].curve) == (name, curve)
+
+
+def test_a_gated_unit_has_no_moments():
+    model = nn.Sequential(nn.Linear(6, 16), nn.GLU(), nn.Linear(8, 4))
+    assert seen(model, torch.randn(5, 6))["2.weight"].input == Input("activation", "glu")
+
+
+MODULES = [
+    nn.ReLU(), nn.LeakyReLU(0.3), nn.PReLU(init=0.25), nn.RReLU(0.1, 0.5).eval(), nn.ReLU6(),
+    nn.Threshold(0.2, 0.1), nn.ELU(0.7), nn.SELU(), nn.CELU(1.3), nn.GELU(), nn.GELU("tanh"),
+    nn.SiLU(), nn.Mish(), nn.Softplus(3.0), nn.Tanh(), nn.Sigmoid(), nn.LogSigmoid(), nn.Softsign(),
+    nn.Hardtanh(-2, 2), nn.Hardtanh(-0.5, 3), nn.Hardsigmoid(), nn.Hardswish(), nn.Tanhshrink(),
+    nn.Softshrink(0.2), nn.Hardshrink(0.3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_that_is_watched_has_the_gain_of_the_module(module: nn.Module):
+    curve = seen(Between(module), torch.randn(5, 6))["second.weight"].input.curve
+    assert fanin.gain(curve) == pytest.approx(fanin.gain(module), rel=1e-9)
+
+
+@pytest.mark.parametrize("function", [lambda x: x.relu().square(), lambda x: F.relu(x) ** 2])
+def test_a_squared_relu_is_an_activation_of_its_own(function):
+    found = seen(Between(function), torch.randn(5, 6))["second.weight"].input
+    assert found == Input("activation", "relu_squared", "relu_squared")
 
 
 @pytest.mark.parametrize(
@@ -1039,13 +1072,13 @@ def test_the_slope_of_an_activation_is_kept(function, name: str, slope: float):
 )
 def test_what_hands_a_signal_on_hides_no_activation(function):
     assert seen(Between(function), torch.randn(5, 6))["second.weight"].input == Input(
-        "activation", "relu"
+        "activation", "relu", "relu"
     )
 
 
 def test_a_gate_times_another_signal_is_a_product():
     found = seen_in("attention-scaled-dot-product")
-    assert found["1.mlp.down.weight"].input == Input("product", "silu")
+    assert found["1.mlp.down.weight"].input == Input("product", "silu", "silu")
     assert found["1.mlp.gate.weight"].activation == "silu"
     assert found["1.mlp.up.weight"].activation is None
 

@@ -381,14 +381,28 @@ def test_writing_in_place_keeps_the_layers_linked(name: str):
 
 
 ACTIVATIONS = {
-    "relu": [torch.relu, F.relu, Tensor.relu, nn.ReLU(), F.relu_, nn.ReLU(inplace=True)],
+    "relu": [
+        torch.relu,
+        F.relu,
+        Tensor.relu,
+        nn.ReLU(),
+        F.relu_,
+        nn.ReLU(inplace=True),
+        lambda x: x.clamp(min=0),
+        lambda x: x.clamp_min(0.0),
+        lambda x: torch.clip(x, 0, None),
+    ],
+    "relu6": [F.relu6, nn.ReLU6(), nn.ReLU6(inplace=True), lambda x: F.hardtanh(x, 0.0, 6.0)],
+    "hardtanh": [F.hardtanh, nn.Hardtanh(-2, 2), lambda x: x.clamp(0, 1)],
+    "threshold": [nn.Threshold(0.1, 0.0), lambda x: F.threshold(x, 0.1, 0.0)],
+    "logsigmoid": [F.logsigmoid, nn.LogSigmoid()],
+    "atan": [torch.atan, torch.arctan],
     "tanh": [torch.tanh, F.tanh, Tensor.tanh, nn.Tanh(), torch.tanh_],
     "sigmoid": [torch.sigmoid, F.sigmoid, Tensor.sigmoid, nn.Sigmoid()],
     "gelu": [F.gelu, nn.GELU(), lambda x: F.gelu(x, approximate="tanh")],
     "silu": [F.silu, nn.SiLU(), lambda x: F.silu(x, inplace=True)],
     "leaky_relu": [F.leaky_relu, nn.LeakyReLU(), lambda x: F.leaky_relu_(x, 0.2)],
     "softplus": [F.softplus, nn.Softplus()],
-    "clamp": [lambda x: x.clamp(min=0), lambda x: torch.clamp(x, -1, 1)],
     "sin": [torch.sin, Tensor.sin, lambda x: (30 * x).sin()],
     "prelu": [nn.PReLU()],
 }
@@ -402,6 +416,24 @@ def test_the_activation_is_named_however_it_is_called(name: str, act: Any):
         model = Net(lambda m, x: m.b(act(m.a(x))), a=nn.Linear(6, 6), b=nn.Linear(6, 4))
     layers = {y.name: y for y in fanin.check(model, torch.randn(32, 6)).layers}
     assert (layers["a"].activation, layers["b"].activation) == (name, None)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x.clamp(-1, 1), lambda x: x.clamp(max=0), lambda x: x.clamp(min=-9.0)]
+)
+def test_what_keeps_a_signal_in_bounds_is_no_activation(function: Any):
+    model = Net(lambda m, x: m.b(function(m.a(x))), a=nn.Linear(6, 6), b=nn.Linear(6, 4))
+    layers = {y.name: y for y in fanin.check(model, torch.randn(32, 6)).layers}
+    assert layers["a"].activation is None
+
+
+def test_a_norm_written_out_is_no_activation():
+    def normed(x: Tensor) -> Tensor:
+        return x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+    model = Net(lambda m, x: m.b(normed(m.a(x)).tanh()), a=nn.Linear(6, 6), b=nn.Linear(6, 4))
+    layers = {y.name: y for y in fanin.check(model, torch.randn(32, 6)).layers}
+    assert layers["a"].activation == "tanh"
 
 
 def test_the_activation_is_found_behind_a_norm():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from fanin import moments
 from fanin.errors import ArgumentError
+from fanin.moments.functions import arguments
 
-__all__ = ["as_function", "gain"]
+__all__ = ["as_function", "gain", "traced"]
 
 # Torch functions of the same name and meaning as in `fanin.moments`; these two need arguments.
 _WITHOUT_DEFAULTS = {"threshold", "prelu"}
@@ -27,6 +29,10 @@ _FUNCTIONS: dict[Any, str] = {
     for name in moments.NAMES
     if name not in _WITHOUT_DEFAULTS and hasattr(place, name)
 } | {torch.special.expit: "sigmoid", torch.arctan: "atan", torch.absolute: "abs"}
+
+# Names by which a watch sees torch functions that are called otherwise here.
+_SEEN_AS = {"_threshold": "threshold", "log_sigmoid": "logsigmoid", "arctan": "atan"}
+_CLAMPS = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min",)}
 
 # Exact types only: a subclass may compute anything.
 _MODULES: dict[type[nn.Module], Callable[[Any], str | None]] = {
@@ -140,6 +146,57 @@ def as_function(
 
     function.__qualname__ = _described(activation)
     return function
+
+
+def traced(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str | None]:
+    """A watched call of torch: the operation it is, and what `fanin.moments` takes it for.
+
+    Args:
+        name: of the torch function, without the mark of a call in place.
+        args: of the call, the signal first.
+        kwargs: of the call.
+
+    Returns:
+        The name of the operation, and the same with its arguments; None for the latter where
+        moments are not known.
+
+    >>> traced("hardtanh", (torch.ones(1), 0.0, 6.0), {})
+    ('relu6', 'relu6')
+    >>> traced("leaky_relu", (torch.ones(1),), {"negative_slope": 0.2})
+    ('leaky_relu', 'leaky_relu(0.2)')
+    >>> traced("softmax", (torch.ones(1), -1), {})
+    ('softmax', None)
+    """
+    op = _SEEN_AS.get(name, name)
+    if op in _CLAMPS:
+        return _clamped(op, args, kwargs)
+    if op not in moments.NAMES:
+        return op, None
+    given = _numbers(tuple(arguments(op)), args, kwargs)
+    if op == "gelu" and "tanh" in (*args[1:], *kwargs.values()):
+        return op, "gelu_tanh"
+    values = [given.get(key, default) for key, default in arguments(op).items()]
+    if op == "hardtanh" and values == [0.0, 6.0]:
+        return "relu6", "relu6"  # how torch's module calls it
+    return op, _call(op, *values) if given else op
+
+
+def _numbers(
+    keys: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, float]:
+    """The numbers that a call is given under these keys, or at their places."""
+    given = {**dict(zip(keys, args[1:], strict=False)), **kwargs}
+    numbers = {k: v for k, v in given.items() if k in keys and isinstance(v, (int, float))}
+    return {k: float(v) for k, v in numbers.items() if not isinstance(v, bool)}
+
+
+def _clamped(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str | None]:
+    """A bound at 0 makes a rectifier; others only keep a signal in bounds."""
+    bounds = _numbers(_CLAMPS[op], args, kwargs)
+    if bounds.get("min") != 0.0:
+        return op, None
+    high = bounds.get("max", math.inf)
+    return ("relu", "relu") if high == math.inf else ("hardtanh", _call("hardtanh", 0.0, high))
 
 
 def _known(activation: Callable[[Any], Any]) -> str | None:

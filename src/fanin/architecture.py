@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from fanin.calls import INTEGERS, Call, Trace
-from fanin.operations import ACTIVATIONS, NORMS, PASSIVE
+from fanin.operations import BENDING, NORMS, PASSIVE
 
 __all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
 
@@ -21,6 +21,8 @@ _ROOTS = frozenset(
 _ROOT_EXPONENTS = (0.5, -0.5)  # a root, or one over it, written as a power
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
+# A variance is kept above zero, or above an epsilon, before its root is taken.
+_BOUNDED = _CARRIERS | {"clamp", "clamp_min", "relu"}
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Architecture:
                     return True
                 if behind.op == "pow" and behind.option in _ROOT_EXPONENTS:
                     return True
-                if behind.op not in _CARRIERS | {"clamp", "clamp_min"} or len(behind.behind) != 1:
+                if behind.op not in _BOUNDED or len(behind.behind) != 1:
                     break
                 index = behind.behind[0]
         return False
@@ -325,7 +327,7 @@ def _activation(call: Call, followers: dict[int, list[Call]]) -> str | None:
     while queue and seen < 16:
         after = queue.pop(0)
         seen += 1
-        if after.op in ACTIVATIONS:
+        if after.op in BENDING:
             return after.op
         if after.op in _CARRIERS and after.units is None:
             queue += followers.get(after.index, ())

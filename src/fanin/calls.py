@@ -59,8 +59,8 @@ class Call:
         blocks: equal parts of the weight that are matrices of their own.
         mean_fan_in: `fan_in` before rounding, where outputs differ in it.
         padding: row of a table that stands for padding.
-        option: the number a nonlinearity is given (leaky_relu's slope), or a signal is multiplied
-            with or divided by.
+        option: the number that a signal is multiplied with, divided by or raised to.
+        curve: a nonlinearity as `fanin.moments` takes it, with its arguments.
     """
 
     index: int
@@ -80,6 +80,7 @@ class Call:
     mean_fan_in: float | None = None
     padding: int | None = None
     option: float | None = None
+    curve: str | None = None
 
     @property
     def behind(self) -> tuple[int, ...]:

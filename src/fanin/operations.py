@@ -19,12 +19,16 @@ __all__ = [
     "ACTIVATIONS",
     "ADDING",
     "ATTENDED",
+    "BENDING",
     "LEARNED_INPUT",
     "NORMS",
     "PASSIVE",
+    "PRODUCTS",
+    "QUOTIENTS",
     "RECURRENT",
     "RECURRENT_CELLS",
     "RECURRENT_LAYERS",
+    "SUMS",
     "Weighted",
     "describe",
     "recurrent",
@@ -419,7 +423,9 @@ ADDING = frozenset({"shift", "token", "select", "clamp"})
 _PICKS = frozenset({"__getitem__", "index_select", "gather", "take_along_dim"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
-_PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "rmatmul", "dot", "inner", "linalg_matmul"})
+_MATRIX_PRODUCTS = frozenset(
+    {"matmul", "mm", "bmm", "mv", "rmatmul", "dot", "inner", "linalg_matmul"}
+)
 _BIASED = frozenset({"addmm", "baddbmm", "addmv"})
 # The last one is that of transformers, for a torch or a GPU that has none.
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
@@ -446,11 +452,20 @@ PASSIVE = frozenset({
 # Nonlinearities.
 ACTIVATIONS = frozenset({
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",
-    "glu", "softplus", "sigmoid", "logsigmoid", "log_sigmoid", "tanh", "tanhshrink", "hardtanh",
+    "glu", "softplus", "sigmoid", "logsigmoid", "tanh", "tanhshrink", "hardtanh",
     "hardsigmoid", "hardswish", "hardshrink", "softshrink", "softsign", "softmax", "log_softmax",
     "threshold", "clamp", "clamp_min", "clip", "abs", "square", "sqrt", "pow", "exp", "expm1",
-    "erf", "sin", "cos", "sinc", "atan", "arctan",
+    "erf", "sin", "cos", "sinc", "atan",
 })  # fmt: skip
+# Those that stand between layers; the others only keep a signal in bounds, or are parts of norms.
+BENDING = ACTIVATIONS - {
+    "pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min",
+}  # fmt: skip
+
+# Arithmetic of signals.
+SUMS = frozenset({"add", "sub", "radd", "rsub"})
+PRODUCTS = frozenset({"mul", "rmul", "multiply"})
+QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 
 _HANDLERS: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Weighted | None]] = {
     "linear": _linear,
@@ -477,7 +492,7 @@ def describe(
         return _einsum(args, learned)
     if name in _BIASED:
         return _biased_product(name, args, kwargs, learned)
-    if name in _PRODUCTS:
+    if name in _MATRIX_PRODUCTS:
         return _plain_product(name, args, kwargs, learned)
     if name in _GROUPED and len(args) > 1 and learned(args[1]):
         return _grouped_product(args)

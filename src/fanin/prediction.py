@@ -20,7 +20,6 @@ from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call, Operand
 from fanin.operations import PASSIVE
-from fanin.policies.signal import curve
 from fanin.probe import Cell, Pass
 
 __all__ = ["Prediction", "between_samples", "predictions"]
@@ -204,12 +203,11 @@ def _normed(call: Call, signal: _Signal, sizes: Mapping[str, float]) -> _Signal 
 
 def _bent(call: Call, signal: _Signal) -> _Signal | None:
     """Through a nonlinearity, as if the signal were Gaussian with this mean and variance."""
-    phi = curve(call.op, call.option)
     variance = signal.second - signal.mean**2
-    if phi is None or variance <= 0:
+    if call.curve is None or variance <= 0:
         return None
     with np.errstate(all="ignore"):
-        made = moments.function(phi)(signal.mean + math.sqrt(variance) * _GRID)
+        made = moments.function(call.curve)(signal.mean + math.sqrt(variance) * _GRID)
     if not np.isfinite(made).all():  # beyond where the activation is finite
         return None
     second = float(made**2 @ _DENSITY)

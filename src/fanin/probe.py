@@ -18,7 +18,7 @@ from fanin.guard import Guard, reseed
 from fanin.nested import tensors_in
 from fanin.operations import PASSIVE, RECURRENT, RECURRENT_CELLS, Weighted
 from fanin.sketch import Directions, project
-from fanin.slopes import flat_parts
+from fanin.slopes import SIGMOID_WEAK, flat_parts
 from fanin.trace import Watch, trace
 
 __all__ = ["Cell", "Pass", "Recorder", "Stand", "Subject", "relative_spread", "run_pass"]
@@ -180,7 +180,7 @@ class Recorder:
         if source is None or cell is None or not inputs.is_floating_point():
             return
         dims = self._unit_dims.get(source.index, ()) if len(source.shape) == inputs.dim() else ()
-        dead, saturated = flat_parts(call.op, inputs, dims)
+        dead, saturated = flat_parts(call.curve, inputs, dims)
         cell.dead = dead if cell.dead is None else cell.dead
         cell.saturated = saturated if cell.saturated is None else cell.saturated
         cell.offset = call.op == "sigmoid" and _close_together(inputs.detach())
@@ -262,7 +262,6 @@ def _alone(calls: list[Call], call: Call, source: Call) -> bool:
 # Functions whose results mixed-precision training computes in the low precision.
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "baddbmm", "addmm", "einsum"})
 _BOUNDED = RECURRENT - {"rnn_relu", "rnn_relu_cell"}
-CLOSED = 4.357  # beyond it the sigmoid's slope is under 5 % of its largest
 _ROWS = 64  # time steps looked at for the gates of a recurrent layer
 
 
@@ -280,7 +279,7 @@ def _closed_gates(weighted: Weighted, state: Tensor) -> float | None:
     z = x @ inner.T + h[:, : outer.shape[1]] @ outer.T
     for role in ("bias", "recurrent_bias"):
         z = z + named[role].detach() if role in named else z
-    return float((z.abs() > CLOSED).float().mean())
+    return float((z.abs() > SIGMOID_WEAK).float().mean())
 
 
 def _measure(cell: Cell, values: Tensor) -> None:

@@ -14,40 +14,16 @@ from typing import Any
 from torch import nn
 
 from fanin.architecture import Architecture
-from fanin.attention import FUSED, MIXES, attended, attention_parts, source_of
+from fanin.attention import attention_parts
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
-from fanin.operations import ACTIVATIONS, ADDING, NORMS, PASSIVE, RECURRENT
+from fanin.neighbours import Input, input_of, nonlinearity_after, reaches_softmax, sets_steps
+from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
 from fanin.reparametrized import Part, parts
 
-__all__ = ["Input", "Role", "roles"]
+__all__ = ["Role", "roles"]
 
-# Functions that end a walk to the activation that follows: more than one signal meets there.
-_SUMS = frozenset({"add", "sub", "radd", "rsub"})
-_PRODUCTS = frozenset({"mul", "rmul", "multiply"})
-# The second name is that of a call whose mask is learned.
-_JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
-_QUOTIENTS = frozenset({"div", "divide", "true_divide"})
-_NEAR = 8  # calls that are followed to see what becomes of a sum
-# Not nonlinearities between layers, though they bend the signal.
-_NO_ACTIVATION = frozenset({"pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min"})
-
-
-@dataclass(frozen=True)
-class Input:
-    """Where the input of a weight comes from.
-
-    Attributes:
-        kind: "data" (the batch itself), "tokens", "table" (an embedding), "norm", "activation",
-            "layer" (another layer, nothing between), "sum" (a residual stream, or branches that
-            meet), "product" (two signals multiplied), "attention", "recurrent" or "other".
-        activation: the nonlinearity, where `kind` is "activation".
-        slope: its numeric argument (leaky_relu's slope), where it has one.
-    """
-
-    kind: str
-    activation: str | None = None
-    slope: float | None = None
+_UNTOLD = Input("other")
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,7 @@ class Role:
         fan_out: outputs that one input value reaches, in one block.
         input: where its input comes from.
         activation: the nonlinearity that follows, None without one.
-        slope: numeric argument of that nonlinearity.
+        curve: the same as `fanin.moments` takes it, with its arguments; None where it knows none.
         factor: number that the output is multiplied with before that nonlinearity (SIREN's ω).
         norm_after: whether a norm stands between the layer and what follows.
         branch: the residual branch it stands in, None outside of any.
@@ -112,9 +88,9 @@ class Role:
     groups: int = 1
     fan_in: float | None = None
     fan_out: float | None = None
-    input: Input = Input("other")
+    input: Input = _UNTOLD
     activation: str | None = None
-    slope: float | None = None
+    curve: str | None = None
     factor: float = 1.0
     norm_after: bool = False
     branch: Branch | None = None
@@ -215,7 +191,7 @@ class _Reader:
         )
         if operand.offset is None and part is None:
             return replace(role, kind="computed", seen=call.op)
-        if kind in ("bias", "token") and self._sets_steps(call):
+        if kind in ("bias", "token") and sets_steps(self.architecture, call):
             return replace(role, kind="step")
         if kind in ("weight", "recurrent", "projection"):
             late = next(c for k, c, _ in reversed(kinds) if k == kind)
@@ -231,7 +207,7 @@ class _Reader:
                 features=bare.shape[-1],
                 padding=call.padding,
                 input=Input("tokens"),
-                feeds_scores=self._reaches_softmax(call),
+                feeds_scores=reaches_softmax(self.architecture, call),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
@@ -279,7 +255,7 @@ class _Reader:
         for index in call.behind:
             before = self.calls[index]
             # a change of dtype, a constant factor (√d after a division by the length)
-            constant = PASSIVE | _PRODUCTS | _QUOTIENTS
+            constant = PASSIVE | PRODUCTS | QUOTIENTS
             while (
                 before.op in constant
                 and len(before.behind) == 1
@@ -319,55 +295,15 @@ class _Reader:
         source = before[0]
         if source.op == "scale" and self._scale(source) == "norm_scale":
             return "norm_shift"
-        if self._reaches_softmax(call):
+        if reaches_softmax(self.architecture, call):
             return "score_bias"
         flat = [s for s in bare.shape if s > 1]
-        while source.op in PASSIVE | _PRODUCTS | {"scale"} and len(source.behind) == 1:
+        while source.op in PASSIVE | PRODUCTS | {"scale"} and len(source.behind) == 1:
             source = self.calls[source.behind[0]]
         weighted = source.units is not None and "v" not in source.layout
         if call.op == "shift" and weighted and flat == [source.shape[-1]]:
             return "bias"
         return "token"
-
-    def _reaches_softmax(self, call: Call) -> bool:
-        for _ in range(_NEAR):
-            after = self.followers.get(call.index, ())
-            if any(c.op == "softmax" for c in after):
-                return True
-            fused = (c for c in after if c.op in FUSED)
-            if any(all(call.index != i for _, i in attended(c)) for c in fused):
-                return True  # as the mask
-            if len(after) != 1 or after[0].units is not None:
-                return False
-            call = after[0]
-        return False
-
-    def _sets_steps(self, call: Call) -> bool:
-        """Whether softplus makes step sizes of a sum, and their exponential is a decay."""
-        for _ in range(_NEAR):
-            after = self.followers.get(call.index, ())
-            if any(c.op == "softplus" for c in after):
-                return any(self._decays(c) for c in after if c.op == "softplus")
-            if len(after) != 1 or after[0].op not in PASSIVE:
-                return False
-            call = after[0]
-        return False
-
-    def _decays(self, call: Call) -> bool:
-        """Whether it is multiplied with learned rates, and an exponential follows."""
-        rated = (c for c in self._reached(call) if c.op == "scale")
-        return any(c.op == "exp" for rate in rated for c in self._reached(rate))
-
-    def _reached(self, call: Call) -> list[Call]:
-        """What a call reaches with no layer in between."""
-        found: dict[int, Call] = {}
-        waiting = [call]
-        while waiting:
-            for after in self.followers.get(waiting.pop().index, ()):
-                if after.index not in found and (after.units is None or after.op == "scale"):
-                    found[after.index] = after
-                    waiting.append(after)
-        return list(found.values())
 
     # ---- weights ---------------------------------------------------------------------------------
 
@@ -410,7 +346,7 @@ class _Reader:
             groups=groups,
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
-            input=self._input(signal),
+            input=input_of(self.architecture, signal),
             attention=attention,
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
@@ -461,117 +397,20 @@ class _Reader:
 
     def _standing(self, call: Call) -> dict[str, Any]:
         """Where a call stands, as fields of a role."""
-        activation, slope, normed, factor = self._after(call)
+        after = nonlinearity_after(self.architecture, call)
         branch = self.branch_of.get(call.index)
         return {
-            "activation": activation,
-            "slope": slope,
-            "factor": factor,
+            "activation": after.activation,
+            "curve": after.curve,
+            "factor": after.factor,
             "alone": branch is not None and self._ends(call, branch),
-            "norm_after": normed,
+            "norm_after": after.normed,
             "branch": self.branch_of.get(call.index),
             "last": call.index in self.lasts,
             "place": self.place.get(call.index, 0),
             "run": self.place.get(call.index, 0) + 1 + self.ahead.get(call.index, 0),
             "chain": sum(side.get(call.index, 0) for side in self.chained) + 1,
         }
-
-    def _input(self, index: int) -> Input:
-        """Walk back to whatever gives the signal its distribution."""
-        while index >= 0:
-            call = self.calls[index]
-            if "v" in call.layout:
-                return Input("table")
-            if call.op in RECURRENT:
-                return Input("recurrent")
-            if call.units is not None:
-                return Input("layer")
-            if self.architecture.normalizes(call):
-                return Input("norm")
-            name = _bends(call)
-            if name is not None:
-                return Input("activation", name, call.option)
-            signals = [i for i in call.sources if i != -2]
-            if call.op in _SUMS and len(set(signals)) > 1:
-                return Input("sum")
-            if call.op in _PRODUCTS and len(set(signals)) > 1:
-                return self._product(signals)
-            if call.op in MIXES and not call.operands:
-                return Input("attention")
-            if call.op in _JOINS and len(set(call.sources)) > 1:
-                parts = {self._input(i) for i in dict.fromkeys(call.sources)}
-                return parts.pop() if len(parts) == 1 else Input("other")
-            if not call.behind:
-                return Input("data" if BATCH in call.inputs else "tokens")
-            index = call.behind[-1] if len(call.behind) == 1 else call.sources[0]
-        return Input("data" if index == BATCH else "tokens")
-
-    def _product(self, signals: list[int]) -> Input:
-        """Two signals multiplied: a gate, or an activation written out (x·sigmoid(x))."""
-        factors = [c for i in signals if (c := self._nearest(i)) is not None]
-        bent = [c for c in factors if c.op in ACTIVATIONS - _NO_ACTIVATION]
-        plain = [c for c in factors if c not in bent]
-        written = {"sigmoid": "silu", "tanh": "gelu", "erf": "gelu"}
-        if len(bent) == len(plain) == 1 and bent[0].op in written and bent[0].sources:
-            inside = self._nearest(bent[0].sources[0])
-            ends = {source_of(self.architecture, c.index) for c in (plain[0], bent[0])}
-            layer = plain[0].units is not None or self.architecture.normalizes(plain[0])
-            if inside is plain[0] or (layer and len(ends) == 1 and None not in ends):
-                return Input("activation", written[bent[0].op])
-        return Input("product", bent[0].op, bent[0].option) if bent else Input("product")
-
-    def _nearest(self, index: int) -> Call | None:
-        """The call that made a signal, through what passes it on and sums with constants."""
-        for _ in range(6):
-            if index < 0:
-                return None
-            call = self.calls[index]
-            through = call.op in PASSIVE or call.op in _SUMS | _PRODUCTS
-            if not through or len(set(call.sources)) != 1:
-                return call
-            index = call.sources[0]
-        return None
-
-    def _after(self, call: Call) -> tuple[str | None, float | None, bool, float]:
-        """The nonlinearity that follows, its argument, whether a norm stands between, a factor."""
-        normed, factor = False, 1.0
-        for _ in range(8):
-            after = self.followers.get(call.index, ())
-            bent = [c for c in after if _bends(c)]
-            if bent:
-                return _bends(bent[0]), bent[0].option, normed, factor
-            written = self._norm_written_out(call) if len(after) > 1 else None
-            if written is not None:
-                call, normed = written, True
-                continue
-            if len(after) != 1 or after[0].units is not None or len(set(after[0].sources)) > 1:
-                break
-            call = after[0]
-            normed = normed or self.architecture.normalizes(call)
-            if call.op in _PRODUCTS | _QUOTIENTS and call.option:
-                factor *= abs(call.option) ** (1 if call.op in _PRODUCTS else -1)
-            elif not (normed or call.op in PASSIVE or call.op in ("shift", "scale")):
-                break
-        return None, None, normed, 1.0
-
-    def _norm_written_out(self, call: Call) -> Call | None:
-        """The call that ends a norm of several calls, where every way from `call` leads there."""
-        inside = {call.index}
-        for later in self.calls[call.index + 1 : call.index + 12]:
-            if not later.behind or not inside.issuperset(later.behind) or later.units is not None:
-                continue
-            if self.architecture.normalizes(later):
-                after = (c.index for i in inside for c in self.followers.get(i, ()))
-                return later if inside.issuperset(set(after) - {later.index}) else None
-            inside.add(later.index)
-        return None
-
-
-def _bends(call: Call) -> str | None:
-    """The nonlinearity that a call is; None for what only keeps a signal in bounds."""
-    if call.op in ("clamp", "clamp_min", "clip") and call.option == 0:
-        return "relu"
-    return call.op if call.op in ACTIVATIONS - _NO_ACTIVATION else None
 
 
 def _stretches(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FLAT", "Flat", "dead_units", "flat_parts"]
+from fanin import moments
+
+__all__ = ["SIGMOID_WEAK", "Flat", "dead_units", "flat", "flat_parts"]
 
 
 @dataclass(frozen=True)
@@ -19,39 +21,63 @@ class Flat:
         zero_above: slope is exactly zero at and above this input.
         faint_below: slope and output are under 1e-7 at and below this input: next to a unit
             that is alive, nothing in float32.
-        weak: slope is under 5 % of its largest beyond ± this input.
+        weak: slope is under 5 % of its largest below the first of these inputs and above the
+            second.
     """
 
     zero_below: float | None = None
     zero_above: float | None = None
     faint_below: float | None = None
-    weak: float | None = None
+    weak: tuple[float, float] | None = None
 
 
-# tanh: 1 - tanh² < 0.05 beyond 2.178; sigmoid: σ(1-σ) < 0.05/4 beyond 4.357; the others by their
-# definitions in torch.nn.functional.  Slope and output are 1e-7 or less from -5.82 on for gelu (its
-# tanh form: -5.40), from -19.07 on for silu and mish, from -16.12 on for softplus (of beta 1).
-FLAT = {
+#: Beyond ± this the sigmoid's slope is under 5 % of its largest: σ(1-σ) < 0.05/4.
+SIGMOID_WEAK = 4.357
+# tanh: 1 - tanh² < 0.05 beyond 2.178; the others by their definitions in torch.nn.functional.
+# Slope and output are 1e-7 or less from -5.82 on for gelu (its tanh form: -5.40), from -19.07 on
+# for silu and mish, from -16.12 on for softplus of beta 1.
+_FLAT = {
     "relu": Flat(zero_below=0.0),
     "relu6": Flat(zero_below=0.0, zero_above=6.0),
-    "threshold": Flat(zero_below=0.0),
-    "hardtanh": Flat(zero_below=-1.0, zero_above=1.0, weak=1.0),
-    "hardsigmoid": Flat(zero_below=-3.0, zero_above=3.0, weak=3.0),
+    "relu_squared": Flat(zero_below=0.0),
+    "hardsigmoid": Flat(zero_below=-3.0, zero_above=3.0, weak=(-3.0, 3.0)),
     "hardswish": Flat(zero_below=-3.0),
-    "sigmoid": Flat(weak=4.357),
-    "logsigmoid": Flat(),
-    "tanh": Flat(weak=2.178),
-    "softsign": Flat(weak=3.472),
-    "erf": Flat(weak=1.731),
+    "sigmoid": Flat(weak=(-SIGMOID_WEAK, SIGMOID_WEAK)),
+    "tanh": Flat(weak=(-2.178, 2.178)),
+    "softsign": Flat(weak=(-3.472, 3.472)),
+    "erf": Flat(weak=(-1.731, 1.731)),
     "gelu": Flat(faint_below=-5.82),
+    "gelu_tanh": Flat(faint_below=-5.82),
     "silu": Flat(faint_below=-19.07),
     "mish": Flat(faint_below=-19.07),
-    "softplus": Flat(faint_below=-16.12),
 }
 
 
+def flat(curve: str | None) -> Flat | None:
+    """The flat parts of an activation; None where it has none, or is not known.
+
+    Args:
+        curve: as `fanin.moments` takes it, with its arguments.
+
+    >>> flat("hardtanh(-2, 2)")
+    Flat(zero_below=-2.0, zero_above=2.0, faint_below=None, weak=(-2.0, 2.0))
+    """
+    if curve is None:
+        return None
+    known = moments.find(curve)
+    if known.base == "hardtanh":
+        low, high = known.arguments
+        # One that starts at 0 is a rectifier with a bound: half of its units are off at a time.
+        return Flat(zero_below=low, zero_above=high, weak=(low, high) if low < 0 < high else None)
+    if known.base == "threshold":
+        return Flat(zero_below=known.arguments[0])
+    if known.base == "softplus":
+        return Flat(faint_below=-16.12 / known.arguments[0])
+    return _FLAT.get(known.base)
+
+
 def flat_parts(
-    op: str, inputs: Tensor, unit_dims: tuple[int, ...]
+    curve: str | None, inputs: Tensor, unit_dims: tuple[int, ...]
 ) -> tuple[float | None, float | None]:
     """Share of dead units, and share of saturated (unit, sample) pairs, of an activation's inputs.
 
@@ -62,37 +88,38 @@ def flat_parts(
     >>> flat_parts("relu", torch.tensor([[-1.0, 2.0], [-3.0, -4.0]]), (-1,))
     (0.5, None)
     """
-    flat = FLAT.get(op)
-    if flat is None or inputs.numel() == 0:
+    borders = flat(curve)
+    if borders is None or inputs.numel() == 0:
         return None, None
     inputs = inputs.detach()
-    mask = dead_units(op, inputs, unit_dims)
+    mask = dead_units(curve, inputs, unit_dims)
     dead = None if mask is None else float(mask.float().mean())
-    if dead == 0.0 and flat.zero_below is None:
+    if dead == 0.0 and borders.zero_below is None:
         dead = None
     weak = None
-    if flat.weak is not None:
-        beyond = (inputs > flat.weak) | (inputs < -flat.weak)
+    if borders.weak is not None:
+        low, high = borders.weak
+        beyond = (inputs > high) | (inputs < low)
         weak = int(torch.count_nonzero(beyond)) / beyond.numel()
     return dead, weak
 
 
-def dead_units(op: str, inputs: Tensor, unit_dims: tuple[int, ...]) -> Tensor | None:
+def dead_units(curve: str | None, inputs: Tensor, unit_dims: tuple[int, ...]) -> Tensor | None:
     """Which units of an activation's inputs are flat on the whole batch; None: cannot be told.
 
     >>> import torch
     >>> dead_units("relu", torch.tensor([[-1.0, 2.0], [-3.0, -4.0]]), (-1,)).tolist()
     [True, False]
     """
-    flat = FLAT.get(op)
-    if flat is None or not unit_dims or inputs.numel() == 0:
+    borders = flat(curve)
+    if borders is None or not unit_dims or inputs.numel() == 0:
         return None
-    border = flat.faint_below if flat.zero_below is None else flat.zero_below
+    border = borders.faint_below if borders.zero_below is None else borders.zero_below
     if border is None:
         return None
     units = {d % inputs.dim() for d in unit_dims}
     others = tuple(d for d in range(inputs.dim()) if d not in units)
-    if flat.zero_above is None:  # the largest input decides, and no mask of all is needed
+    if borders.zero_above is None:  # the largest input decides, and no mask of all is needed
         return (inputs.amax(others) if others else inputs) <= border
-    mask = (inputs <= border) | (inputs >= flat.zero_above)
+    mask = (inputs <= border) | (inputs >= borders.zero_above)
     return mask.all(others) if others else mask

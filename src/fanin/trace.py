@@ -8,11 +8,12 @@ depend on a layer or on the batch; everything else is a constant.
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
+from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
@@ -29,6 +31,8 @@ from fanin.operations import (
     ACTIVATIONS,
     LEARNED_INPUT,
     PASSIVE,
+    PRODUCTS,
+    QUOTIENTS,
     RECURRENT_LAYERS,
     Weighted,
     describe,
@@ -165,9 +169,8 @@ class Watch(TorchFunctionMode):
         names = tuple(dict.fromkeys(p for r in found for p in r.parameters))
         if not inputs and names:
             return self._mark([tensor], _Record(None, names, varies=False, offset=None))
-        operands = (Operand("unknown", names, ()),) if names else ()
         op = type(tensor.grad_fn).__name__.removesuffix("Backward")
-        call = self._add_call(f"unnamed:{op}", inputs or (BATCH,), tensor, operands, None, True)
+        call = self._unnamed(op, names, inputs or (BATCH,), tensor, varies=True)
         return self._mark([tensor], _Record(call.index))
 
     def _mark(self, outputs: Iterable[Tensor], record: _Record) -> _Record:
@@ -342,15 +345,11 @@ class Watch(TorchFunctionMode):
         inputs = tuple(r.call for r in signals if r.call is not None)
         varies = any(r.varies for r in signals)
         if names and weighted is None:
-            operands: tuple[Operand, ...] = (Operand("unknown", names, ()),)
-            call = self._add_call(f"unnamed:{name}", inputs, outputs[0], operands, None, varies)
+            call = self._unnamed(name, names, inputs, outputs[0], varies)
         else:
-            operands = (
-                tuple(self._operand(role, t) for role, t in weighted.weights) if weighted else ()
-            )
-            op = weighted.op if weighted else name
+            op, curve = traced(weighted.op if weighted else name, args, kwargs)
             option = _option(name, args, kwargs)
-            call = self._add_call(op, inputs, outputs[0], operands, weighted, varies, option)
+            call = self._add_call(op, inputs, outputs[0], weighted, varies, option, curve)
         self._mark(outputs, _Record(call.index, varies=varies))
         self._report(call, weighted, args, outputs[0])
 
@@ -358,9 +357,8 @@ class Watch(TorchFunctionMode):
         """One layer of a fused recurrent call."""
         records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
         inputs = tuple(r.call for r in records if r.call is not None)
-        operands = tuple(self._operand(role, t) for role, t in weighted.weights)
         varies = any(r.varies for r in records)
-        call = self._add_call(weighted.op, inputs, outputs[0], operands, weighted, varies)
+        call = self._add_call(weighted.op, inputs, outputs[0], weighted, varies)
         self._mark(outputs, _Record(call.index, varies=varies))
         self._observed(self._report, call, weighted, (), outputs[0])
 
@@ -383,39 +381,56 @@ class Watch(TorchFunctionMode):
         shape = tuple(tensor.shape)
         return Operand(role, record.parameters, shape, record.offset, record.turned)
 
+    def _unnamed(
+        self,
+        function: str,
+        names: tuple[str, ...],
+        sources: tuple[int, ...],
+        output: Tensor,
+        varies: bool,
+    ) -> Call:
+        """Record a call that uses parameters in a way that is not known here."""
+        call = self._add_call(f"unnamed:{function}", sources, output, None, varies)
+        if names:
+            call = replace(call, operands=(Operand("unknown", names, ()),))
+            self.calls[call.index] = call
+        return call
+
     def _add_call(
         self,
         op: str,
         sources: tuple[int, ...],
         output: Tensor,
-        operands: tuple[Operand, ...],
         weighted: Weighted | None,
         varies: bool,
         option: float | None = None,
+        curve: str | None = None,
     ) -> Call:
+        uses = weighted or Weighted(op, (), ())
         units = None
-        if weighted is not None and weighted.unit_dims:
-            units = 1
-            for d in weighted.unit_dims:
-                units *= output.shape[d] if -output.dim() <= d < output.dim() else 1
+        if uses.unit_dims:
+            units = math.prod(
+                output.shape[d] if -output.dim() <= d < output.dim() else 1 for d in uses.unit_dims
+            )
         call = Call(
             index=len(self.calls),
             op=op,
             module=self._stack[-1],
             inputs=tuple(sorted(set(sources))),
             shape=tuple(output.shape),
-            operands=operands,
+            operands=tuple(self._operand(role, t) for role, t in uses.weights),
             units=units,
-            fan_in=weighted.fan_in if weighted else None,
-            fan_out=weighted.fan_out if weighted else None,
+            fan_in=uses.fan_in,
+            fan_out=uses.fan_out,
             varies=varies,
             inside=self._inside[-1] if self._inside else None,
             sources=sources,
-            layout=weighted.layout if weighted else "",
-            blocks=weighted.blocks if weighted else 1,
-            mean_fan_in=weighted.mean_fan_in if weighted else None,
-            padding=weighted.padding if weighted else None,
+            layout=uses.layout,
+            blocks=uses.blocks,
+            mean_fan_in=uses.mean_fan_in,
+            padding=uses.padding,
             option=option,
+            curve=curve,
         )
         self.calls.append(call)
         return call
@@ -505,12 +520,12 @@ def _name(func: Any) -> tuple[str, bool]:
 
 
 def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-    """The first numeric argument of a nonlinearity, or of a product or quotient."""
-    product = name in ("mul", "rmul", "multiply", "div", "true_divide", "divide")
-    given = (*(args if product else args[1:]), *kwargs.values())
+    """The number that a signal is multiplied with, divided by or raised to."""
+    if name not in PRODUCTS | QUOTIENTS | {"pow"}:
+        return None
+    given = (*args, *kwargs.values())
     numbers = (a for a in given if isinstance(a, (int, float)) and not isinstance(a, bool))
-    found = next((float(a) for a in numbers), None)
-    return found if product or name in ACTIVATIONS else None
+    return next((float(a) for a in numbers), None)
 
 
 def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float | None:

@@ -4,7 +4,7 @@
 0.425221
 """
 
-from fanin.moments.functions import NAMES, Activation, function
+from fanin.moments.functions import NAMES, Activation, find, function
 from fanin.moments.gaussian import expectation
 from fanin.moments.maps import (
     Moments,
@@ -28,6 +28,7 @@ __all__ = [
     "critical",
     "depth_scale",
     "expectation",
+    "find",
     "fixed_correlation",
     "fixed_point",
     "function",

@@ -18,7 +18,7 @@ import numpy as np
 
 from fanin.errors import ArgumentError
 
-__all__ = ["NAMES", "Activation", "Function", "find", "function"]
+__all__ = ["NAMES", "Activation", "Function", "arguments", "find", "function"]
 
 Function = Callable[[np.ndarray], np.ndarray]
 Parts = tuple[Function, Function, tuple[float, ...]]  # function, derivative, kinks
@@ -43,6 +43,8 @@ class Activation:
         derivative: its derivative, right away from the kinks; None to find it numerically.
         kinks: where the function or its derivative jumps, as far as known.
         rounding: relative rounding error of its values; more where it computes in float32.
+        base: of the named ones, the name without arguments.
+        arguments: of the named ones, all of them, defaults too.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Activation:
     derivative: Function | None = None
     kinks: tuple[float, ...] = ()
     rounding: float = float(np.finfo(np.float64).eps)
+    base: str = ""
+    arguments: tuple[float, ...] = ()
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
         """φ(z)."""
@@ -334,20 +338,29 @@ def find(name: str) -> Activation:
         raise ArgumentError(f"activation: {name!r} is not known; {hint}")
     builder = _BUILDERS[known]
     given = [text for text in (parsed[2] or "").split(",") if text.strip()]
-    allowed = inspect.signature(builder).parameters
+    allowed = arguments(known)
     try:
         values = [float(text) for text in given]
         if not all(map(math.isfinite, values)):
             raise ValueError("its arguments must be finite")
         if len(values) > len(allowed):
-            defaults = (f"{p.name}={p.default:g}" for p in allowed.values())
-            takes = ", ".join(defaults) or "no arguments"
-            raise ValueError(f"{known} takes {takes}")
+            defaults = (f"{key}={default:g}" for key, default in allowed.items())
+            raise ValueError(f"{known} takes {', '.join(defaults) or 'no arguments'}")
         value, derivative, kinks = builder(*values)
     except ValueError as error:
         raise ArgumentError(f"activation: {name!r} is not allowed: {error}") from None
     full = f"{known}({', '.join(map(repr, values))})" if values else known
-    return Activation(full, value, derivative, kinks)
+    every = (*values, *tuple(allowed.values())[len(values) :])
+    return Activation(full, value, derivative, kinks, base=known, arguments=every)
+
+
+def arguments(name: str) -> dict[str, float]:
+    """The arguments that one of `NAMES` takes, as torch calls them, with their defaults.
+
+    >>> arguments("hardtanh")
+    {'min_val': -1.0, 'max_val': 1.0}
+    """
+    return {p.name: p.default for p in inspect.signature(_BUILDERS[name]).parameters.values()}
 
 
 def function(activation: str | Function) -> Function:

@@ -10,12 +10,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from fanin import moments
 from fanin.policies.choice import Blueprint, Choice, words
 from fanin.policies.signal import (
     ENOUGH_INPUTS,
-    Curve,
-    curve,
     odd_part,
     operating_point,
     shifted_point,
@@ -40,8 +40,9 @@ MIRRORED = frozenset({
 })  # fmt: skip
 # Odd about 0: a mirrored pair there would stay one for ever.
 ODD = frozenset({
-    "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan", "arctan",
+    "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan",
 })  # fmt: skip
+_FAR = 100.0  # beyond all bounds
 BIASED = frozenset({"sigmoid", "hardsigmoid", "softplus"})
 BENT = frozenset({"sin", "hardtanh"})
 # Odd about 0, with a mean: pairs about a bias b have a smaller one, and are two units.  (About its
@@ -71,11 +72,13 @@ def deep(role: Role, drawn: Blueprint | None = None) -> Choice | None:
     if not _is_plain_matrix(role) or role.run < _depth(role):
         return None
     before = role.input.activation if role.input.kind == "activation" else None
+    if _curve(role, before) is None:
+        return None
     if (before or role.activation) in STEADY and _is_steady(role, before):
         return _exact(role, before)
     if before in MIRRORED or (before is None and role.activation in MIRRORED):
         return _mirrored(role, before)
-    if before in ODD or (before is None and role.activation in ODD):
+    if _is_odd(role, before):
         return _shifted(role, before, drawn) or _odd(role, before)
     return None
 
@@ -104,27 +107,37 @@ def _is_plain_matrix(role: Role) -> bool:
     return plain and matrix and not role.op.startswith("conv_tr")
 
 
+def _name(role: Role, before: str | None) -> str:
+    """The activation that a stretch is made of: the one before a layer, or the one behind it."""
+    return before or role.activation or ""
+
+
+def _curve(role: Role, before: str | None) -> str | None:
+    """The same with its arguments."""
+    return role.input.curve if before else role.curve
+
+
+def _is_odd(role: Role, before: str | None) -> bool:
+    """Whether the activation is odd about 0: a hardtanh is where its bounds are."""
+    curve = _curve(role, before)
+    if _name(role, before) not in ODD or curve is None:
+        return False
+    low, high = moments.function(curve)(np.array([-_FAR, _FAR]))
+    middle = moments.function(curve)(np.zeros(1))[0]
+    return bool(np.isclose(low + high, 2 * middle))
+
+
 def _is_steady(role: Role, before: str | None) -> bool:
     """Whether the gradient keeps its size over the stretch with the exact gain."""
-    phi = _curve(role, before)
-    if phi is None:
-        return False
-    seen = moments.moments(phi)
+    seen = moments.moments(_curve(role, before) or "")
     return role.run * abs(math.log(seen.slope / seen.second)) < DRIFT
 
 
-def _curve(role: Role, before: str | None) -> str | Curve | None:
-    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    return curve(name or "", slope)
-
-
-def _exact(role: Role, before: str | None) -> Choice | None:
-    phi = _curve(role, before)
-    if phi is None:
-        return None
-    gain = 1.0 if before is None else 1 / math.sqrt(moments.moments(phi).second)
+def _exact(role: Role, before: str | None) -> Choice:
+    curve = _curve(role, before) or ""
+    gain = 1.0 if before is None else 1 / math.sqrt(moments.moments(curve).second)
     because = (
-        f"layer {role.place + 1} of {role.run} in a row without norms: {before or role.activation} "
+        f"layer {role.place + 1} of {role.run} in a row without norms: {_name(role, before)} "
         "keeps inputs apart by itself; orthogonal, so that all directions fare alike"
     )
     return Choice(_scheme(role, before), because, gain, arguments={"scale": "variance"})
@@ -179,22 +192,21 @@ class _Point:
 
 
 @lru_cache(maxsize=1024)
-def _point(activation: str, slope: float | None, run: int, mirrored: bool) -> _Point | None:
+def _point(curve: str, run: int, mirrored: bool) -> _Point | None:
     """The operating point in a stretch of `run` layers; None where there is none."""
     growth = PARTING ** (1 / run)
-    largest = WIDE if mirrored and activation in BIASED else 1.0
-    if mirrored and activation in SHIFTED:
-        size, shift = shifted_point(activation, slope, growth, largest) or (None, 0.0)
+    name, shift = moments.find(curve).base, 0.0
+    largest = WIDE if mirrored and name in BIASED else 1.0
+    if mirrored and name in SHIFTED:
+        size, shift = shifted_point(curve, growth, largest) or (None, 0.0)
     else:
-        phi = odd_part(activation, slope) if mirrored else curve(activation, slope)
-        size, shift = (None if phi is None else operating_point(phi, growth, largest)), 0.0
-    phi = odd_part(activation, slope, shift) if mirrored else curve(activation, slope)
-    return None if phi is None or size is None else _Point(size, spread(phi, size), shift)
+        size = operating_point(odd_part(curve) if mirrored else curve, growth, largest)
+    phi = odd_part(curve, shift) if mirrored else curve
+    return None if size is None else _Point(size, spread(phi, size), shift)
 
 
 def _mirrored(role: Role, before: str | None) -> Choice | None:
-    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    point = _point(name or "", slope, role.run, True)
+    name, point = _name(role, before), _point(_curve(role, before) or "", role.run, True)
     if point is None:
         return None
     because = f"units in mirrored pairs, so that {name}(x) − {name}(−x) passes x on at any depth"
@@ -203,10 +215,10 @@ def _mirrored(role: Role, before: str | None) -> Choice | None:
 
 def _shifted(role: Role, before: str | None, drawn: Blueprint | None) -> Choice | None:
     """Mirrored pairs about a bias; None where a layer in the stretch has none."""
-    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
+    name = _name(role, before)
     if name not in SHIFTED or drawn is None or not drawn.chained(role):
         return None
-    point = _point(name, slope, role.run, True)
+    point = _point(_curve(role, before) or "", role.run, True)
     if point is None or not point.shift:
         return None
     b = words(point.shift)
@@ -237,8 +249,7 @@ def _pairs(
 
 def _odd(role: Role, before: str | None) -> Choice | None:
     inputs, _ = _sizes(role)
-    name, slope = (before, role.input.slope) if before else (role.activation, role.slope)
-    point = _point(name or "", slope, role.run, False)
+    name, point = _name(role, before), _point(_curve(role, before) or "", role.run, False)
     centred = before is not None and before in BIASED
     if point is None or (centred and inputs < ENOUGH_INPUTS):
         return None
@@ -259,7 +270,7 @@ def deep_size(role: Role, drawn: Blueprint | None = None) -> float | None:
     A bias that shifts every unit (`deep_shift`) is not counted.
     """
     chosen = deep(role, drawn)
-    if chosen is None or role.activation not in MIRRORED | ODD:
+    if chosen is None or role.curve is None or role.activation not in MIRRORED | ODD:
         return None
     if role.activation in STEADY and chosen.scheme != "looks_linear":
         return 1.0
@@ -267,7 +278,7 @@ def deep_size(role: Role, drawn: Blueprint | None = None) -> float | None:
     if role.head and chosen.scheme == "looks_linear":
         return 1.0
     mirrored = role.activation in MIRRORED or paired
-    point = _point(role.activation or "", role.slope, role.run, mirrored)
+    point = _point(role.curve, role.run, mirrored)
     return None if point is None else point.size
 
 
@@ -276,9 +287,10 @@ def deep_shift(role: Role, drawn: Blueprint) -> float:
     chosen = deep(role, drawn)
     if (
         role.activation not in SHIFTED
+        or role.curve is None
         or chosen is None
         or chosen.arguments.get("last") is not False
     ):
         return 0.0
-    point = _point(role.activation, role.slope, role.run, True)
+    point = _point(role.curve, role.run, True)
     return 0.0 if point is None else point.shift

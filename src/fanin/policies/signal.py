@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fanin import moments
+from fanin.neighbours import Input
 from fanin.policies.choice import Choice, words
-from fanin.roles import Input, Role
+from fanin.roles import Role
 
 __all__ = [
     "ENOUGH_INPUTS",
     "Curve",
-    "curve",
     "keeps_scale",
     "odd_part",
     "operating_point",
@@ -27,17 +27,6 @@ __all__ = [
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-# torch's names for what the catalogue of moments calls otherwise, or knows with an argument.
-_SLOPED = {
-    "leaky_relu": lambda a: lambda x: np.where(x > 0, x, a * x),
-    "elu": lambda a: lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
-    "celu": lambda a: lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0) / a)),
-}
-_SAME = {
-    "prelu": ("leaky_relu", 0.25),
-    "log_sigmoid": ("logsigmoid", None),
-    "rrelu": ("leaky_relu", 11 / 48),
-}
 # A mean this large a part of the second moment makes all inputs look alike: weights ignore it.
 _BIASED = 0.5
 # Fewer inputs than this are too few to give one direction away.
@@ -48,17 +37,6 @@ _HALVINGS = 24  # of the logarithm of the size: 5e-7 of it is left
 _SHIFTS = np.linspace(-8.0, 0.0, 321)
 _Z = np.linspace(-9.0, 9.0, 361)
 _HERMITE = (_Z**3 - 3 * _Z) * np.exp(-(_Z**2) / 2)  # the third polynomial, weighted
-
-
-@lru_cache(maxsize=256)
-def curve(activation: str, slope: float | None = None) -> str | Curve | None:
-    """The activation as `moments` takes it; None where it is not known there."""
-    if activation in _SAME:
-        activation, slope = _SAME[activation][0], slope or _SAME[activation][1]
-    if slope is not None and activation in _SLOPED:
-        made: Curve = _SLOPED[activation](slope)
-        return made
-    return activation if activation in moments.NAMES else None
 
 
 _ATTENTION = {
@@ -106,9 +84,7 @@ def _by_input(role: Role) -> Choice:
 
 
 def _rectified(source: Input, fan: str) -> Choice:
-    slope = source.slope if source.activation == "leaky_relu" else None
-    slope = 0.01 if slope is None and source.activation == "leaky_relu" else slope
-    slope = 0.25 if source.activation == "prelu" else slope
+    (slope,) = moments.find(source.curve or "").arguments or (0.0,)
     if not slope:
         because = f"relu before it halves the second moment, so the variance is 2/fan_in ({fan})"
         return Choice("he_normal", because)
@@ -120,11 +96,10 @@ def _rectified(source: Input, fan: str) -> Choice:
 
 def _bent(role: Role, source: Input, fan: str) -> Choice:
     """An activation other than ReLU: the gain by quadrature."""
-    known = curve(source.activation or "", source.slope)
-    if known is None:
+    if source.curve is None:
         because = f"the moments of {source.activation} before it are not known ({fan})"
         return Choice("lecun_normal", because)
-    seen = moments.moments(known)
+    seen = moments.moments(source.curve)
     # a gate's mean multiplies a signal: what comes out has none of its own
     biased = source.kind == "activation" and seen.mean**2 > _BIASED * seen.second
     if biased and (role.fan_in or 0) >= ENOUGH_INPUTS and role.layout and not role.expert:
@@ -145,15 +120,9 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
 
 
 @lru_cache(maxsize=256)
-def odd_part(activation: str, slope: float | None = None, shift: float = 0.0) -> Curve | None:
-    """φ(b + x) − φ(b − x), what a mirrored pair of units with biases b = `shift` passes on.
-
-    None where φ is not known.
-    """
-    known = curve(activation, slope)
-    if known is None:
-        return None
-    phi = moments.function(known)
+def odd_part(curve: str, shift: float = 0.0) -> Curve:
+    """φ(b + x) − φ(b − x), what a mirrored pair of units with biases b = `shift` passes on."""
+    phi = moments.function(curve)
     return lambda x: np.asarray(phi(shift + x) - phi(shift - x), dtype=np.float64)
 
 
@@ -172,22 +141,16 @@ def operating_point(phi: str | Curve, growth: float, largest: float = 1.0) -> fl
     return _last_that(lambda s: _chi(phi, s) <= growth, largest)
 
 
-def shifted_point(
-    activation: str, slope: float | None, growth: float, largest: float
-) -> tuple[float, float] | None:
+def shifted_point(curve: str, growth: float, largest: float) -> tuple[float, float] | None:
     """(std, bias) at which mirrored pairs let near inputs part by `growth`; see `operating_point`.
 
     The bias b is where E[φ‴(b + s·z)] = 0: what a pair about b passes on has no cubic part, so s
     can be larger than elsewhere.
     """
-    known = curve(activation, slope)
-    if known is None:
-        return None
-    phi = moments.function(known)
+    phi = moments.function(curve)
 
     def straight(s: float) -> bool:
-        psi = odd_part(activation, slope, _middle(phi, s))
-        return psi is not None and _chi(psi, s) <= growth
+        return _chi(odd_part(curve, _middle(phi, s)), s) <= growth
 
     size = _last_that(straight, largest)
     return None if size is None else (size, _middle(phi, size))
@@ -205,8 +168,7 @@ def _middle(phi: Curve, size: float) -> float:
 
 
 def _chi(phi: str | Curve, size: float) -> float:
-    seen = moments.moments(phi, variance=size * size)
-    return size * size * seen.slope / seen.variance if seen.variance > 0 else math.inf
+    return moments.moments(phi, variance=size * size).centred_chi
 
 
 def _last_that(fits: Callable[[float], bool], largest: float) -> float | None:

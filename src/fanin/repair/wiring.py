@@ -111,7 +111,7 @@ class _Look:
         if output.shape != inputs.shape:  # a gate halves its units
             return
         wire, dims = self._at[source.index]
-        mask = dead_units(call.op, inputs.detach(), dims)
+        mask = dead_units(call.curve, inputs.detach(), dims)
         if mask is not None:
             flat = mask.reshape(-1).cpu().numpy()
             again = wire.dead is not None and wire.dead.shape == flat.shape

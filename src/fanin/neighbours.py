@@ -1,0 +1,203 @@
+"""What stands before and behind a layer: what made its input, what becomes of its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fanin.architecture import Architecture
+from fanin.attention import FUSED, MIXES, attended, source_of
+from fanin.calls import BATCH, INTEGERS, Call
+from fanin.operations import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+
+__all__ = ["After", "Input", "input_of", "nonlinearity_after", "reaches_softmax", "sets_steps"]
+
+_JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
+# Activations that are often written out with one of a simpler kind.
+_WRITTEN = {"sigmoid": ("silu", "silu"), "tanh": ("gelu", "gelu_tanh"), "erf": ("gelu", "gelu")}
+# Calls that are followed at most: a norm written out, with its changes of dtype, takes 8.
+_NEAR = 12
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where the input of a weight comes from.
+
+    Attributes:
+        kind: "data" (the batch itself), "tokens", "table" (an embedding), "norm", "activation",
+            "layer" (another layer, nothing between), "sum" (a residual stream, or branches that
+            meet), "product" (two signals multiplied), "attention", "recurrent" or "other".
+        activation: the nonlinearity, where `kind` is "activation", or that of a gate.
+        curve: the same as `fanin.moments` takes it, with its arguments; None where it knows none.
+    """
+
+    kind: str
+    activation: str | None = None
+    curve: str | None = None
+
+
+@dataclass(frozen=True)
+class After:
+    """What becomes of a layer's output.
+
+    Attributes:
+        activation: the nonlinearity that follows, None without one.
+        curve: the same as `fanin.moments` takes it, with its arguments; None where it knows none.
+        normed: whether a norm stands between the two.
+        factor: number that the output is multiplied with before it.
+    """
+
+    activation: str | None = None
+    curve: str | None = None
+    normed: bool = False
+    factor: float = 1.0
+
+
+def input_of(architecture: Architecture, index: int) -> Input:
+    """What gives the signal of call `index` its distribution."""
+    calls = architecture.trace.calls
+    while index >= 0:
+        call = calls[index]
+        kind = _kind(architecture, call)
+        if kind is not None:
+            return Input(kind)
+        if call.op in BENDING:
+            return Input("activation", call.op, call.curve)
+        if _is_square(call) and call.behind and calls[call.behind[0]].op == "relu":
+            return Input("activation", "relu_squared", "relu_squared")
+        signals = list(dict.fromkeys(i for i in call.sources if i != INTEGERS))
+        if len(signals) > 1 and call.op in SUMS:
+            return Input("sum")
+        if len(signals) > 1 and call.op in PRODUCTS:
+            return _product(architecture, signals)
+        if len(set(call.sources)) > 1 and call.op in _JOINS:
+            parts = {input_of(architecture, i) for i in dict.fromkeys(call.sources)}
+            return parts.pop() if len(parts) == 1 else Input("other")
+        if not call.behind:
+            return Input("data" if BATCH in call.inputs else "tokens")
+        index = call.behind[-1] if len(call.behind) == 1 else call.sources[0]
+    return Input("data" if index == BATCH else "tokens")
+
+
+def _kind(architecture: Architecture, call: Call) -> str | None:
+    """What a call is to the layer that reads it, where that says all."""
+    if "v" in call.layout:
+        return "table"
+    if call.op in RECURRENT:
+        return "recurrent"
+    if call.units is not None:
+        return "layer"
+    if architecture.normalizes(call):
+        return "norm"
+    return "attention" if call.op in MIXES and not call.operands else None
+
+
+def _is_square(call: Call) -> bool:
+    return call.op == "square" or (call.op == "pow" and call.option == 2)
+
+
+def _product(architecture: Architecture, signals: list[int]) -> Input:
+    """Two signals multiplied: a gate, or an activation written out (x·sigmoid(x))."""
+    factors = [c for i in signals if (c := _nearest(architecture, i)) is not None]
+    bent = [c for c in factors if c.op in BENDING]
+    plain = [c for c in factors if c not in bent]
+    if len(bent) == len(plain) == 1 and bent[0].op in _WRITTEN and bent[0].sources:
+        inside = _nearest(architecture, bent[0].sources[0])
+        ends = {source_of(architecture, c.index) for c in (plain[0], bent[0])}
+        layer = plain[0].units is not None or architecture.normalizes(plain[0])
+        if inside is plain[0] or (layer and len(ends) == 1 and None not in ends):
+            return Input("activation", *_WRITTEN[bent[0].op])
+    return Input("product", bent[0].op, bent[0].curve) if bent else Input("product")
+
+
+def _nearest(architecture: Architecture, index: int) -> Call | None:
+    """The call that made a signal, through what passes it on and sums with constants."""
+    for _ in range(_NEAR):
+        if index < 0:
+            return None
+        call = architecture.trace.calls[index]
+        through = call.op in PASSIVE or call.op in SUMS | PRODUCTS
+        if not through or len(set(call.sources)) != 1:
+            return call
+        index = call.sources[0]
+    return None
+
+
+def nonlinearity_after(architecture: Architecture, call: Call) -> After:
+    """The nonlinearity that follows a call, through norms and what keeps each value."""
+    normed, factor = False, 1.0
+    for _ in range(_NEAR):
+        after = architecture.followers.get(call.index, ())
+        bent = next((c for c in after if c.op in BENDING), None)
+        if bent is not None:
+            return After(bent.op, bent.curve, normed, factor)
+        written = _norm_written_out(architecture, call) if len(after) > 1 else None
+        if written is not None:
+            call, normed = written, True
+            continue
+        if len(after) != 1 or after[0].units is not None or len(set(after[0].sources)) > 1:
+            break
+        call = after[0]
+        normed = normed or architecture.normalizes(call)
+        if call.op in PRODUCTS | QUOTIENTS and call.option:
+            factor *= abs(call.option) ** (1 if call.op in PRODUCTS else -1)
+        elif not (normed or call.op in PASSIVE or call.op in ("shift", "scale")):
+            break
+    return After(normed=normed)
+
+
+def _norm_written_out(architecture: Architecture, call: Call) -> Call | None:
+    """The call that ends a norm of several calls, where every way from `call` leads there."""
+    inside = {call.index}
+    for later in architecture.trace.calls[call.index + 1 : call.index + _NEAR]:
+        if not later.behind or not inside.issuperset(later.behind) or later.units is not None:
+            continue
+        if architecture.normalizes(later):
+            after = (c.index for i in inside for c in architecture.followers.get(i, ()))
+            return later if inside.issuperset(set(after) - {later.index}) else None
+        inside.add(later.index)
+    return None
+
+
+def reaches_softmax(architecture: Architecture, call: Call) -> bool:
+    """Whether a call ends up in attention scores, or is their mask."""
+    for _ in range(_NEAR):
+        after = architecture.followers.get(call.index, ())
+        if any(c.op == "softmax" for c in after):
+            return True
+        fused = (c for c in after if c.op in FUSED)
+        if any(all(call.index != i for _, i in attended(c)) for c in fused):
+            return True  # as the mask
+        if len(after) != 1 or after[0].units is not None:
+            return False
+        call = after[0]
+    return False
+
+
+def sets_steps(architecture: Architecture, call: Call) -> bool:
+    """Whether softplus makes step sizes of a sum, and their exponential is a decay."""
+    for _ in range(_NEAR):
+        after = architecture.followers.get(call.index, ())
+        if any(c.op == "softplus" for c in after):
+            return any(_decays(architecture, c) for c in after if c.op == "softplus")
+        if len(after) != 1 or after[0].op not in PASSIVE:
+            return False
+        call = after[0]
+    return False
+
+
+def _decays(architecture: Architecture, call: Call) -> bool:
+    """Whether it is multiplied with learned rates, and an exponential follows."""
+    rated = (c for c in _reached(architecture, call) if c.op == "scale")
+    return any(c.op == "exp" for rate in rated for c in _reached(architecture, rate))
+
+
+def _reached(architecture: Architecture, call: Call) -> list[Call]:
+    """What a call reaches with no layer in between."""
+    found: dict[int, Call] = {}
+    waiting = [call]
+    while waiting:
+        for after in architecture.followers.get(waiting.pop().index, ()):
+            if after.index not in found and (after.units is None or after.op == "scale"):
+                found[after.index] = after
+                waiting.append(after)
+    return list(found.values())
