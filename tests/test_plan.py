@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -453,6 +454,39 @@ def test_a_slope_is_part_of_the_gain():
     found = plan(*chain(4, lambda: nn.LeakyReLU(0.5), 128)())["2.weight"]
     assert found.arguments["negative_slope"] == 0.5
     assert found.std == pytest.approx(math.sqrt(2 / 1.25 / 128), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("module", "gain"),
+    [
+        (nn.ReLU6(), "relu6"),
+        (nn.Hardtanh(-20.0, 20.0), "identity"),
+        (nn.Softplus(beta=5.0), "softplus(5)"),
+        (nn.Softshrink(0.1), "softshrink(0.1)"),
+        (nn.Threshold(0.5, 0.0), "threshold(0.5, 0)"),
+    ],
+    ids=str,
+)
+def test_all_arguments_of_an_activation_are_part_of_the_gain(module: nn.Module, gain: str):
+    found = plan(*chain(4, lambda: module, 64)())["2.weight"]
+    seen = moments.moments(gain)
+    of_interest = seen.variance if found.arguments.get("centred") else seen.second
+    assert found.std == near(1 / math.sqrt(64 * of_interest))
+
+
+def test_an_activation_that_passes_next_to_nothing_asks_for_no_huge_weights():
+    found = plan(*chain(4, lambda: nn.Threshold(8.0, 0.0), 64)())["2.weight"]
+    assert found.std == near(1 / 8)
+    assert "next to nothing" in found.because
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-0.5, 2.0)])
+def test_a_hardtanh_that_is_not_odd_gets_no_start_of_odd_ones(bounds: tuple[float, float]):
+    odd, other = (
+        plan(*chain(12, partial(nn.Hardtanh, *b), 64)())["4.weight"] for b in ((-1, 1), bounds)
+    )
+    assert "part by no more than" in odd.because
+    assert "part by no more than" not in other.because
 
 
 def test_the_fan_of_a_transposed_convolution_is_divided_by_its_stride():

@@ -732,6 +732,30 @@ def gate_shut_for_good():
     return _Gate(1.0, -100.0), torch.randn(64, 16), classify(64, 3)
 
 
+@FAULTS(codes=("P206",), layers=("0", "2"), **EITHER)
+def hardtanh_net_with_weights_of_ten():
+    """Beyond its bounds of ± 2 on either side."""
+    model = mlp(20, 64, 64, 5, act=lambda: nn.Hardtanh(-2.0, 2.0))
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=10.0)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(codes=("P205",), layers=("0",), **ERROR)
+def dead_threshold_units():
+    model = mlp(20, 64, 5, act=lambda: nn.Threshold(0.1, 0.0))
+    nn.init.constant_(model[0].bias, -9.0)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(codes=("P205",), layers=("0",), **ERROR)
+def dead_steep_softplus_units():
+    """softplus(β = 5) is flat below −3.2."""
+    model = mlp(20, 64, 5, act=lambda: nn.Softplus(beta=5.0))
+    nn.init.constant_(model[0].bias, -9.0)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
 # ── residual streams ─────────────────────────────────────────────────────────────────────────
 
 

@@ -1102,6 +1102,31 @@ def relu_network_of_large_states():
     return Net(), torch.randn(32, 9, 6), classify(32, 3)
 
 
+@TRAPS(absent=("P206", "P205"))
+def relu6_in_its_middle():
+    """torch calls nn.ReLU6 a hardtanh; biases of 3 keep its units between 0 and 6."""
+    model = mlp(16, 64, 64, 3, act=nn.ReLU6)
+    nn.init.constant_(model[0].bias, 3.0)
+    nn.init.constant_(model[2].bias, 3.0)
+    return model, torch.randn(64, 16), classify(64, 3)
+
+
+@TRAPS(absent=("P206",))
+def hardtanh_with_far_bounds():
+    model = mlp(16, 64, 64, 3, act=lambda: nn.Hardtanh(-20.0, 20.0))
+    for layer in model[:4:2]:
+        nn.init.normal_(layer.weight, std=3 / layer.in_features**0.5)
+    return model, torch.randn(64, 16), classify(64, 3)
+
+
+@TRAPS(absent=("P205",))
+def softplus_that_is_wide():
+    """softplus(β = 0.2) is flat below −80 alone."""
+    model = mlp(16, 64, 3, act=lambda: nn.Softplus(beta=0.2))
+    nn.init.constant_(model[0].bias, -25.0)
+    return model, torch.randn(64, 16), classify(64, 3)
+
+
 @TRAPS(absent=("P206",))
 def sharp_attention():
     """A softmax that is almost one-hot is no saturated layer."""

@@ -29,6 +29,9 @@ Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 # A mean this large a part of the second moment makes all inputs look alike: weights ignore it.
 _BIASED = 0.5
+# Mean square, of a unit signal, below which an activation passes rare values alone: threshold(8)
+# would ask for weights × 5e6.  The faintest that somebody may mean, softshrink(2), has 0.012.
+_FAINT = 1e-3
 # Fewer inputs than this are too few to give one direction away.
 ENOUGH_INPUTS = 8
 _SMALLEST = 1e-3  # every smooth activation looks linear at this size
@@ -100,6 +103,12 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
         because = f"the moments of {source.activation} before it are not known ({fan})"
         return Choice("lecun_normal", because)
     seen = moments.moments(source.curve)
+    if seen.second < _FAINT:
+        because = (
+            f"{source.curve} before it passes next to nothing of a unit signal (E[φ²] = "
+            f"{words(seen.second)}), which no size of these weights makes good ({fan})"
+        )
+        return Choice("lecun_normal", because)
     # a gate's mean multiplies a signal: what comes out has none of its own
     biased = source.kind == "activation" and seen.mean**2 > _BIASED * seen.second
     if biased and (role.fan_in or 0) >= ENOUGH_INPUTS and role.layout and not role.expert:
