@@ -20,6 +20,7 @@ from fanin.planning import Plan, init_, plan
 from fanin.repair import Repair, repair_
 from fanin.report import Report
 from fanin.verifying import Verification, verify
+from fanin.version import __version__
 
 __all__ = [
     "Assignment",
@@ -45,5 +46,3 @@ __all__ = [
     "schemes",
     "verify",
 ]
-
-__version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Write a recipe into a model: all of it or nothing.  The one place where a model is changed."""
+"""Write a recipe into a model: all of it or nothing.  The one place where a recipe is written."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ _ROOTS = frozenset(
 _ROOT_EXPONENTS = (0.5, -0.5)  # a root, or one over it, written as a power
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
+_TO_ROOT = 4  # calls: an epsilon, a bound, a reshape
+_TO_ACTIVATION = 16  # calls: norms and sums, on every way onward
 # A variance is kept above zero, or above an epsilon, before its root is taken.
 _BOUNDED = _CARRIERS | {"clamp", "clamp_min", "relu"}
 
@@ -184,7 +186,7 @@ class Architecture:
     def _by_root(self, call: Call) -> bool:
         """Whether one of its factors is made by a root, a standard deviation or a norm."""
         for index in call.behind:
-            for _ in range(4):  # through an epsilon, a clamp, a reshape
+            for _ in range(_TO_ROOT):
                 behind = self.trace.calls[index]
                 if behind.op in _ROOTS:
                     return True
@@ -324,7 +326,7 @@ def _followers(trace: Trace) -> dict[int, list[Call]]:
 def _activation(call: Call, followers: dict[int, list[Call]]) -> str | None:
     """The first nonlinearity downstream, through norms, reshapes and sums."""
     queue, seen = list(followers.get(call.index, ())), 0
-    while queue and seen < 16:
+    while queue and seen < _TO_ACTIVATION:
         after = queue.pop(0)
         seen += 1
         if after.op in BENDING:

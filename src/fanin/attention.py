@@ -10,8 +10,12 @@ from fanin.operations import ATTENDED
 
 __all__ = ["FUSED", "MIXES", "attended", "attention_parts", "source_of"]
 
+# The second is that of a call whose query, key, value or mask is learned.
 FUSED = frozenset({"scaled_dot_product_attention", "attention"})
 MIXES = frozenset({"matmul", "bmm", "baddbmm", "einsum"}) | FUSED
+# Calls that are followed at most: between scores and softmax there are a scale, a mask, a bias and
+# changes of dtype; between a layer and the scores also norms and rotations of queries and keys.
+_NEAR, _FAR = 12, 24
 
 
 def attention_parts(architecture: Architecture) -> tuple[dict[int, str], dict[int, int]]:
@@ -54,7 +58,7 @@ def attended(call: Call) -> tuple[tuple[str, int], ...]:
 def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], Call] | None:
     """(q, k, v) and the mixing call around a softmax of an attention written out."""
     scores = softmax
-    for _ in range(12):
+    for _ in range(_NEAR):
         mixing = [i for i in scores.behind if i >= 0]
         if not mixing:
             return None
@@ -65,7 +69,7 @@ def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], 
             return None
     mixed: Call | None = softmax
     weights = softmax.index
-    for _ in range(8):
+    for _ in range(_NEAR):
         after = architecture.followers.get(weights, ())
         mixed = next((c for c in after if c.op in MIXES and len(c.sources) > 1), None)
         if mixed is not None or len(after) != 1:
@@ -80,7 +84,7 @@ def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], 
 
 def source_of(architecture: Architecture, index: int) -> int | None:
     """The weighted call that an operand of an attention comes from."""
-    for _ in range(24):
+    for _ in range(_FAR):
         if index < 0:
             return None
         call = architecture.trace.calls[index]
@@ -93,7 +97,7 @@ def source_of(architecture: Architecture, index: int) -> int | None:
 
 
 def _next_weighted(architecture: Architecture, call: Call) -> Iterable[int]:
-    for _ in range(12):
+    for _ in range(_NEAR):
         after = architecture.followers.get(call.index, ())
         weighted = [c.index for c in after if c.units is not None]
         if weighted:

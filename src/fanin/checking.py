@@ -6,18 +6,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fanin import draw
 from fanin.architecture import parameters_of
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
-from fanin.guard import eager, private, untouched
+from fanin.guard import private, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
@@ -28,6 +28,7 @@ from fanin.report import Report
 from fanin.starts import starts
 from fanin.symmetry import examine
 from fanin.trace import reject_unwatchable
+from fanin.version import __version__
 
 __all__ = ["check", "examined", "recording"]
 
@@ -84,7 +85,8 @@ def check(
     ['S101', 'S102']
     """
     if not isinstance(model, nn.Module):
-        _check_arguments(seed, loss)
+        _check_loss(loss)
+        draw.integer("seed", seed, 0, 2**64)
         _codes(select, ignore)
         model, record = _built(model)
     return examined(
@@ -115,7 +117,8 @@ def examined(
     """As `check`, with the evidence that the report was made from."""
     started = time.perf_counter()
     tell = progress or (lambda _: None)
-    _check_arguments(seed, loss)
+    _check_loss(loss)
+    seed = draw.integer("seed", seed, 0, 2**64)
     chosen = _codes(select, ignore)
     if isinstance(batch, Mapping) and not isinstance(batch, dict):
         batch = dict(batch)
@@ -123,7 +126,7 @@ def examined(
     check_batch(model, batch)
     limit = _limit(model, dtype)
     samples = _samples(batch)
-    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
+    with watching(model) as guard:
         subject = Subject(model, batch, loss, guard, seed, samples)
         evidence = _look(subject, limit, tell, record)
     findings = tuple(f for f in judge(evidence) if f.code in chosen)
@@ -243,7 +246,13 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
             "nor a function that builds one"
         )
     with recording() as record:
-        model = build()
+        try:
+            model = build()
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ArgumentError(
+                f"model: the function given, which is to build one, raised {told}"
+            ) from error
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model: the function given returned {type(model).__name__}, not a Module"
@@ -251,9 +260,7 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
     return model, record
 
 
-def _check_arguments(seed: Any, loss: Any) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**64 - 1 is needed")
+def _check_loss(loss: Any) -> None:
     if loss is not None and not callable(loss):
         raise ArgumentError(
             f"loss: {type(loss).__name__} is not callable; "
@@ -397,7 +404,7 @@ def _report(
         findings=findings,
         unnamed=evidence.seen.architecture.unnamed,
         seconds=seconds,
-        versions=(("fanin", _version()), ("torch", str(torch.__version__))),
+        versions=(("fanin", __version__), ("torch", str(torch.__version__))),
         branches=evidence.branches,
         starts=starts(model, evidence.seen.architecture),
         batch=tuple(_tensor(t) for t in tensors_in(arguments(subject.batch))),
@@ -408,10 +415,3 @@ def _report(
 
 def _tensor(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("fanin")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+source"

@@ -6,6 +6,7 @@ well-behaved model pays for its buffers alone.
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Guard", "eager", "private", "random_state", "reseed", "untouched"]
+__all__ = ["Guard", "private", "random_state", "reseed", "untouched", "watching"]
 
 _CONTAINERS = (list, dict, set)
 
@@ -99,6 +100,16 @@ def untouched(model: nn.Module) -> Iterator[Guard]:
 
 
 @contextmanager
+def watching(model: nn.Module) -> Iterator[Guard]:
+    """As `untouched`, for a block that runs the model under a watch: eager, and with gradients.
+
+    A forward may take gradients itself, so they are there even where nothing else needs them.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _eager(), untouched(model) as guard:
+        yield guard
+
+
+@contextmanager
 def random_state(model: nn.Module | None = None) -> Iterator[None]:
     """Keep the random states of torch (CPU and the model's devices), numpy and Python."""
     devices = set() if model is None else {p.device for p in model.parameters()}
@@ -119,7 +130,7 @@ def reseed(seed: int) -> None:
     random.seed(seed)
 
 
-def eager() -> AbstractContextManager[Any]:
+def _eager() -> AbstractContextManager[Any]:
     """Run what torch.compile wrapped as the Python it was made from, so that it can be watched."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
         return nullcontext()
@@ -159,8 +170,31 @@ def _content(value: Any, deep: bool = True) -> Any:
             return kind(value), inner
     if isinstance(value, np.ndarray):
         return value.copy()
+    if isinstance(value, _GENERATORS):
+        return _state(value)
     plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
     return value.detach().clone() if plain else None
+
+
+_GENERATORS = (torch.Generator, np.random.RandomState, np.random.Generator, random.Random)
+
+
+def _state(generator: Any) -> Any:
+    """The state of a random generator that a model holds."""
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
@@ -180,6 +214,8 @@ def _restore_content(value: Any, content: Any) -> None:
     elif isinstance(value, np.ndarray) and content is not None:
         if not np.array_equal(value, content):
             value[...] = content
+    elif isinstance(value, _GENERATORS):
+        _set_state(value, content)
     elif content is not None:
         members, inner = content
         if not _same_members(value, members):

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fanin.guard import Guard, eager, private, reseed, untouched
+from fanin.guard import Guard, private, reseed, watching
 from fanin.operations import RECURRENT_CELLS, RECURRENT_LAYERS, Weighted
 from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
 
-__all__ = ["Outcome", "Target", "Total", "measure_", "outcomes_"]
+__all__ = ["DIGITS", "Outcome", "Target", "Total", "measure_", "outcomes_"]
 
 
 # A signal this far from its size is lost or exploded on its way: no scale of one weight mends that.
@@ -134,8 +134,7 @@ def outcomes_(
     each of several calls uses some rows of a parameter and the target is exact, each part has a
     factor and an outcome of its own, under the parameter's name and the rows: "path[0:16]".
     """
-    # a forward may take gradients itself, so they stay enabled
-    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
+    with watching(model) as guard:
         reseed(0)
         adjust = _Adjust(model, targets, guard, _Means(total))
         trace(model, private(batch), None, _Measuring(model, guard, adjust))

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from fanin.nested import tensors_in
 
-__all__ = ["Audit", "Record", "audit", "recording"]
+__all__ = ["TINY", "Audit", "Record", "audit", "recording"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Audit:
     tiny: float
     outliers: int
     bound: float
+
+    @property
+    def zero(self) -> bool:
+        """Whether there are entries, and all are zero."""
+        return self.count > 0 and self.max_abs == 0.0 and not self.nonfinite
 
     @property
     def uniform(self) -> bool:

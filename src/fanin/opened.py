@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -62,12 +63,35 @@ def open_recurrent(
                 if packed
                 else _without_cudnn(func, x, given, part, *rest, batch_first)
             )
+            along = sizes if packed else int(batch_first)
+            out = (out[0], _last(out[0], directions, along), *out[2:])
         report(recurrent(name, x, start, part, directions, biases), out)
         x = out[0]
         last.append(tuple(out[1:]))
         if dropout and training and layer < layers - 1:
             x = F.dropout(x, dropout, training=True)
     return (x, *(torch.cat(parts) for parts in zip(*last, strict=True)))
+
+
+def _last(states: Tensor, directions: int, along: int | Tensor) -> Tensor:
+    """The last state of each direction, read from all of them: the same bits as torch returns.
+
+    So a loss that sees the last state alone has a gradient where the states are measured.
+
+    Args:
+        states: [batch, time, …] or [time, batch, …]; [steps, …] where sequences are packed.
+        directions: the second runs backwards, and ends at the first step.
+        along: the dimension of time; the number of sequences at each step where they are packed.
+    """
+    parts = states.chunk(directions, -1)
+    if isinstance(along, int):
+        return torch.stack([part.select(along, -d) for d, part in zip((1, 0), parts, strict=False)])
+    sizes = along.tolist()
+    starts = [0, *itertools.accumulate(sizes)]
+    lengths = [sum(size > i for size in sizes) for i in range(sizes[0])]
+    ends = [starts[n - 1] + i for i, n in enumerate(lengths)]
+    steps = (ends, list(range(sizes[0])))
+    return torch.stack([part[at] for at, part in zip(steps, parts, strict=False)])
 
 
 def _without_cudnn(func: Any, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:

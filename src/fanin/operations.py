@@ -267,7 +267,9 @@ def _grouped_product(args: Sequence[Any]) -> Weighted:
 
 
 def _pick(weight: Tensor) -> Weighted:
-    """Rows of a table that an index picks: an embedding written by hand."""
+    """Rows of a table that an index picks: an embedding written by hand; or single numbers."""
+    if weight.dim() < 2:
+        return Weighted("embedding", _operands(("weight", weight)), (), fan_in=1, layout="v")
     return Weighted(
         "embedding",
         _operands(("weight", weight)),

@@ -24,7 +24,7 @@ from fanin.probe import Cell, Pass
 
 __all__ = ["Prediction", "between_samples", "predictions"]
 
-_MIXING = frozenset({"linear", "matmul", "mm", "addmm", "conv1d", "conv2d", "conv3d"})
+_MIXING = frozenset({"linear", "matmul", "mm", "conv1d", "conv2d", "conv3d"})
 _CENTRING = frozenset({"layer_norm", "group_norm"})
 _NORMS = _CENTRING | {"rms_norm"}
 # One token of many is not like all of them.

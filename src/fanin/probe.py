@@ -99,6 +99,8 @@ class Pass:
         picked: variation across samples of the results that are a part of what they are given, such
             as one token of many, by their call.
         first_bad: (call, value) of the first result outside of the range that was watched for.
+        first_bad_gradient: output of a call at which the gradient was not finite first, on its way
+            back; looked for where `first_bad` is.
     """
 
     architecture: Architecture
@@ -110,6 +112,7 @@ class Pass:
     picked: Mapping[int, float] = field(default_factory=dict)
     target_rms: float | None = None
     first_bad: tuple[Call, float] | None = None
+    first_bad_gradient: Call | None = None
 
 
 class Recorder:
@@ -131,6 +134,7 @@ class Recorder:
         self.targets: dict[int, float] = {}
         self.picked: dict[int, float] = {}
         self.first_bad: tuple[Call, float] | None = None
+        self.first_bad_gradient: Call | None = None
         self.calls: list[Call] = []
         self._samples, self._limit, self._keep = samples, limit, keep
         self._directions = Directions(seed)
@@ -199,14 +203,20 @@ class Recorder:
             self._pick(call, output)
         if self._limit is None or self.first_bad is not None or output.numel() == 0:
             return
+        if output.requires_grad:
+            _on_gradient(output, lambda g: self._look_back(call, g))
         values = output.detach()
-        if call.op in _PRODUCTS or call.units is not None:
+        if call.op in _PRODUCTS | _UNBOUNDED or call.units is not None:
             largest = float(torch.linalg.vector_norm(values, math.inf))
         else:  # a mask may hold -inf or the lowest finite value on purpose
             largest = float(values.max()) if values.is_floating_point() else 0.0
             largest = largest if math.isnan(largest) or largest == math.inf else 0.0
         if not largest <= self._limit:  # NaN compares false
             self.first_bad = (call, largest)
+
+    def _look_back(self, call: Call, gradient: Tensor) -> None:
+        if self.first_bad_gradient is None and not bool(torch.isfinite(gradient).all()):
+            self.first_bad_gradient = call
 
     def _pick(self, call: Call, output: Tensor) -> None:
         whole = math.prod(self.calls[call.behind[0]].shape)
@@ -261,6 +271,11 @@ def _alone(calls: list[Call], call: Call, source: Call) -> bool:
 
 # Functions whose results mixed-precision training computes in the low precision.
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "baddbmm", "addmm", "einsum"})
+# Functions that are infinite somewhere; what makes masks is none of them.
+_UNBOUNDED = frozenset({
+    "log", "log2", "log10", "log1p", "div", "divide", "true_divide", "rdiv", "rtruediv",
+    "reciprocal", "rsqrt", "pow", "logit", "atanh", "erfinv",
+})  # fmt: skip
 _BOUNDED = RECURRENT - {"rnn_relu", "rnn_relu_cell"}
 _ROWS = 64  # time steps looked at for the gates of a recurrent layer
 
@@ -377,6 +392,9 @@ def _spread(values: Tensor, samples: int) -> float | None:
     return relative_spread(flat[:, ::step].double(), 0)
 
 
+_PLACES = 64  # positions, and units, that are looked at for the variation inside one sample
+
+
 def _token_spread(values: Tensor, dims: tuple[int, ...], samples: int | None) -> float | None:
     """The same across the positions inside one sample (the first samples, some units)."""
     if samples and values.shape[0] > samples and values.shape[0] % samples == 0:
@@ -389,7 +407,7 @@ def _token_spread(values: Tensor, dims: tuple[int, ...], samples: int | None) ->
     part = part.flatten(2) if part.dim() > 2 else part.unsqueeze(-1)
     if part.shape[1] < 2:
         return None
-    rows, columns = max(1, part.shape[1] // 64), max(1, part.shape[2] // 64)
+    rows, columns = (max(1, n // _PLACES) for n in part.shape[1:])
     return relative_spread(part[:, ::rows, ::columns].double(), 1)
 
 
@@ -450,6 +468,7 @@ def run_pass(
         cells=recorder.cells,
         picked=recorder.picked,
         first_bad=recorder.first_bad,
+        first_bad_gradient=recorder.first_bad_gradient,
     )
     return result, gradients
 
@@ -457,8 +476,6 @@ def run_pass(
 def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
     """The scalar to differentiate: the loss, or a random linear functional of the output."""
     if value is not None:
-        if not isinstance(value, Tensor):
-            raise LossError(f"loss: it returned {type(value).__name__}; a scalar tensor is needed")
         if value.numel() != 1 or not value.is_floating_point():
             kind = f"{tuple(value.shape)} of {value.dtype}"
             raise LossError(f"loss: it returned a tensor {kind}; a real floating scalar is needed")

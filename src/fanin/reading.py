@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, read
 from fanin.calls import Call
 from fanin.errors import BatchError, ForwardError, ModelError
-from fanin.guard import Guard, eager, private, reseed, untouched
+from fanin.guard import Guard, private, reseed, watching
 from fanin.nested import arguments, tensors_in
 from fanin.operations import Weighted
 from fanin.trace import Watch, reject_unwatchable, trace
@@ -60,7 +60,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     check_batch(model, batch)
     # What a forward makes by itself (masks, positions) has to be on meta too.
     made = torch.device("meta") if meta else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard, made:
+    with watching(model) as guard, made:
         reseed(0)
         try:
             architecture = _watched(model, private(batch), guard)
@@ -128,6 +128,11 @@ def check_batch(model: nn.Module, batch: Any) -> None:
                 raise BatchError(
                     f"batch: input {name} is on {tensor.device}, the model on {here}; "
                     "move one of them"
+                )
+            if tensor.is_nested:
+                raise BatchError(
+                    f"batch: input {name} is a nested tensor, whose rows differ in length; pad "
+                    "them (torch.nested.to_padded_tensor) and give the lengths as a mask"
                 )
             values = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
             if values.layout != torch.strided or not values.is_floating_point() or values.is_meta:

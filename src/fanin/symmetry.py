@@ -251,8 +251,13 @@ class _VirtualRun:
         substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
         substitute |= {id(named_buffers[n]): b for n, b in self._buffers.items()}
 
+        model = subject.model
+        if isinstance(model, nn.DataParallel):  # functional_call refuses it
+            model = model.module
+            tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
+
         def call(*args: Any, **kwargs: Any) -> Any:
-            return torch.func.functional_call(subject.model, tensors, args, kwargs)
+            return torch.func.functional_call(model, tensors, args, kwargs)
 
         return run_pass(
             replace(subject, batch=_copied(self._batch)),

@@ -473,6 +473,7 @@ def trace(
 
     Raises:
         ForwardError: the model or the loss raised; the cause is chained.
+        LossError: the loss returned no tensor.
     """
     args, kwargs = arguments(batch)
     watch.note_batch(batch)

@@ -190,6 +190,55 @@ def constant_lstm():
     return Net(), torch.randn(12, 7, 6), classify(12, 3)
 
 
+def _last_state_of_copies(cell, **kwargs):
+    """A loss that sees the last state of a recurrent layer, and never its sequence of states."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = cell(6, 12, batch_first=True, **kwargs), nn.Linear(12, 3)
+            for parameter in self.rnn.parameters():
+                nn.init.constant_(parameter, 0.1)
+            with torch.no_grad():
+                self.head.weight[:] = self.head.weight[:, :1].clone()
+
+        def forward(self, x):
+            state = self.rnn(x)[1]
+            return self.head((state[0] if isinstance(state, tuple) else state)[-1])
+
+    return Net(), torch.randn(12, 7, 6), classify(12, 3)
+
+
+@FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
+def constant_gru_of_which_the_last_state_is_read():
+    return _last_state_of_copies(nn.GRU)
+
+
+@FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
+def constant_lstm_of_which_the_last_state_is_read():
+    return _last_state_of_copies(nn.LSTM, bidirectional=True)
+
+
+@FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
+def constant_encoder_that_hands_its_state_on():
+    """Only the state of the encoder reaches the decoder."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(6, 12, batch_first=True)
+            self.decoder, self.head = nn.GRU(5, 12, batch_first=True), nn.Linear(12, 3)
+            for parameter in (*self.rnn.parameters(), *self.decoder.parameters()):
+                nn.init.constant_(parameter, 0.1)
+            with torch.no_grad():
+                self.head.weight[:] = self.head.weight[:, :1].clone()
+
+        def forward(self, x, y):
+            return self.head(self.decoder(y, self.rnn(x)[1])[0]).flatten(0, 1)
+
+    return Net(), (torch.randn(12, 7, 6), torch.randn(12, 4, 5)), classify(48, 3)
+
+
 @FAULTS(
     thread="net2net.torch#3",
     codes=("S101",),

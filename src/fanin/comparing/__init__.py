@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from rich.console import RenderableType
 from torch import nn
 
+from fanin import draw
 from fanin.checking import check
 from fanin.comparing import figures, html, text
 from fanin.comparing.batches import Batches, gather
@@ -22,9 +22,9 @@ from fanin.comparing.building import Source
 from fanin.comparing.record import Outcome, Record, Run
 from fanin.comparing.starts import Start, read
 from fanin.comparing.text import plot
-from fanin.comparing.training import OPTIMIZERS, Training, every, seed_all, train_
+from fanin.comparing.training import OPTIMIZERS, Training, every, train_
 from fanin.errors import ArgumentError
-from fanin.guard import random_state
+from fanin.guard import random_state, reseed
 from fanin.report import Report
 from fanin.report.document import as_json, to_plain
 from fanin.report.figure import Figure
@@ -207,7 +207,7 @@ def compare(
     ('auto', False)
     """
     starts = read(schemes)
-    steps, seeds = _whole("steps", steps, 1), _seeds(seeds)
+    steps, seeds = draw.integer("steps", steps, 1, 2**63), _seeds(seeds)
     name, factory, rates = _optimizer(optimizer, rates)
     tell = _callable("progress", progress) or (lambda _text, _share: None)
     _callable("loss", loss)
@@ -215,7 +215,7 @@ def compare(
     with torch.inference_mode(False), torch.enable_grad(), _kept():
         source = Source(build, seeds[0])
         with random_state(source.first):
-            seed_all(seeds[0])  # a loader may shuffle
+            reseed(seeds[0])  # a loader may shuffle
             batches = gather(batch, loss, steps)
             often = every(steps, batches.many)
             training = Training(batches, loss, steps, factory, often, accuracy)
@@ -328,7 +328,7 @@ def _rates(given: Any) -> tuple[float, ...]:
 
 def _seeds(given: Any) -> tuple[int, ...]:
     return tuple(
-        dict.fromkeys(_whole("seeds", seed, 0, 2**64) for seed in _several("seeds", given))
+        dict.fromkeys(draw.integer("seeds", seed, 0, 2**64) for seed in _several("seeds", given))
     )
 
 
@@ -338,17 +338,6 @@ def _several(name: str, given: Any) -> list[Any]:
     if not values:
         raise ArgumentError(f"{name}: there is none; at least one is needed")
     return values
-
-
-def _whole(name: str, given: Any, least: int, end: int = 2**63) -> int:
-    try:
-        whole = None if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        whole = None
-    if whole is None or not least <= whole < end:
-        allowed = f"an integer from {least} to {end - 1}"
-        raise ArgumentError(f"{name}: {given!r:.40}; {allowed} is needed")
-    return whole
 
 
 def _callable(name: str, given: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fanin.comparing.batches import cause
-from fanin.comparing.training import seed_all
 from fanin.errors import ArgumentError, ModelError
+from fanin.guard import reseed
 
 __all__ = ["Source"]
 
@@ -37,7 +37,7 @@ class Source:
                 "that returns a model, or a model, is needed"
             )
         self._build = build
-        seed_all(seed)
+        reseed(seed)
         self.first = self._made()
         self._known = {id(tensor) for tensor in _tensors(self.first)}
 
@@ -49,7 +49,7 @@ class Source:
         Raises:
             ModelError: the model cannot be copied.
         """
-        seed_all(seed)
+        reseed(seed)
         model = self._made()
         if not any(id(tensor) in self._known for tensor in _tensors(model)):
             return model

@@ -21,7 +21,7 @@ from fanin.errors import ArgumentError, FaninError, ForwardError, LossError
 from fanin.guard import reseed
 from fanin.nested import arguments
 
-__all__ = ["OPTIMIZERS", "Training", "every", "seed_all", "train_"]
+__all__ = ["OPTIMIZERS", "Training", "every", "train_"]
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = MappingProxyType(
     {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -68,11 +68,6 @@ def every(steps: int, many: bool) -> int:
     return -(-steps // (_MEANS if many else _INTERVALS))
 
 
-def seed_all(seed: int) -> None:
-    """Seed torch, numpy and Python."""
-    reseed(seed)
-
-
 def train_(
     model: nn.Module,
     training: Training,
@@ -106,7 +101,7 @@ def train_(
     >>> train_(model, plan, rate=0.1).at
     (0, 5, 10)
     """
-    seed_all(seed)
+    reseed(seed)
     optimizer = _optimizer(training, model, rate)
     curve, watch = _Curve(), _Divergence()
     many, steps = training.batches.many, training.steps

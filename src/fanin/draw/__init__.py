@@ -19,7 +19,7 @@ can change a bit, and torch's, numpy's and Python's own random states are neithe
 
 from fanin.draw.matrices import hadamard, hadamard_rows, orthogonal
 from fanin.draw.native import Backend, backend
-from fanin.draw.philox import Key, key
+from fanin.draw.philox import Key, integer, key
 from fanin.draw.tensors import normal_, trunc_normal_, uniform_
 from fanin.draw.values import normal, words
 
@@ -29,6 +29,7 @@ __all__ = [
     "backend",
     "hadamard",
     "hadamard_rows",
+    "integer",
     "key",
     "normal",
     "normal_",

@@ -52,14 +52,19 @@ class Key:
 
 
 def integer(argument: str, value: object, least: int, limit: int) -> int:
-    """`value` as an int, least ≤ value < limit; else an ArgumentError that names `argument`."""
+    """`value` as an int, least ≤ value < limit; else an ArgumentError that names `argument`.
+
+    >>> integer("seed", np.int64(7), 0, 2**64)
+    7
+    """
     if (
         isinstance(value, int | np.integer)
         and not isinstance(value, bool)
         and least <= value < limit
     ):
         return int(value)
-    raise ArgumentError(f"{argument}: {value!r}; an integer from {least} to {limit - 1} is needed")
+    most = "2**64 - 1" if limit == 2**64 else limit - 1
+    raise ArgumentError(f"{argument}: {value!r:.40}; an integer from {least} to {most} is needed")
 
 
 def key(seed: int, name: str, stream: str = "normal", version: int = 1) -> Key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fanin.architecture import Layer
 from fanin.branches import ResidualBranch
@@ -81,6 +82,11 @@ class Evidence:
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()
     lost: tuple[str, ...] = ()
+
+    @cached_property
+    def zeros(self) -> frozenset[str]:
+        """Parameters whose entries are all zero."""
+        return frozenset(a.name for a in self.audits if a.zero)
 
     def place(self, call: Call) -> str:
         """Name of the layer a call belongs to, else of the module it ran in."""

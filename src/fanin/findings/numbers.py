@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
+from fanin.numbers import TINY
 from fanin.summary import count
 
 __all__ = ["HUGE", "RULES"]
@@ -63,7 +64,7 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
         "error" if harmed else "warning",
         names,
         measured="; ".join(texts[:4]) + (f" (+{len(texts) - 4})" if len(texts) > 4 else ""),
-        expected=f"entries between {1e-30:g} and {HUGE:g}",
+        expected=f"entries between {TINY:g} and {HUGE:g}",
         message="A parameter holds values that no scheme draws: memory that was allocated and not "
         "written.",
     )
@@ -81,7 +82,15 @@ def non_finite_signal(evidence: Evidence) -> Iterator[Finding]:
     cells = evidence.seen.cells
     back = [i for i, c in cells.items() if c.cotangent_nonfinite]
     if back and not any(c.nonfinite for c in cells.values()):
-        yield _first(evidence, evidence.seen.architecture.trace.calls[max(back)], "backward")
+        yield _first(evidence, _breaks_gradient(evidence, max(back)), "backward")
+
+
+def _breaks_gradient(evidence: Evidence, last: int) -> Call:
+    """The call whose backward pass makes the first gradient that is not finite."""
+    read = evidence.seen.architecture
+    seen = evidence.seen.first_bad_gradient
+    after = read.followers.get(seen.index, ()) if seen is not None else ()
+    return after[-1] if after else read.trace.calls[last]
 
 
 def _first(evidence: Evidence, call: Call, way: str) -> Finding:

@@ -91,7 +91,7 @@ def finding(
     """
     rule, layers = RULES[code], tuple(dict.fromkeys(places))
     if severity not in rule.severities:
-        raise AssertionError(f"{code} is never an {severity}")
+        raise AssertionError(f"{code} never has the severity {severity!r}")
     return Finding(
         code=code,
         name=rule.name,

@@ -67,10 +67,9 @@ SAME_BATCH = 1e-3
 
 def _live(evidence: Evidence) -> list[Station]:
     """The trunk up to the first weight that is all zero: what lies behind it only says that."""
-    zero = {a.name for a in evidence.audits if a.count and a.max_abs == 0.0 and not a.nonfinite}
     live = []
     for station in evidence.trunk:
-        if station.layer is not None and station.layer.weight[0] in zero:
+        if station.layer is not None and station.layer.weight[0] in evidence.zeros:
             break
         if not math.isfinite(station.rms):
             break
@@ -215,7 +214,7 @@ def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
 
 def dead(evidence: Evidence) -> Iterator[Finding]:
     """P205: layers whose units are flat on every sample."""
-    zero = {a.name for a in evidence.audits if a.count and a.max_abs == 0.0}
+    zero = evidence.zeros
     trunk = {s.index for s in evidence.trunk}
     found: dict[str, list[tuple[str, float]]] = {"error": [], "warning": []}
     for layer in evidence.seen.architecture.layers:
@@ -244,7 +243,7 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _named_before(evidence: Evidence, layer: Layer, zero: set[str]) -> bool:
+def _named_before(evidence: Evidence, layer: Layer, zero: frozenset[str]) -> bool:
     """Whether a layer of zeros, or of dead units, lies before a layer."""
     read, cells = evidence.seen.architecture, evidence.seen.cells
     before = read.ancestors(layer.calls).difference(layer.calls)
@@ -256,7 +255,7 @@ def _named_before(evidence: Evidence, layer: Layer, zero: set[str]) -> bool:
     )
 
 
-def _behind_closed_norm(evidence: Evidence, layer: Layer, zero: set[str]) -> bool:
+def _behind_closed_norm(evidence: Evidence, layer: Layer, zero: frozenset[str]) -> bool:
     """Whether a norm whose scale is all zero stands between a layer and its activation."""
     read = evidence.seen.architecture
     norms = [y for y in read.layers if y.op in NORMS and y.weight[0] in zero]
@@ -386,7 +385,7 @@ def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
     for layer in evidence.seen.architecture.layers:
         if layer.op in NORMS and len(layer.parameters) > 1 and len(layer.weight) == 1:
             scale, shift = audits.get(layer.weight[0]), audits.get(layer.parameters[1])
-            closed = scale is not None and scale.max_abs == 0.0 and not scale.nonfinite
+            closed = scale is not None and scale.zero
             if closed and shift is not None and shift.max_abs > 0.0:
                 found.append(layer.name)
     trunk = {s.place for s in evidence.trunk}

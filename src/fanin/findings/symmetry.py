@@ -179,7 +179,7 @@ def _holders(found: tuple[Deadlock, ...]) -> list[str]:
 def _blamed(evidence: Evidence, found: tuple[Deadlock, ...]) -> list[str]:
     """Layers whose own weight is zero and held, the cause rather than the victims."""
     held = {b for d in found for b in d.because}
-    zeros = {a.name for a in evidence.audits if a.count and a.max_abs == 0.0 and not a.nonfinite}
+    zeros = evidence.zeros
     guilty = [d.layer for d in found if d.parameter in zeros and d.parameter in held]
     first = [d.layer for d in found if d.parameter in zeros and d.parameter.endswith("weight")]
     owners = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}

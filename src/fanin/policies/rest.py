@@ -105,6 +105,8 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
         )
     if role.feeds_scores:
         return Choice("zeros", "a bias on attention scores: no preference at the start")
+    if len(role.shape) == 1:
+        return Choice("zeros", "one number for each index, which learns from its own samples alone")
     if drawn.normed:
         return Choice(
             "normal",

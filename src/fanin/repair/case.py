@@ -72,8 +72,7 @@ class Case:
     @cached_property
     def zeros(self) -> frozenset[str]:
         """Parameters whose entries are all zero."""
-        found = self.audits.values()
-        return frozenset(a.name for a in found if a.count and a.max_abs == 0 and not a.nonfinite)
+        return self.evidence.zeros
 
     @cached_property
     def planned(self) -> Mapping[str, Assignment]:

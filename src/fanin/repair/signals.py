@@ -9,7 +9,7 @@ from dataclasses import replace
 from fanin.apply import copied
 from fanin.assignment import Assignment
 from fanin.findings import Finding
-from fanin.measuring import Target, measure_
+from fanin.measuring import DIGITS, Target, measure_
 from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import head_gain, target_size
 from fanin.policies.deep import BIASED
@@ -344,7 +344,7 @@ def _until(case: Case, guilty: Collection[str]) -> list[str]:
 
 
 def _short(factor: float) -> float:
-    return float(f"{factor:.4g}")  # a recipe is read by people
+    return float(f"{factor:.{DIGITS}g}")
 
 
 # ---- drawn anew ----------------------------------------------------------------------------------

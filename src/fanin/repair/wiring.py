@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fanin.architecture import weighted_source
 from fanin.calls import Call
-from fanin.guard import eager, private, reseed, untouched
+from fanin.guard import private, reseed, watching
 from fanin.layers import TOLERANCES
 from fanin.operations import Weighted
+from fanin.reading import Unobserved
 from fanin.sketch import Directions, labels, project
 from fanin.slopes import dead_units
 from fanin.trace import Watch, trace
@@ -57,7 +58,7 @@ def wiring(model: nn.Module, batch: Any, seed: int, wanted: Collection[str]) -> 
         wanted: weights whose units are looked up (an index for each entry).
     """
     look = _Look(model, seed, wanted)
-    with torch.inference_mode(False), torch.enable_grad(), eager(), untouched(model) as guard:
+    with watching(model) as guard:
         reseed(seed)
         watch = Watch(model, model.named_parameters(), guard, look)
         look.calls = watch.calls
@@ -65,7 +66,7 @@ def wiring(model: nn.Module, batch: Any, seed: int, wanted: Collection[str]) -> 
     return look.found
 
 
-class _Look:
+class _Look(Unobserved):
     """An observer that notes the wires."""
 
     def __init__(self, model: nn.Module, seed: int, wanted: Collection[str]) -> None:
@@ -116,14 +117,6 @@ class _Look:
             flat = mask.reshape(-1).cpu().numpy()
             again = wire.dead is not None and wire.dead.shape == flat.shape
             wire.dead = flat & wire.dead if again else flat
-
-    def produced(self, call: Call, output: Tensor) -> None:
-        """Nothing to note."""
-
-    def criterion(
-        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Nothing to note."""
 
     # ---- where a unit's numbers are --------------------------------------------------------------
 
