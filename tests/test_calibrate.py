@@ -23,7 +23,7 @@ from zoo.healthy import HEALTHY
 from zoo.snapshot import snapshot
 
 import fanin
-from fanin.calibration import Calibration, calibrate_
+from fanin.calibration import Calibrated, Calibration, calibrate_
 from fanin.errors import ArgumentError, BatchError, ForwardError, ModelError
 from fanin.measuring import Target, measure_, outcomes_
 
@@ -723,6 +723,8 @@ def test_a_calibration_reads_as_a_table_and_as_plain_data():
     assert len({len(line) for line in rows}) == 1
     assert str(done).replace("\n", "").isprintable()
     plain = json.loads(json.dumps(done.to_dict()))
+    assert done.to_json() == json.dumps(plain, indent=2)
+    assert done.to_json(None) == json.dumps(plain)
     assert plain["passes"] == 2
     assert plain["rows"][0]["parameter"] == "0.weight"
     assert set(plain["untouched"]) == set(done.untouched)
@@ -730,6 +732,12 @@ def test_a_calibration_reads_as_a_table_and_as_plain_data():
     assert "0.weight" in done
     with pytest.raises(KeyError, match=r"0\.bias: left as it is: no weight"):
         done["0.bias"]
+
+
+def test_a_number_of_a_calibration_that_is_not_finite_is_a_string():
+    row = Calibrated("weight", math.nan, math.inf, -math.inf, 0.0, 1.0)
+    (plain,) = json.loads(Calibration((row,)).to_json())["rows"]
+    assert (plain["before"], plain["after"], plain["factor"]) == ("nan", "inf", "-inf")
 
 
 def test_the_names_are_public():

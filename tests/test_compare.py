@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fanin
-from fanin.cli.compare import Bar
 from fanin.cli.compare import compare as command
 from fanin.cli.program import Program
+from fanin.cli.progress import ShareBar
 from fanin.comparing import Batches, Comparison, Run, Training, compare, train_
 from fanin.comparing.text import Scale
 from fanin.errors import ArgumentError, BatchError, FaninError, ForwardError, LossError, ModelError
-from fanin.report.wording import visible
 from fanin.summary import to_text
+from fanin.wording import visible
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 6, generator=GENERATOR)
@@ -780,7 +780,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         # By its place in sys.modules: the command has the name of its module.
-        monkeypatch.setattr(sys.modules[Bar.__module__], "compare_starts", interrupted)
+        monkeypatch.setattr(sys.modules["fanin.cli.compare"], "compare_starts", interrupted)
         done = self.run("compare", EXAMPLE, "--json", str(tmp_path / "out.json"))
         assert (done.exit_code, done.stderr) == (130, "fanin: interrupted\n")
         assert list(tmp_path.iterdir()) == []
@@ -788,6 +788,6 @@ class TestCommand:
     def test_the_bar_is_for_terminals(self) -> None:
         for terminal in (True, False):
             page = io.StringIO()
-            with Bar(Console(file=page, force_terminal=terminal, width=100)) as bar:
+            with ShareBar(Console(file=page, force_terminal=terminal, width=100)) as bar:
                 bar("auto [bold]: loss 0.31", 0.5)
             assert ("auto [bold]: loss 0.31" in page.getvalue()) == terminal

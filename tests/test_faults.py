@@ -200,8 +200,7 @@ class Drowned(nn.Module):
         self.matrix = nn.Parameter(torch.zeros(64, 64))
         self.drown, self.head = nn.Linear(64, 64), nn.Linear(64, 4)
         with torch.no_grad():
-            self.drown.weight.mul_(1e-6)
-            self.drown.bias.normal_()
+            self.drown.bias.normal_(std=1e6)
 
     def forward(self, x):
         x = self.inlet(x)
@@ -262,8 +261,7 @@ class Picking(nn.Module):
         self.collapsed = collapsed
         self.inlet, self.drown, self.head = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 4)
         with torch.no_grad():
-            self.drown.weight.mul_(1e-6)
-            self.drown.bias.normal_()
+            self.drown.bias.normal_(std=1e6)
 
     def forward(self, x):
         x = self.inlet(x).tanh()

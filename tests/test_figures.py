@@ -647,6 +647,14 @@ class TestOutput:
             figure.save(tmp_path / name)
         assert not list(tmp_path.iterdir())
 
+    def test_a_file_that_cannot_be_written_is_named(self, figure: Figure, tmp_path: Path) -> None:
+        (tmp_path / "folder.svg").mkdir()
+        for name in ("no/folder/x.svg", "folder.svg"):
+            path = tmp_path / name
+            with pytest.raises(ArgumentError, match=rf"^path: {re.escape(str(path))} cannot be wr"):
+                figure.save(path)
+        assert [path.name for path in tmp_path.iterdir()] == ["folder.svg"]
+
     def test_a_figure_that_cannot_be_drawn_leaves_the_old_file(
         self, figure: Figure, tmp_path: Path
     ) -> None:

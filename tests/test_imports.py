@@ -18,6 +18,9 @@ ROOT = Path(fanin.__file__).parent
 #: Each imports only what stands before it.  "" is `fanin` itself.
 ORDER = (
     "errors",
+    "version",
+    "wording",
+    "plain",
     "moments",
     "assignment",
     "window",
@@ -153,7 +156,7 @@ def test_the_errors_import_nothing_else():
     assert {name.split(".")[0] for name, _ in imports("fanin.errors")} <= {"__future__", "typing"}
 
 
-PURE = ("errors", "moments", "assignment", "region", "catalogue", "recipe")
+PURE = ("errors", "wording", "plain", "moments", "assignment", "region", "catalogue", "recipe")
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if top(module) in PURE])

@@ -25,8 +25,8 @@ from fanin.report.cards import Proof, cards
 from fanin.report.html import to_fragment, to_page
 from fanin.report.outline import Line, outline
 from fanin.report.page import explanation, render
-from fanin.report.wording import visible
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass
+from fanin.wording import visible
 
 PAGE = 2_000_000  # bytes that a page may have, its script included
 FRAGMENT = 100_000  # bytes that a notebook gets, without the figure

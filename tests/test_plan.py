@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,9 +33,11 @@ from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, BatchError, FaninError, ModelError
 from fanin.planning import Plan, init_, plan
 from fanin.policies import decide
-from fanin.policies.auto import HEAD_GAIN, TABLE
+from fanin.policies.auto import HEAD_GAIN, TABLE, auto, branch_factor, target_size
+from fanin.policies.choice import blueprint
 from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
+from fanin.policies.signal import keeps_scale
 from fanin.reading import reading
 from fanin.roles import roles
 
@@ -422,6 +425,31 @@ def test_a_branch_of_another_kind_is_no_residual_branch_without_norms():
         assert not any(
             a.scheme == "zeros" and len(a.shape) > 1 for a in planned(name).assignments
         ), name
+
+
+@pytest.mark.parametrize("norm", ["none", "before", "after", "last"])
+@pytest.mark.parametrize("of", [0, 1, 4])
+@pytest.mark.parametrize("depth", [1, 2, 12])
+@pytest.mark.parametrize("source", ["layer", "activation"])
+def test_a_layer_in_a_branch_is_measured_against_what_was_planned(
+    norm: str, of: int, depth: int, source: str
+):
+    """Also in a branch as long as a deep stretch, and where nothing is added to its stream."""
+    model, batch = BARE()
+    found = roles(reading(model, batch), model)
+    role = next(r for r in found if r.parameter == "3.body.2.weight")
+    assert role.branch is not None
+    branch = replace(role.branch, norm=norm, of=of, depth=depth)
+    role = replace(role, branch=branch, run=depth, input=replace(role.input, kind=source))
+    for last, gated in itertools.product([False, True], repeat=2):
+        here = replace(role, last=last, gated_branch=gated, activation="tanh", curve="tanh")
+        chosen, base = auto(here, blueprint(found, meta=False)), keeps_scale(here)
+        if of:
+            assert chosen.gain == base.gain * target_size(here)
+            assert target_size(here) == branch_factor(here)
+        else:
+            assert branch_factor(here) == 1.0
+            assert "branch" not in chosen.because
 
 
 def test_the_scale_of_a_norm_that_adds_one_is_zero():
@@ -1064,6 +1092,14 @@ def test_a_plan_is_plain_data():
     assert data["scheme"] == "auto"
     assert [row["parameter"] for row in data["assignments"]] == [a.parameter for a in found]
     assert data["untouched"] == dict(found.untouched)
+    assert found.to_json() == json.dumps(data, indent=2)
+    assert found.to_json(None) == json.dumps(data)
+
+
+def test_a_number_of_a_plan_that_is_not_finite_is_a_string():
+    odd = Assignment("w", "uniform", 1.0, math.nan, math.inf, "", arguments={"low": -math.inf})
+    (row,) = json.loads(Plan((odd,)).to_json())["assignments"]
+    assert (row["std"], row["fan"], row["arguments"]) == ("nan", "inf", {"low": "-inf"})
 
 
 def test_repeated_blocks_are_one_row_of_the_table():

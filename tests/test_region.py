@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from zoo.checks import unchanged
 
 from fanin.apply import apply_
-from fanin.assignment import KEPT, REPAIR, Assignment, Recipe
+from fanin.assignment import KEPT, REGION, REPAIR, Assignment, Recipe
 from fanin.errors import ArgumentError, RecipeError
-from fanin.fill import fill_
+from fanin.fill import by_parts, factored, fill_
 from fanin.planning import Plan
 from fanin.recipe import from_toml, to_toml
 from fanin.region import check_region, groups_of, mask, named
+from fanin.repair.merging import merged
 
 MANY = settings(max_examples=150, deadline=None, derandomize=True)
 NAMES = {"o": "outputs", "i": "inputs", "v": "inputs", "b": "matrices"}
@@ -156,6 +157,18 @@ WRONG = [
     ("normal", {"outputs": (0,), "kept": math.inf}, "kept: inf"),
     ("normal", {"outputs": (0,), "kept": "half"}, "kept: 'half'"),
     ("normal", {"outputs": (0,), "kept": True}, "kept: True"),
+    ("normal", {"outputs": (0,), "kept": 10**400}, "kept: 1000"),
+    ("normal", {"padding": 4}, "padding: 4; one of the 4 rows"),
+    ("normal", {"padding": -1}, "padding: -1"),
+    ("normal", {"padding": True}, "padding: True"),
+    ("normal", {"padding": 1.0}, "padding: 1.0"),
+    (KEPT, {"padding": "1"}, "padding: '1'"),
+    ("normal", {"rows": (1.0, 2.0, 3.0)}, "rows: a number for each of the 4 outputs"),
+    ("normal", {"rows": (1.0, 2.0, 3.0, True)}, "rows: a number"),
+    ("normal", {"rows": (1.0, 2.0, 3.0, math.nan)}, "rows: a number"),
+    ("normal", {"rows": (1.0, 2.0, 3.0, 10**400)}, "rows: a number"),
+    ("normal", {"rows": "wide"}, "rows: a number"),
+    (KEPT, {"rows": ()}, "rows: a number"),
     (KEPT, {"outputs": (0,)}, "outputs: nothing is drawn"),
     (KEPT, {"split": ((0, 1),)}, "split: nothing is drawn"),
     (KEPT, {"kept": 0.5}, "kept: 0.5"),
@@ -191,6 +204,13 @@ def test_a_split_needs_its_dimension_once():
         check_region("normal", {"split": ((0, 1),)}, (4,), "o")
     with pytest.raises(ArgumentError, match="along"):
         check_region("normal", {"split": ((0, 1),)}, (4, 3), "")
+
+
+def test_factors_need_outputs():
+    check_region("normal", {"rows": (1, 2.0, 0.5)}, (4, 3), "io")
+    for shape, layout in (((4,), "i"), ((), ""), ((0,), "v")):
+        with pytest.raises(ArgumentError, match=r"^rows: .* 0 outputs"):
+            check_region("normal", {"rows": ()}, shape, layout)
 
 
 def test_groups_come_as_tuples():
@@ -285,6 +305,70 @@ def test_an_error_after_a_part_was_drawn_takes_it_back():
     rest = {"0.bias": "", "1.bias": ""}
     with unchanged(model, None), pytest.raises(ArgumentError, match="outputs: 2"):
         apply_(Recipe((good, bad), rest, REPAIR), model)
+
+
+# Scheme and arguments; whether a part is drawn, whether the values before count.
+DRAWN = [
+    ("normal", {}, False, False),
+    ("normal", dict.fromkeys((*REGION, "split", "kept")), False, False),
+    ("normal", {"kept": 0.5}, False, False),
+    ("normal", {"rows": (1.0, 2.0, 3.0, 4.0)}, False, False),
+    (KEPT, {}, False, True),
+    ("normal", {"outputs": (1,)}, True, True),
+    ("normal", {"inputs": (1,), "kept": 0.5}, True, True),
+    ("normal", {"entries": ()}, True, True),
+    ("normal", {"split": ((0, 1),)}, True, True),
+]
+
+
+@pytest.mark.parametrize(("scheme", "arguments", "partial", "keeps"), DRAWN)
+def test_values_count_where_they_are_scaled_or_beside_what_is_drawn(
+    scheme: str, arguments: dict, partial: bool, keeps: bool
+):
+    assignment = assigned(scheme=scheme, **arguments)
+    assert (assignment.partial, assignment.keeps_values) == (partial, keeps)
+    other = model_of((4, 3))
+    with torch.no_grad():
+        other.weight += 1
+    assert torch.equal(applied(assignment), applied(assignment, other)) is not keeps
+
+
+@pytest.mark.parametrize(("scheme", "arguments", "partial", "keeps"), DRAWN)
+def test_a_part_beside_kept_values_is_drawn_in_one_go_on_each_machine(
+    scheme: str, arguments: dict, partial: bool, keeps: bool
+):
+    assert by_parts(assigned(scheme=scheme, **arguments)) is not partial
+    if scheme != KEPT:
+        assert factored(assigned(scheme="orthogonal", **arguments)) is not keeps
+
+
+@pytest.mark.parametrize(("scheme", "arguments", "partial", "keeps"), DRAWN)
+def test_a_repair_of_a_part_is_merged_with_what_was_prescribed_before(
+    scheme: str, arguments: dict, partial: bool, keeps: bool
+):
+    """After a factor a part keeps it for the rest; what is drawn as a whole forgets it."""
+    after = assigned(scheme=scheme, **arguments)
+    made = merged(assigned(scheme=KEPT, gain=0.25), after)
+    if not keeps:
+        assert made == after
+    elif not partial:
+        assert made.gain == 0.125
+    elif "split" in arguments:
+        assert made.scheme == KEPT
+    else:
+        assert made.arguments == {**arguments, "kept": 0.25}
+
+
+def test_parts_are_merged_into_their_union():
+    none = dict.fromkeys((*REGION, "split"))
+    before, after = assigned(**{**none, "outputs": (1, 2)}), assigned(outputs=(2, 3), entries=(0,))
+    found = merged(before, after).arguments
+    assert {name: value for name, value in found.items() if value is not None} == {
+        "outputs": (1, 2, 3),
+        "entries": (0,),
+    }
+    assert merged(assigned(**none), after) == assigned(**none)  # all of it was drawn already
+    assert merged(assigned(split=((0, 1),)), after).arguments == {"split": ((0, 1),)}
 
 
 # ── split ────────────────────────────────────────────────────────────────────────────────────

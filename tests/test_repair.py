@@ -20,6 +20,7 @@ from zoo.mending import Mended, mend, mended, same_bits
 from zoo.traps import TRAPS
 
 import fanin
+from fanin.repair.changes import Change
 
 pytestmark = QUIET
 
@@ -113,10 +114,16 @@ def test_a_mended_model_has_nothing_to_mend(case: Case):
         assert not again.repair.changed
 
 
+def test_a_size_that_is_not_finite_is_plain_data():
+    told = Change("nan", 1, 1, math.nan, math.inf, "").to_dict()
+    assert (told["parameter"], told["before"], told["after"]) == ("nan", None, "inf")
+
+
 @parametrize(FAULTS)
 def test_a_repair_can_be_told_as_text_and_as_data(case: Case):
     done = mended(case, warnings=True)
-    data = json.loads(json.dumps(done.repair.to_dict()))
+    data = json.loads(done.repair.to_json(None))
+    assert done.repair.to_json() == json.dumps(data, indent=2)
     assert data["changed"] == list(done.repair.changed)
     assert data["ok"] is done.repair.ok
     assert [c["entries"] for c in data["changes"]] == list(done.entries.values())

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,7 +21,8 @@ from fanin.layers import Depth
 from fanin.report import Report
 from fanin.report.document import schema
 from fanin.report.text import render, to_text
-from fanin.report.wording import growth, verdict, visible
+from fanin.report.wording import growth, verdict
+from fanin.wording import visible
 
 SCREEN = 45
 Golden = Callable[[str, str], None]
@@ -134,6 +136,15 @@ def test_a_terminal_without_unicode_still_gets_the_text(name: str) -> None:
     assert page.buffer.getvalue()[:2] in (b"x ", b"v ")  # type: ignore[attr-defined]
 
 
+@every_sample
+def test_the_text_is_the_same_whatever_stdout_can_write(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = to_text(SAMPLES[name](), width=80)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert to_text(SAMPLES[name](), width=80) == text
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_show_as_one_line_of_text(name: str) -> None:
     assert visible(name).isprintable()
@@ -195,8 +206,20 @@ def test_a_model_named_nan_stays_a_name() -> None:
 
 
 def test_another_schema_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="schema_version is 99"):
+    with pytest.raises(ArgumentError, match=r"^plain: its schema_version is 99; 1 is needed$"):
         Report.from_dict({**SAMPLES["gpt2"]().to_dict(), "schema_version": 99})
+
+
+def test_what_is_no_report_is_refused() -> None:
+    whole = SAMPLES["gpt2"]().to_dict()
+    for plain, told in (
+        ([], "list; what to_dict returned"),
+        ({}, "its schema_version is None"),
+        ({"schema_version": 1}, "it has no field 'unnamed'"),
+        ({**whole, "layers": [{"name": "0"}]}, "it has no field 'op'"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^plain: {told}"):
+            Report.from_dict(plain)  # type: ignore[arg-type]
 
 
 def test_ok_depends_on_errors_alone() -> None:

@@ -29,11 +29,13 @@ import fanin
 from fanin.assignment import Assignment, Recipe
 from fanin.checkpoint import origin
 from fanin.cli import cli
-from fanin.cli.progress import Bar
+from fanin.cli.progress import ByteBar
 from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.streaming import Ranks, Written, ranks_of, write
 from fanin.streaming import folder as folders
 from fanin.streaming import pieces as cutting
+from fanin.streaming.entries import Entry
+from fanin.streaming.shards import split
 from fanin.targets import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -495,6 +497,29 @@ class TestRefused:
         with pytest.raises(ModelError, match=r"'middle\.bias' .*\(it is frozen\)"):
             write(model, planned(), tmp_path / "x")
         write(model, planned(), tmp_path / "x", frozen=True)
+
+    @pytest.mark.parametrize(
+        ("scheme", "arguments", "number"),
+        [
+            ("normal", {}, 9),
+            ("normal", {"outputs": None, "split": None}, 9),
+            ("normal", {"outputs": (1,)}, 1),
+            ("normal", {"split": ((0, 1),)}, 1),
+            ("kept", {}, 1),
+            ("orthogonal", {}, 1),
+        ],
+    )
+    def test_what_needs_all_values_is_one_piece(
+        self, scheme: str, arguments: dict[str, Any], number: int
+    ) -> None:
+        """36 rows of 60 numbers of 4 bytes, 4 rows to a piece of 1000 bytes."""
+        shape = (36, 60)
+        assignment = Assignment("w", scheme, 0.5, 0.5, None, "", shape, "oi", 1, arguments)
+        entry = Entry("w", shape, torch.float32, "w", assignment, torch.zeros(shape))
+        header, *pieces = cutting.pieces(split([entry], 10**6, {})[0])
+        assert header.entry is None
+        assert len(pieces) == number
+        assert sum(piece.window.count for piece in pieces) == entry.size // 4
 
     def test_values_that_are_kept_have_to_be_there(self, tmp_path: Path) -> None:
         model = nn.Linear(3, 2, bias=False, device="meta")
@@ -1227,7 +1252,7 @@ class TestCommandLine:
 class TestBar:
     def shown(self, **extra: Any) -> str:
         console = Console(file=io.StringIO(), width=120, **extra)
-        with Bar("writing [start]", console) as bar:
+        with ByteBar("writing [start]", console) as bar:
             bar(25_000_000, 100_000_000)
         file: Any = console.file
         return str(file.getvalue())
@@ -1242,7 +1267,7 @@ class TestBar:
 
     def test_nothing_when_quiet(self) -> None:
         console = Console(file=io.StringIO(), force_terminal=True)
-        with Bar("writing", console, quiet=True) as bar:
+        with ByteBar("writing", console, quiet=True) as bar:
             bar(1, 2)
         file: Any = console.file
         assert file.getvalue() == ""

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 import fanin
+from fanin.recipe import Mismatch
+from fanin.report.wording import listing
 from fanin.summary import _Path, table, to_text
+from fanin.verifying.result import Checked, Verification
 
 LONG = "model.layers.{0..11}.self_attn.q_proj.weight (12×)"
 
@@ -45,3 +48,14 @@ def test_the_table_of_a_plan_holds_whole_parts_of_names():
     for part in ("a_rather_long_name.", "of_a_block.", "with_a_projection.", "weight"):
         assert part in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_a_name_reads_the_same_wherever_it_is_shown():
+    name = "a\\b'\"\n"
+    written = r"""a\b'"\n"""
+    plan = fanin.Plan((), {name: "frozen"})
+    calibration = fanin.Calibration((), {name: "frozen"})
+    mismatch = Mismatch(name, "missing", None, (2,))
+    checked = Verification("file", "auto", 0, (Checked(name, "missing", shape=(2,)),))
+    for shown in (plan, calibration, mismatch, checked, listing([name])):
+        assert written in str(shown)

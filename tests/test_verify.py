@@ -560,6 +560,14 @@ class TestWhatCannotBeJudged:
             weight = verified({"0.weight": torch.randn(24, 40)}, Recipe((assignment,)))["0.weight"]
             assert weight.state == "not judged"
 
+    def test_a_part_that_is_none_is_the_whole(self, verified: Verify) -> None:
+        none = replace(WEIGHT, arguments={"outputs": None, "split": None})
+        tensors = start(Recipe((none,)))
+        weight = verified(tensors, Recipe((none,)))["0.weight"]
+        assert (weight.state, weight.entries, weight.told) == ("same", 960, "")
+        turned = verified({"0.weight": tensors["0.weight"].T.contiguous()}, Recipe((none,)))
+        assert turned["0.weight"].told == "it is the start, transposed"
+
     def test_of_a_part_that_is_drawn_that_part_is(self, verified: Verify) -> None:
         part = replace(WEIGHT, arguments={"outputs": (1, 2)})
         tensor = torch.randn(24, 40)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from hypothesis import assume, given
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
-from windows import windows
+from windows import windows, windows_of
 
 from fanin.window import Window, chunk
 
@@ -59,6 +59,31 @@ def test_within_a_box_are_the_elements_of_both(window: Window, data: st.DataObje
     if window.shape:
         of_box = whole[box][np.ix_(*(part.indices(d) for d in range(len(sizes))))]
         assert np.array_equal(of_box, taken(window)[slices])
+
+
+@given(windows(), st.data())
+def test_other_indices_of_a_dimension_leave_the_rest(window: Window, data: st.DataObject) -> None:
+    if not window.shape:
+        return
+    dim = data.draw(st.integers(0, len(window.shape) - 1))
+    other = data.draw(windows_of(window.shape))
+    part = window.with_runs(dim, other.runs[dim])
+    assert part.shape == window.shape
+    for d in range(len(window.shape)):
+        assert part.indices(d) == (other if d == dim else window).indices(d)
+
+
+@given(st.lists(st.integers(0, 6), max_size=4), st.integers(1, 60))
+def test_pieces_are_runs_that_follow_one_another(shape: list[int], most: int) -> None:
+    whole = np.arange(int(np.prod(shape))).reshape(shape)
+    pieces = list(Window.pieces(shape, most))
+    found = [whole[piece.slices] for piece in pieces]
+    assert np.array_equal(np.concatenate([part.reshape(-1) for part in found]), whole.reshape(-1))
+    for piece, part in zip(pieces, found, strict=True):
+        assert np.array_equal(taken(piece), part)
+        assert piece.count <= most
+        assert [rows.repeats for rows in piece.rows()] == [1] * bool(piece.count)
+    assert len(pieces) == 1 or all(piece.count for piece in pieces)
 
 
 @given(

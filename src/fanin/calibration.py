@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,14 +16,16 @@ from fanin.architecture import parameters_of
 from fanin.catalogue.scheme import is_number
 from fanin.errors import ArgumentError, ModelError
 from fanin.measuring import Outcome, Target, outcomes_
+from fanin.plain import as_json, to_plain
 from fanin.policies.auto import SIREN, target_size
 from fanin.reading import bare, reading
 from fanin.roles import Role, roles
+from fanin.summary import count, grouped
+from fanin.wording import visible
 
 __all__ = ["Calibrated", "Calibration", "calibrate_"]
 
 _NEAR = 0.6  # how alike a name has to be to be offered
-_NAMED = 3  # parameters listed by name for one reason
 
 # Why a parameter of each kind has no output whose size it decides.
 _REASONS = {
@@ -97,29 +99,37 @@ class Calibration:
         raise KeyError(f"{parameter}: {'left as it is: ' + told if told else 'no such parameter'}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The calibration as plain data, for JSON."""
+        """The calibration as plain data, for JSON; a number that is not finite is a string."""
         return {
             "schema_version": 1,
             "passes": self.passes,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": to_plain(self.rows),
             "untouched": dict(self.untouched),
         }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The calibration as strict JSON text; a number that is not finite is a string.
+
+        >>> Calibration(()).to_json(None)
+        '{"schema_version": 1, "passes": 2, "rows": [], "untouched": {}}'
+        """
+        return as_json(self.to_dict(), indent)
 
     def __str__(self) -> str:
         head = ("parameter", "before", "after", "wanted", "factor", "bias moved")
         lines = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         told = [
-            f"calibrated: {_counted(len(self.rows), 'weight')} in "
-            f"{_counted(self.passes, 'forward pass', 'forward passes')}"
+            f"calibrated: {count(len(self.rows), 'weight')} in "
+            f"{count(self.passes, 'forward pass', 'forward passes')}"
         ]
         for name, *numbers in lines if self.rows else ():
             cells = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
             told.append("  ".join(("  " + name.ljust(widths[0]), *cells)))
-        return "\n".join([*told, *_grouped(self.untouched)])
+        return "\n".join([*told, *grouped(self.untouched)])
 
     def __repr__(self) -> str:
-        return f"<fanin.Calibration: {_counted(len(self.rows), 'weight')}>"
+        return f"<fanin.Calibration: {count(len(self.rows), 'weight')}>"
 
 
 def calibrate_(
@@ -344,25 +354,4 @@ def _check_model(model: Any) -> None:
 
 def _cells(row: Calibrated) -> tuple[str, ...]:
     numbers = (row.before, row.after, row.wanted, row.factor, row.bias_moved)
-    return _visible(row.parameter), *(f"{number:.4g}" for number in numbers)
-
-
-def _grouped(untouched: Mapping[str, str]) -> Iterator[str]:
-    """One line for each reason."""
-    grouped: dict[str, list[str]] = {}
-    for name, told in untouched.items():
-        grouped.setdefault(told, []).append(name)
-    if grouped:
-        yield "left as they are"
-    for told, names in grouped.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        yield _visible(f"  {', '.join(names[:_NAMED])}{more}: {told}")
-
-
-def _visible(text: str) -> str:
-    """A name on one line, with nothing in it that a terminal would obey."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _counted(number: int, one: str, several: str = "") -> str:
-    return f"{number} {one if number == 1 else several or one + 's'}"
+    return visible(row.parameter), *(f"{number:.4g}" for number in numbers)

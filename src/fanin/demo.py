@@ -30,21 +30,29 @@ from fanin.checking import check
 from fanin.comparing import Batches, Comparison, Outcome, Run, Training, plot, train_
 from fanin.errors import ArgumentError
 from fanin.guard import random_state
+from fanin.plain import as_json, to_plain
 from fanin.report import Report
-from fanin.report.document import as_json, to_plain
 from fanin.report.wording import number
 from fanin.summary import to_text
 
 __all__ = [
+    "ITERATIONS",
+    "LEARNING_RATE",
     "PUBLISHED",
+    "TEST",
+    "TRAIN",
+    "WEIGHT_SEED",
     "Certificate",
     "Cost",
     "Demo",
     "Published",
     "Row",
+    "accuracy",
     "circles",
     "demo",
+    "last_record",
     "network",
+    "samples",
     "starts",
     "train",
 ]
@@ -56,8 +64,7 @@ WIDTHS = (2, 10, 5, 1)
 LEARNING_RATE = 0.01
 ITERATIONS = 15_000
 RECORD_EVERY = 1_000
-TRAIN_SAMPLES, TRAIN_SEED = 300, 1
-TEST_SAMPLES, TEST_SEED = 100, 2
+TRAIN, TEST = (300, 1), (100, 2)  # number of points and seed
 WEIGHT_SEED = 3
 
 # The standard deviation of the weights of one layer, from its fan in and fan out.
@@ -154,7 +161,7 @@ class Demo:
         return as_json(self.to_dict(), indent)
 
     def __rich__(self) -> RenderableType:
-        recorded = _last_record(self.iterations)
+        recorded = last_record(self.iterations)
         parts: list[RenderableType] = [
             f"Two circles, network 2-10-5-1, {self.iterations:,} steps of gradient descent",
             _table(self.rows),
@@ -208,6 +215,38 @@ def circles(samples: int, seed: int) -> tuple[Array, Array]:
     return points + generator.normal(scale=0.05, size=points.shape), labels
 
 
+def samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The points of :func:`circles` [count, 2] and labels [count, 1] as tensors in float64.
+
+    Example:
+        >>> points, labels = samples(*TRAIN)
+        >>> points.shape, labels.shape
+        (torch.Size([300, 2]), torch.Size([300, 1]))
+    """
+    points, labels = circles(count, seed)
+    return torch.from_numpy(points), torch.from_numpy(labels)[:, None]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share (0 to 1) of logits [samples, 1] whose sign is that of their label.
+
+    Example:
+        >>> accuracy(torch.tensor([[2.0], [-1.0]]), torch.tensor([[1.0], [1.0]]))
+        0.5
+    """
+    return float(((logits > 0) == (labels > 0.5)).double().mean())
+
+
+def last_record(iterations: int) -> int:
+    """The last iteration at which the exercise prints the cost.
+
+    Example:
+        >>> last_record(ITERATIONS)
+        14000
+    """
+    return (iterations - 1) // RECORD_EVERY * RECORD_EVERY
+
+
 def starts() -> Mapping[str, Weights]:
     """The six starts of the network 2-10-5-1, drawn layer by layer with ``randn`` after seed 3.
 
@@ -257,22 +296,22 @@ def train(
         raise ArgumentError(f"start must be one of {', '.join(SCALES)}, not {start!r}")
     if iterations < 1:
         raise ArgumentError(f"iterations must be at least 1, not {iterations}")
-    points, labels = _samples(TRAIN_SAMPLES, TRAIN_SEED)
+    points, labels = samples(*TRAIN)
     training = Training(
         batches=Batches(lambda _: (points, labels), many=False, paired=True),
         loss=Cost.apply,
         steps=iterations,
         optimizer=torch.optim.SGD,
         every=RECORD_EVERY,
-        accuracy=_accuracy,
+        accuracy=accuracy,
     )
     # Without its sigmoid, which is part of the cost here: see Cost.
     logits = network(weights)[:-1]
     with random_state():
         run = train_(logits, training, rate=LEARNING_RATE, tell=tell)
-    points, labels = _samples(TEST_SAMPLES, TEST_SEED)
+    points, labels = samples(*TEST)
     with torch.no_grad():
-        return run, _accuracy(logits(points), labels)
+        return run, accuracy(logits(points), labels)
 
 
 def demo(progress: Callable[[str], None] | None = None, *, iterations: int = ITERATIONS) -> Demo:
@@ -363,18 +402,8 @@ def _draw(scale: Callable[[int, int], float]) -> Weights:
     ]
 
 
-def _samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points [count, 2] and labels [count, 1] as tensors in float64."""
-    points, labels = circles(count, seed)
-    return torch.from_numpy(points), torch.from_numpy(labels)[:, None]
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float(((logits > 0) == (labels > 0.5)).double().mean())
-
-
 def _checked(weights: Weights) -> Report:
-    points, labels = _samples(TRAIN_SAMPLES, TRAIN_SEED)
+    points, labels = samples(*TRAIN)
     return check(
         network(weights),
         points,
@@ -388,11 +417,6 @@ def _telling(
     return lambda step, cost: tell(f"{start}: step {step:,} of {iterations:,}, cost {number(cost)}")
 
 
-def _last_record(iterations: int) -> int:
-    """The last iteration at which the exercise prints the cost."""
-    return (iterations - 1) // RECORD_EVERY * RECORD_EVERY
-
-
 def _row(start: str, report: Report, run: Run, test: float, iterations: int) -> Row:
     return Row(
         start=start,
@@ -401,7 +425,7 @@ def _row(start: str, report: Report, run: Run, test: float, iterations: int) -> 
         distinct=tuple(
             f"{layer.distinct_units}/{layer.units}" for layer in report.layers if layer.units
         ),
-        cost=run.losses[run.at.index(_last_record(iterations))],
+        cost=run.losses[run.at.index(last_record(iterations))],
         train=run.accuracies[-1],
         test=test,
         published=PUBLISHED.get(start),

@@ -11,6 +11,7 @@ import torch
 from rich.console import ConsoleRenderable
 from torch import nn
 
+from fanin import draw
 from fanin.apply import apply_, lent
 from fanin.architecture import Architecture, parameters_of
 from fanin.assignment import Assignment, Recipe
@@ -19,6 +20,7 @@ from fanin.errors import ArgumentError, BatchError, ModelError
 from fanin.fused import Fused
 from fanin.measuring import Target, Total, measure_
 from fanin.placement import agreement, is_spread, prepared
+from fanin.plain import as_json, to_plain
 from fanin.policies import decide
 from fanin.policies.targets import targets
 from fanin.reading import bare, check_batch, reading
@@ -142,7 +144,7 @@ class Plan(Recipe):
         return cls(recipe.assignments, recipe.untouched, recipe.scheme)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, for JSON."""
+        """The plan as plain data, for JSON; a number that is not finite is a string."""
         rows = [
             {
                 "parameter": a.parameter,
@@ -158,8 +160,16 @@ class Plan(Recipe):
             }
             for a in self.assignments
         ]
-        plain = {"schema_version": 1, "scheme": self.scheme, "assignments": rows}
+        plain = {"schema_version": 1, "scheme": self.scheme, "assignments": to_plain(rows)}
         return {**plain, "untouched": dict(self.untouched)}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The plan as strict JSON text; a number that is not finite is a string.
+
+        >>> plan(nn.Linear(4, 2), torch.randn(8, 4)).to_json(None)[:38]
+        '{"schema_version": 1, "scheme": "auto"'
+        """
+        return as_json(self.to_dict(), indent)
 
     def __rich__(self) -> ConsoleRenderable:
         return table(self)
@@ -220,7 +230,7 @@ def plan(
     name = find(scheme).name
     if name == "auto" and gain != 1.0:
         raise ArgumentError(f"gain: {gain!r}; auto decides every gain itself")
-    _check_seed(seed)
+    seed = draw.integer("seed", seed, 0, 2**64)
     architecture = reading(model, batch)
     found = roles(architecture, model)
     meta = any(p.is_meta for p in spread.parameters())
@@ -318,11 +328,6 @@ def _check_model(model: Any) -> None:
                 f"model: the parameter {name!r} was made in inference mode and can have no "
                 "gradient; build the model outside of torch.inference_mode()"
             )
-
-
-def _check_seed(seed: Any) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        raise ArgumentError(f"seed: {seed!r}; an integer from 0 to 2**64 - 1 is needed")
 
 
 def _without_unfit(recipe: Recipe, model: nn.Module) -> Recipe:

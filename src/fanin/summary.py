@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,20 +17,28 @@ from rich.table import Table
 from rich.text import Text
 
 from fanin.assignment import Assignment, Recipe
+from fanin.wording import visible
 
-__all__ = ["count", "pattern", "starred", "table", "to_text", "visible"]
+__all__ = ["count", "grouped", "pattern", "starred", "table", "to_text", "visible"]
 
+_NAMED = 3  # parameters listed by name for one reason
 _LISTED = 3  # numbers that are listed one by one in a name
 _BREAKS = re.compile(r"(?<=[. ])(?![^{}]*\})")  # not in {0..11}
 
 
-def to_text(renderable: RenderableType, width: int = 100) -> str:
+def to_text(renderable: RenderableType, width: int = 100, *, every_character: bool = False) -> str:
     """A renderable as plain text without colour; no line is longer than ``width``.
+
+    Args:
+        renderable: what is to be written.
+        width: in columns.
+        every_character: whether tables and marks are the same where stdout cannot write them.
 
     >>> to_text(Text("sound"))
     'sound'
     """
     console = Console(
+        file=io.StringIO() if every_character else None,
         width=width,
         color_system=None,
         force_terminal=False,
@@ -57,16 +66,25 @@ def table(recipe: Recipe) -> ConsoleRenderable:
         f"({numbers:,} numbers), "
         f"{len(recipe.untouched)} left as they are"
     )
-    parts: list[ConsoleRenderable] = [head, shown]
-    if recipe.untouched:
-        parts.append(Text("left as they are"))
-        grouped: dict[str, list[str]] = {}
-        for name, told in recipe.untouched.items():
-            grouped.setdefault(told, []).append(name)
-        for told, names in grouped.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(Text(visible(f"  {', '.join(names[:3])}{more}: {told}")))
-    return Group(*parts)
+    return Group(head, shown, *map(Text, grouped(recipe.untouched)))
+
+
+def grouped(untouched: Mapping[str, str]) -> Iterator[str]:
+    """What keeps its values, one line for each reason.
+
+    >>> for line in grouped({"a": "frozen", "b": "frozen"}):
+    ...     print(line)
+    left as they are
+      a, b: frozen
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, told in untouched.items():
+        by_reason.setdefault(told, []).append(name)
+    if by_reason:
+        yield "left as they are"
+    for told, names in by_reason.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield visible(f"  {', '.join(names[:_NAMED])}{more}: {told}")
 
 
 @dataclass(frozen=True)
@@ -86,11 +104,6 @@ class _Path:
         parts = map(cell_len, _BREAKS.split(self.text))
         whole = Measurement(max(parts), cell_len(self.text))
         return whole.with_maximum(options.max_width)
-
-
-def visible(text: str) -> str:
-    """A name on one line, with nothing in it that a terminal would obey."""
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:

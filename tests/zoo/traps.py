@@ -1102,6 +1102,108 @@ def relu_network_of_large_states():
     return Net(), torch.randn(32, 9, 6), classify(32, 3)
 
 
+@TRAPS(absent=("P203", "P207", "P201"))
+def constant_head_behind_a_norm():
+    """Its cotangent cancels behind a softmax, and that in the norm once more: rounding is left."""
+    model = nn.Sequential(*mlp(20, 48, 48), nn.LayerNorm(48), nn.Linear(48, 10))
+    nn.init.constant_(model[-1].weight, 0.1)
+    return model, torch.randn(64, 20), classify(64, 10)
+
+
+@TRAPS(absent=("P207", "S102"))
+def two_zero_heads_that_are_summed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.a, self.b = mlp(20, 64), nn.Linear(64, 10), nn.Linear(64, 10)
+            nn.init.zeros_(self.a.weight)
+            nn.init.zeros_(self.b.weight)
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.a(h) + self.b(h)
+
+    return Net(), torch.randn(64, 20), classify(64, 10)
+
+
+@TRAPS(absent=("P207", "S102"))
+def word2vec_from_its_published_start():
+    """Mikolov 2013: small input vectors, output vectors of zero."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Embedding(100, 16), nn.Embedding(100, 16)
+            nn.init.uniform_(self.inner.weight, -0.5 / 16, 0.5 / 16)
+            nn.init.zeros_(self.outer.weight)
+
+        def forward(self, word, near, far):
+            word = self.inner(word)
+            found = F.logsigmoid((word * self.outer(near)).sum(-1))
+            missed = F.logsigmoid(-(word[:, None] * self.outer(far)).sum(-1)).sum(-1)
+            return -(found + missed).mean()
+
+    batch = (torch.randint(0, 100, (256,)), torch.randint(0, 100, (256,)))
+    return Net(), (*batch, torch.randint(0, 100, (256, 5))), lambda out: out
+
+
+def _faint_layer(place, times):
+    model = mlp(20, 48, 48, 10)
+    with torch.no_grad():
+        model[place].weight.mul_(times)
+    return model, torch.randn(64, 20), classify(64, 10)
+
+
+@TRAPS(absent=("P207",))
+def head_next_to_zero():
+    return _faint_layer(4, 1e-6)
+
+
+@TRAPS(absent=("P207",))
+def hidden_layer_next_to_zero():
+    """It trains as from zero."""
+    return _faint_layer(2, 1e-6)
+
+
+@TRAPS(absent=("P207",))
+def output_bias_at_the_mean_of_the_target():
+    model, batch = mlp(20, 64, 1), torch.randn(64, 20)
+    nn.init.constant_(model[2].bias, 1e4)
+    target = 1e4 + 100 * batch[:, :1]
+    return model, batch, lambda out: F.mse_loss(out, target)
+
+
+@TRAPS(absent=("S101",))
+def transition_scores_of_a_crf():
+    """Numbers that an index picks: what differs there are samples, no units."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.score = nn.Embedding(50, 16), nn.Linear(16, 5)
+            self.first = nn.Parameter(0.1 * torch.rand(5))
+            self.next = nn.Parameter(0.1 * torch.rand(5, 5))
+
+        def forward(self, tokens):
+            scores, tags = self.score(self.embed(tokens)), tokens % 5
+            alpha = self.first + scores[:, 0]
+            for i in range(1, tokens.shape[1]):
+                alpha = torch.logsumexp(alpha[:, :, None] + self.next, 1) + scores[:, i]
+            path = self.first[tags[:, 0]] + self.next[tags[:, :-1], tags[:, 1:]].sum(1)
+            path = path + scores.gather(2, tags[..., None]).squeeze(-1).sum(1)
+            return (torch.logsumexp(alpha, 1) - path).mean()
+
+    return Net(), torch.randint(0, 50, (8, 16)), lambda out: out
+
+
+@TRAPS(absent=("S101",))
+def zero_head_in_data_parallel():
+    model = mlp(20, 32, 10)
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    return nn.DataParallel(model), torch.randn(64, 20), classify(64, 10)
+
+
 @TRAPS(absent=("P206", "P205"))
 def relu6_in_its_middle():
     """torch calls nn.ReLU6 a hardtanh; biases of 3 keep its units between 0 and 6."""

@@ -26,13 +26,14 @@ from fanin.cli.lab import lab
 from fanin.cli.options import (
     device_option,
     dtype_option,
+    html_option,
     ignore_option,
     input_option,
     json_option,
     seed_option,
     select_option,
 )
-from fanin.cli.output import STDOUT, destination, replacing, require_writable, show, write_json
+from fanin.cli.output import STDOUT, deliver, require_writable, show, write_json
 from fanin.cli.program import Program, debug_option, version_option
 from fanin.cli.progress import Progress
 from fanin.cli.repair import repair
@@ -41,7 +42,7 @@ from fanin.demo import demo as run_demo
 from fanin.errors import ArgumentError
 from fanin.findings import RULES, document
 from fanin.policies import decisions
-from fanin.report import Report, text
+from fanin.report import text
 from fanin.targets import load
 
 __all__ = ["cli", "main"]
@@ -52,6 +53,8 @@ __all__ = ["cli", "main"]
 @debug_option
 def cli() -> None:
     """Get the starting weights of a PyTorch model right, and prove it."""
+    # A target may build its model with transformers, which warns of what is not asked here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @cli.command(short_help="Check how the model of TARGET starts.")
@@ -63,9 +66,7 @@ def cli() -> None:
 @select_option
 @ignore_option
 @json_option("the report")
-@click.option(
-    "--html", "html_to", type=destination, metavar="FILE", help="Write the report as one HTML page."
-)
+@html_option("the report")
 @click.option("--full", is_flag=True, help="Show every layer.")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option
@@ -94,11 +95,8 @@ def check(
 
     Exit status: 0 sound, 1 error findings, 2 could not run, 130 interrupted.
     """
-    if html_to == STDOUT:
-        raise click.BadParameter("a page needs a file", param_hint="'--html'")
     require_writable("--json", json_to)
     require_writable("--html", html_to)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress(f"building {target}")
         with recording() as record:
@@ -114,21 +112,8 @@ def check(
             progress=progress,
             record=record,
         )
-    _deliver(report, json_to, html_to, full=full, quiet=quiet)
+    deliver(report, text.render(report, full=full), json_to, html_to, quiet=quiet)
     return 0 if report.ok else 1
-
-
-def _deliver(
-    report: Report, json_to: str | None, html_to: str | None, *, full: bool, quiet: bool
-) -> None:
-    """Write the files that were asked for and show the text."""
-    if html_to is not None:
-        with replacing("--html", html_to) as path:
-            report.to_html(path)
-    if json_to is not None:
-        write_json(report.to_json(), json_to)
-    if not quiet and json_to != STDOUT:
-        show(text.render(report, full=full))
 
 
 @cli.command(short_help="Explain a rule or a scheme, or list them all.")

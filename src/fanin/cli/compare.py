@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from types import TracebackType
 
 import click
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from torch import nn
 
-from fanin.cli.options import device_option, input_option, json_option
-from fanin.cli.output import STDOUT, destination, replacing, require_writable, show, write_json
+from fanin.cli.options import device_option, html_option, input_option, json_option
+from fanin.cli.output import deliver, require_writable
 from fanin.cli.program import debug_option
-from fanin.comparing import Comparison
+from fanin.cli.progress import ShareBar
 from fanin.comparing import compare as compare_starts
 from fanin.targets import Target, load
 
-__all__ = ["Bar", "compare"]
-
-
-class Bar:
-    """A progress bar on stderr; nothing at all when stderr is not a terminal.
-
-    It also is the callable that the work reports to:
-
-        >>> with Bar() as bar:
-        ...     bar("auto, rate 0.1: loss 0.31", 0.5)
-    """
-
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        console = console or Console(stderr=True)
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bars.add_task("starting", total=1.0)
-
-    def __call__(self, text: str, done: float) -> None:
-        """Say what is under way, and the share of it that is done (0 to 1)."""
-        self._bars.update(self._task, description=escape(text), completed=done)
-
-    def __enter__(self) -> Bar:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._bars.disable:  # rich before 14.3 would end a line that was never begun
-            self._bars.stop()
+__all__ = ["compare"]
 
 
 def _names(
@@ -128,9 +80,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
 @input_option
 @device_option
 @json_option("the result")
-@click.option(
-    "--html", "html_to", type=destination, metavar="FILE", help="Write the result as one HTML page."
-)
+@html_option("the result")
 @click.option("--quiet", is_flag=True, help="Show nothing.")
 @debug_option
 def compare(
@@ -157,16 +107,13 @@ def compare(
 
     Exit status: 0 it ran, 2 it could not, 130 interrupted.
     """
-    if html_to == STDOUT:
-        raise click.BadParameter("a page needs a file", param_hint="'--html'")
     require_writable("--json", json_to)
     require_writable("--html", html_to)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     def target_at(seed: int) -> Target:
         return load(target, inputs=inputs, seed=seed, device=device)
 
-    with contextlib.redirect_stdout(sys.stderr), Bar(quiet=quiet) as bar:
+    with contextlib.redirect_stdout(sys.stderr), ShareBar(quiet=quiet) as bar:
         bar(f"building {target}", 0.0)
         first = target_at(seeds[0])
         factories = {seeds[0]: first.factory}
@@ -189,16 +136,5 @@ def compare(
             optimizer=optimizer,
             progress=bar,
         )
-    _deliver(comparison, json_to, html_to, quiet)
+    deliver(comparison, comparison, json_to, html_to, quiet=quiet)
     return 0
-
-
-def _deliver(comparison: Comparison, json_to: str | None, html_to: str | None, quiet: bool) -> None:
-    """Write the files that were asked for and show the table."""
-    if html_to is not None:
-        with replacing("--html", html_to) as path:
-            comparison.to_html(path)
-    if json_to is not None:
-        write_json(comparison.to_json(), json_to)
-    if not quiet and json_to != STDOUT:
-        show(comparison)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fanin.assignment import Recipe
-from fanin.cli.progress import Bar
+from fanin.cli.progress import ByteBar
 from fanin.streaming import DTYPES, SHARD_SIZE, Written, ranks_of, write
 
 __all__ = ["FolderOptions", "folder_options", "own_dtype", "write_folder"]
@@ -113,7 +113,7 @@ def write_folder(
         FaninError: as `fanin.streaming.write`.
     """
     try:
-        with Bar(f"writing {place}", quiet=quiet) as bar:
+        with ByteBar(f"writing {place}", quiet=quiet) as bar:
             return write(
                 model,
                 recipe,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -144,7 +143,7 @@ def plan(
     if output is not None:
         write_text("--output", found.to_toml(), output)
     if json_to is not None:
-        write_json(json.dumps(found.to_dict(), indent=2), json_to)
+        write_json(found.to_json(), json_to)
     if not quiet and STDOUT not in (output, json_to):
         show(found)
     return 0
@@ -274,6 +273,5 @@ def _compare(before: str, after: str, *, quiet: bool) -> int:
 def _build(
     target: str, inputs: tuple[str, ...], seed: int, progress: Progress, *, meta: bool = False
 ) -> Target:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     progress(f"building {target}")
     return load(target, inputs=inputs, seed=seed, meta=meta)

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from fanin.cli.output import destination
+from fanin.cli.output import STDOUT, destination
 from fanin.findings import RULES
 
 __all__ = [
     "device_option",
     "dtype_option",
+    "html_option",
     "ignore_option",
     "input_option",
     "json_option",
@@ -85,4 +86,24 @@ def json_option(what: str) -> Callable[[Any], Any]:
         type=destination,
         metavar="FILE",
         help=f"Write {what} as JSON; - is stdout.",
+    )
+
+
+def html_option(what: str) -> Callable[[Any], Any]:
+    """Add ``--html``, which says where `what` is written as a page."""
+
+    def no_stdout(
+        _ctx: click.Context, _parameter: click.Parameter, place: str | None
+    ) -> str | None:
+        if place == STDOUT:
+            raise click.BadParameter("a page needs a file")
+        return place
+
+    return click.option(
+        "--html",
+        "html_to",
+        type=destination,
+        metavar="FILE",
+        callback=no_stdout,
+        help=f"Write {what} as one HTML page.",
     )

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import click
 from rich.console import Console, RenderableType
@@ -17,6 +18,8 @@ from fanin.errors import ArgumentError
 __all__ = [
     "STDOUT",
     "Out",
+    "Result",
+    "deliver",
     "destination",
     "drop_stdout",
     "replacing",
@@ -59,6 +62,40 @@ def show(renderable: RenderableType) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 100
     console.print(renderable)
+
+
+class Result(Protocol):
+    """What can be written as JSON and as a page."""
+
+    def to_json(self) -> str:
+        """The JSON text."""
+        ...
+
+    def to_html(self, path: Path) -> Path:
+        """Write the page."""
+        ...
+
+
+def deliver(
+    result: Result,
+    shown: RenderableType,
+    json_to: str | None,
+    html_to: str | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Write the files that were asked for, and show the text where stdout is left for it.
+
+    Raises:
+        ArgumentError: a file cannot be written.
+    """
+    if html_to is not None:
+        with replacing("--html", html_to) as path:
+            result.to_html(path)
+    if json_to is not None:
+        write_json(result.to_json(), json_to)
+    if not quiet and json_to != STDOUT:
+        show(shown)
 
 
 def write_json(text: str, place: str) -> None:

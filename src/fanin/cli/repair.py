@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 
 import click
@@ -13,6 +12,7 @@ from fanin.checkpoint import save
 from fanin.cli.options import (
     device_option,
     dtype_option,
+    html_option,
     ignore_option,
     input_option,
     json_option,
@@ -21,11 +21,11 @@ from fanin.cli.options import (
 )
 from fanin.cli.output import (
     STDOUT,
+    deliver,
     destination,
     replacing,
     require_writable,
     show,
-    write_json,
     write_text,
 )
 from fanin.cli.program import debug_option
@@ -57,9 +57,7 @@ __all__ = ["repair"]
     help="The changes alone, as a recipe; - is stdout.",
 )
 @json_option("the repair")
-@click.option(
-    "--html", "html_to", type=destination, metavar="FILE", help="Write the repair as one HTML page."
-)
+@html_option("the repair")
 @click.option("--quiet", is_flag=True, help="Show nothing; the exit status tells.")
 @debug_option
 def repair(
@@ -95,7 +93,6 @@ def repair(
     if dry_run and (output is not None or recipe is not None):
         raise click.UsageError("--dry-run writes no file: leave out --output and --recipe")
     _require_places(output, recipe, json_to, html_to)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress(f"building {target}")
         with recording() as record:
@@ -119,15 +116,11 @@ def repair(
             progress(f"writing {output}")
             with replacing("--output", output) as path:
                 save(loaded.model, path, done.plan, seed)
-    if html_to is not None:
-        with replacing("--html", html_to) as path:
-            done.to_html(path)
     if recipe is not None and not done.undone:
         write_text("--recipe", done.plan.to_toml(), recipe)
-    if json_to is not None:
-        write_json(done.to_json(), json_to)
-    if not quiet and STDOUT not in (recipe, json_to):
-        show(done)
+    quiet = quiet or STDOUT in (recipe, json_to)
+    deliver(done, done, json_to, html_to, quiet=quiet)
+    if not quiet:
         _tell(done, output, recipe, html_to, dry_run=dry_run)
     return 0 if done.ok else 1
 
@@ -145,8 +138,6 @@ def _require_places(
         raise click.UsageError("--recipe and --json cannot both go to stdout")
     if output == STDOUT:
         raise click.BadParameter("a checkpoint needs a file", param_hint="'--output'")
-    if html_to == STDOUT:
-        raise click.BadParameter("a page needs a file", param_hint="'--html'")
     places = {"--output": output, "--recipe": recipe, "--json": json_to, "--html": html_to}
     for option, place in places.items():
         require_writable(option, place, file=option == "--output")

@@ -8,11 +8,11 @@ import sys
 
 import click
 
-from fanin.cli.compare import Bar
 from fanin.cli.init import read_recipe
 from fanin.cli.options import json_option
 from fanin.cli.output import STDOUT, require_writable, show, write_json
 from fanin.cli.program import debug_option
+from fanin.cli.progress import ShareBar
 from fanin.verifying import render
 from fanin.verifying import verify as verify_checkpoint
 
@@ -114,7 +114,7 @@ def verify(
     """
     require_writable("--json", json_to)
     given = None if recipe is None else read_recipe(recipe)
-    with contextlib.redirect_stdout(sys.stderr), Bar(quiet=quiet) as bar:
+    with contextlib.redirect_stdout(sys.stderr), ShareBar(quiet=quiet) as bar:
         bar(f"reading {checkpoint}", 0.0)
         found = verify_checkpoint(
             checkpoint, given, seed, aliases=aliases, fused=fused, jobs=jobs, progress=bar

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,22 @@ from markupsafe import Markup
 from torch.nn import functional as F
 
 from fanin import __version__, check, fill_
-from fanin.demo import PUBLISHED, circles
+from fanin.demo import (
+    ITERATIONS,
+    LEARNING_RATE,
+    PUBLISHED,
+    TEST,
+    TRAIN,
+    circles,
+    last_record,
+)
 from fanin.lab.running import (
     ACTIVATIONS,
     BREAK,
     CHANGES,
     DRAWN,
-    LEARNING_RATE,
     STARTS,
-    TEST,
     TOLERANCE,
-    TRAIN,
     model,
     weights,
 )
@@ -35,8 +39,7 @@ from fanin.report.wording import MARKS
 
 __all__ = ["page", "write"]
 
-STEPS = 15_000  # of training, as in the article
-PRINTED = 14_000  # the last iteration at which the article prints the cost
+PRINTED = last_record(ITERATIONS)
 JUMPS = (0, 1, 10, 100, 1_000, PRINTED)
 # Only starts with copies have something to break; the verdict on another start is that before.
 SYMMETRIC = ("zeros", "constant")
@@ -77,7 +80,7 @@ def page(progress: Callable[[str], None] | None = None) -> str:
     scripts = [(files("fanin.lab") / "templates" / s).read_text("utf-8") for s in SCRIPTS]
     return environment.get_template("lab.html").render(
         data=_data(progress or (lambda _: None)),
-        policy=_policy(scripts),
+        policy=pages.policy(scripts),
         scripts=[Markup(script) for script in scripts],
         starts=STARTS,
         activations=ACTIVATIONS,
@@ -105,22 +108,12 @@ def write(path: str | Path, progress: Callable[[str], None] | None = None) -> Pa
     return pages.write(page(progress), path)
 
 
-def _policy(scripts: list[str]) -> str:
-    """The content security policy: these scripts and no other, and no request."""
-    hashes = (base64.b64encode(sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
 def _data(progress: Callable[[str], None]) -> dict[str, Any]:
     """All that the page cannot compute; arrays as base64 of little-endian float64."""
     findings, verdicts = _verdicts(progress)
     return {
         "rate": LEARNING_RATE,
-        "steps": STEPS,
+        "steps": ITERATIONS,
         "printed": PRINTED,
         "nudge": BREAK,
         "tolerance": TOLERANCE,

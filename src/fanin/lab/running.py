@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fanin import fill_
-from fanin.demo import circles, network, starts
+from fanin.demo import (
+    LEARNING_RATE,
+    TEST,
+    TRAIN,
+    WEIGHT_SEED,
+    accuracy,
+    network,
+    samples,
+    starts,
+)
 from fanin.errors import ArgumentError
 from fanin.lab.arithmetic import Cost, Linear, Sigmoid
 from fanin.sketch import labels
@@ -21,11 +30,8 @@ __all__ = [
     "BREAK",
     "CHANGES",
     "DRAWN",
-    "LEARNING_RATE",
     "STARTS",
-    "TEST",
     "TOLERANCE",
-    "TRAIN",
     "LayerState",
     "State",
     "model",
@@ -33,9 +39,6 @@ __all__ = [
     "weights",
 ]
 
-LEARNING_RATE = 0.01  # the article's, as the data and the network are
-TRAIN, TEST = (300, 1), (100, 2)  # number of points and seed
-WEIGHT_SEED = 3
 CONSTANT = 0.5
 BREAK = 1e-3  # added to one weight: small beside 0.5, and far above any rounding
 # Two units are one when pre-activations and cotangents agree to this share of their norm; the
@@ -188,7 +191,7 @@ def run(
     made = model(start, activation, change)
     parameters = [p.detach() for p in made.parameters()]
     wanted, states = set(steps), []
-    train, test = _samples(*TRAIN), _samples(*TEST)
+    train, test = samples(*TRAIN), samples(*TEST)
     for step in range(max(wanted, default=-1) + 1):
         for parameter in parameters:
             parameter.requires_grad_()
@@ -202,8 +205,8 @@ def run(
         ]
         if step in wanted:
             layers = _layers(parameters, moved, gradients, passed, cotangents)
-            right = _accuracy(passed[-1][0], train[1])
-            new = _accuracy(_forward(parameters, made[1], test[0])[-1][0], test[1])
+            right = accuracy(passed[-1][0], train[1])
+            new = accuracy(_forward(parameters, made[1], test[0])[-1][0], test[1])
             states.append(State(step, cost.item(), right, new, layers))
         parameters = moved
     return tuple(states)
@@ -258,15 +261,6 @@ def _distinct(z: Tensor, cotangent: Tensor) -> int:
 def _spread(rows: Tensor) -> float:
     """Largest difference between any two rows, over all entries."""
     return float((rows.amax(0) - rows.amin(0)).max())
-
-
-def _accuracy(logits: Tensor, labels_: Tensor) -> float:
-    return float(((logits.detach() > 0) == (labels_ > 0.5)).double().mean())
-
-
-def _samples(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    points, labels_ = circles(count, seed)
-    return torch.from_numpy(points), torch.from_numpy(labels_)[:, None]
 
 
 def _orthogonal(shape: tuple[int, ...], layer: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fanin.assignment import Assignment, Recipe
 from fanin.recipe.folding import Item, fold
+from fanin.wording import visible
 
 __all__ = ["Change", "Difference", "Mismatch", "check", "diff"]
 
@@ -37,7 +38,7 @@ class Mismatch:
     model: tuple[int, ...] | None
 
     def __str__(self) -> str:
-        name = _visible(self.parameter)
+        name = visible(self.parameter)
         if self.kind == "missing":
             return f"{name}: {_shape(self.model)} in the model, not in the recipe"
         if self.kind == "extra":
@@ -183,7 +184,7 @@ def _lines(difference: Difference) -> Iterator[str]:
 
 
 def _named(pattern: str, count: int) -> str:
-    return f"{_visible(pattern)} ×{count}" if count > 1 else _visible(pattern)
+    return f"{visible(pattern)} ×{count}" if count > 1 else visible(pattern)
 
 
 def _arrow(change: Change) -> str:
@@ -207,8 +208,3 @@ def _shown(value: Any) -> str:
 
 def _shape(shape: tuple[Any, ...] | None) -> str:
     return "left alone" if shape is None else f"[{', '.join(map(str, shape))}]"
-
-
-def _visible(text: str) -> str:
-    """A name on one line, with nothing in it that a terminal would obey."""
-    return text if text.isprintable() else repr(text)[1:-1]

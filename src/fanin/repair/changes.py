@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fanin.assignment import Assignment
+from fanin.plain import to_plain
 
 __all__ = ["Change", "changes"]
 
@@ -36,9 +37,9 @@ class Change:
     because: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The change as plain data."""
-        plain = asdict(self)
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in plain.items()}
+        """The change as plain data; a size that is nan is None."""
+        none = {k: None for k in ("before", "after") if math.isnan(getattr(self, k))}
+        return {**to_plain(self), **none}
 
 
 def changes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from rich.console import ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
+from fanin.plain import as_json
 from fanin.repair import page
 from fanin.repair.changes import Change
 from fanin.repair.record import Record, kinds, outcome, span, untouched
 from fanin.report.page import write
-from fanin.report.wording import visible
 from fanin.summary import pattern, to_text
+from fanin.wording import visible
 
 __all__ = ["Repair"]
 
@@ -49,9 +49,14 @@ class Repair(Record):
             "after": self.after.to_dict(),
         }
 
-    def to_json(self) -> str:
-        """The repair as JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+    def to_json(self, indent: int | None = 2) -> str:
+        """The repair as strict JSON text.
+
+        Example::
+
+            pathlib.Path("repair.json").write_text(fanin.repair_(model, batch).to_json())
+        """
+        return as_json(self.to_dict(), indent)
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML page to ``path`` and return it.

@@ -46,6 +46,9 @@ class Report(Record):
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """Read back what :meth:`to_dict` wrote.
 
+        Raises:
+            ArgumentError: ``plain`` is nothing that :meth:`to_dict` of this version wrote.
+
         Example::
 
             fanin.Report.from_dict(json.loads(report.to_json()))

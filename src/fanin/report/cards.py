@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from fanin.findings import Finding
 from fanin.report.record import Record
 from fanin.report.rows import folded_names
-from fanin.report.wording import MARKS, copies, listing, places, visible
+from fanin.report.wording import MARKS, copies, listing, places
 from fanin.summary import count
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass
+from fanin.wording import visible
 
 __all__ = ["Card", "Copies", "Held", "Proof", "cards", "named"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from fanin.findings import Finding
 from fanin.report.record import Record
-from fanin.report.rows import guilty, pattern
-from fanin.report.wording import visible
+from fanin.report.rows import guilty, stem
+from fanin.wording import visible
 
 __all__ = ["BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "SEVERITIES", "SKY", "Axis",
            "Json", "Place", "Point", "Series", "along_depth", "depth_axis", "joints", "log_axis",
@@ -138,7 +138,7 @@ def joints(record: Record) -> list[str] | None:
     """
     if not record.branches:
         return None
-    return [f"{layer.op} {'#'.join(pattern(layer.name))}" for layer in record.layers]
+    return [f"{layer.op} {'#'.join(stem(layer.name))}" for layer in record.layers]
 
 
 def series(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fanin.layers import LayerStats
-from fanin.report.wording import interval, visible
+from fanin.report.wording import interval
+from fanin.wording import visible
 
 __all__ = ["COLUMNS", "Column", "filled"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fanin.errors import ArgumentError
+from fanin.plain import as_json, to_plain
 from fanin.report.record import Record
 
 __all__ = ["SCHEMA_VERSION", "as_json", "read", "schema", "to_dict", "to_json", "to_plain"]
@@ -43,20 +43,6 @@ def to_json(record: Record, indent: int | None = 2) -> str:
     return as_json(to_dict(record), indent)
 
 
-def as_json(plain: Mapping[str, Any], indent: Any) -> str:
-    """Strict JSON text in ASCII.
-
-    Raises:
-        ArgumentError: the indent is no number of spaces, such as a path that is to be written to.
-    """
-    if not isinstance(indent, int | None) or isinstance(indent, bool):
-        raise ArgumentError(
-            f"indent: {indent!r}; a number of spaces or None is needed (to_json returns the text; "
-            "pathlib.Path(...).write_text writes it)"
-        )
-    return json.dumps(plain, indent=indent, allow_nan=False)
-
-
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of :func:`to_dict`.
 
@@ -71,33 +57,34 @@ def schema() -> dict[str, Any]:
 def read(kind: type[R], plain: Mapping[str, Any]) -> R:
     """Build a record of ``kind`` again from :func:`to_dict`.
 
+    Raises:
+        ArgumentError: ``plain`` is nothing that :func:`to_dict` of this version wrote.
+
     Example::
 
         read(Report, json.loads(text)) == report
     """
+    if not isinstance(plain, Mapping):
+        raise ArgumentError(f"plain: {type(plain).__name__}; what to_dict returned is needed")
     version = plain.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version!r}, not {SCHEMA_VERSION}")
-    pairs = {
-        "unnamed": [(each["parameter"], each["seen"]) for each in plain["unnamed"]],
-        "versions": list(plain["versions"].items()),
-    }
-    return cast("R", _value(kind, {**plain, **pairs}))
-
-
-def to_plain(value: object) -> Any:
-    """Dataclasses to objects, tuples to arrays, figures that are not finite to strings."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [to_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        raise ArgumentError(
+            f"plain: its schema_version is {version!r:.40}; {SCHEMA_VERSION} is needed"
+        )
+    try:
+        pairs = {
+            "unnamed": [(each["parameter"], each["seen"]) for each in plain["unnamed"]],
+            "versions": list(plain["versions"].items()),
+        }
+        return cast("R", _value(kind, {**plain, **pairs}))
+    except KeyError as error:
+        raise ArgumentError(
+            f"plain: it has no field {error}; all that to_dict returned is needed"
+        ) from error
 
 
 def _value(kind: Any, plain: Any) -> Any:
-    """The opposite of :func:`to_plain`; ``kind`` is the field's annotation."""
+    """The opposite of `to_plain`; ``kind`` is the field's annotation."""
     arguments = get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)

@@ -159,7 +159,7 @@ class Figure:
         A file that is there stays as it was until the new one is whole.
 
         Raises:
-            ArgumentError: another suffix.
+            ArgumentError: another suffix, or the file cannot be written.
 
         Example::
 
@@ -174,10 +174,13 @@ class Figure:
         else:
             text = self.to_svg() if suffix == ".svg" else json.dumps(self.spec, allow_nan=False)
             content = text.encode()
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".figure-") as folder:
-            whole = Path(folder) / target.name
-            whole.write_bytes(content)
-            whole.replace(target)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".figure-") as folder:
+                whole = Path(folder) / target.name
+                whole.write_bytes(content)
+                whole.replace(target)
+        except OSError as error:
+            raise ArgumentError(f"path: {path} cannot be written: {error.strerror}") from error
         return target
 
     def __str__(self) -> str:

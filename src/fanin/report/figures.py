@@ -37,8 +37,9 @@ from fanin.report.figure import HEIGHT, Figure, complete, config, known, nothing
 from fanin.report.record import Record
 from fanin.report.ridges import chosen, outlined, ridges, shown
 from fanin.report.rows import folded_names
-from fanin.report.wording import growth, listing, number, visible
+from fanin.report.wording import growth, listing, number
 from fanin.summary import count
+from fanin.wording import visible
 
 __all__ = ["KINDS", "before_after", "config", "figures", "plot"]
 

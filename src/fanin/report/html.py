@@ -13,7 +13,7 @@ from fanin.report.figures import figures, plot
 from fanin.report.outline import outline
 from fanin.report.page import Head, Row, render, render_page
 from fanin.report.record import Record
-from fanin.report.rows import Gap, all_rows, folded_names, folded_rows, pattern
+from fanin.report.rows import Gap, all_rows, folded_names, folded_rows, stem
 from fanin.report.wording import facts, interval, number, verdict
 from fanin.starts import Start
 from fanin.summary import count
@@ -209,7 +209,7 @@ def _starts(starts: Iterable[Start]) -> list[Row]:
     groups: dict[object, list[Start]] = {}
     for start in starts:
         told = re.sub(r"[0-9.]+", "", start.because)
-        key = (pattern(start.parameter), start.scheme, start.shape, start.trainable, told)
+        key = (stem(start.parameter), start.scheme, start.shape, start.trainable, told)
         groups.setdefault(key, []).append(start)
     return [_start(group) for group in groups.values()]
 

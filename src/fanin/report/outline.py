@@ -11,7 +11,7 @@ from fanin.findings import Finding
 from fanin.layers import LayerStats
 from fanin.report.record import Record
 from fanin.report.rows import guilty, indices
-from fanin.report.wording import visible
+from fanin.wording import visible
 
 __all__ = ["Line", "outline"]
 

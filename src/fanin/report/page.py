@@ -24,10 +24,11 @@ from markupsafe import Markup
 from fanin.errors import ArgumentError
 from fanin.findings import document
 from fanin.report.figure import Figure, config
-from fanin.report.wording import MARKS, number, visible
+from fanin.report.wording import MARKS, number
 from fanin.summary import count
+from fanin.wording import visible
 
-__all__ = ["Head", "Row", "explanation", "render", "render_page", "write"]
+__all__ = ["Head", "Row", "explanation", "policy", "render", "render_page", "write"]
 
 HEADINGS = 2  # levels that a rule's document sinks by: its "##" stands below a card's <h3>
 
@@ -75,7 +76,6 @@ def render_page(template: str, figures: Iterable[Figure], **values: Any) -> str:
     """Fill the template of a whole page that extends ``base.html``, with its scripts and policy."""
     shown = tuple(figures)
     scripts = [_script(), _bundle()] if shown else [_script()]
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     return render(
         template,
         figures=shown,
@@ -83,9 +83,21 @@ def render_page(template: str, figures: Iterable[Figure], **values: Any) -> str:
         themes={theme: config(theme) for theme in ("light", "dark")},
         script=Markup(_script()),
         bundle=Markup(_bundle() if shown else ""),
-        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'",
+        policy=policy(scripts),
         **values,
+    )
+
+
+def policy(scripts: Iterable[str]) -> str:
+    """The content security policy of a page: these scripts and no other, and no request.
+
+    >>> policy(["run()"]).split("; ")[1]
+    "script-src 'sha256-AvyuiL0SD1mVY3NNxR+V2uo+lhk6RMFrytWmRt6CrJQ='"
+    """
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 

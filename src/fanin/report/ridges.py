@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from fanin.catalogue import SCHEMES
 from fanin.report.chart import BLUE, GREY, SEVERITIES, Json, Place, rounded
-from fanin.report.wording import number, visible
+from fanin.report.wording import number
 from fanin.starts import Start
+from fanin.wording import visible
 
 __all__ = ["ROWS", "chosen", "outlined", "ridges", "shown"]
 

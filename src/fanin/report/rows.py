@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from fanin.findings import Finding
 from fanin.layers import LayerStats
 from fanin.report.record import Record
-from fanin.report.wording import places, visible
+from fanin.report.wording import places
+from fanin.wording import visible
 
 __all__ = ["Gap", "Row", "all_rows", "folded_names", "folded_rows", "guilty", "indices",
-           "pattern"]  # fmt: skip
+           "stem"]  # fmt: skip
 
 # A path component that is only digits: "h.0.mlp".  Nine digits keep int() cheap on any name.
 _INDEX = re.compile(r"(?<![^.])([0-9]{1,9})(?![^.])")
@@ -91,7 +92,7 @@ def folded_names(names: Sequence[str], limit: int) -> list[str]:
     keys: dict[str, object] = {}
     groups: dict[object, list[str]] = {}
     for name in names:
-        common = pattern(name)
+        common = stem(name)
         keys[name] = common if any(common) else name
         groups.setdefault(keys[name], []).append(name)
     shown = dict.fromkeys(
@@ -101,10 +102,10 @@ def folded_names(names: Sequence[str], limit: int) -> list[str]:
     return list(shown)
 
 
-def pattern(name: str, index: re.Pattern[str] = _INDEX) -> tuple[str, ...]:
+def stem(name: str, index: re.Pattern[str] = _INDEX) -> tuple[str, ...]:
     """Return what two paths that differ in their indices alone have in common.
 
-    >>> pattern("h.0.mlp") == pattern("h.11.mlp")
+    >>> stem("h.0.mlp") == stem("h.11.mlp")
     True
     """
     return tuple(index.split(name)[::2])
@@ -117,7 +118,7 @@ def _fold(
     for layer in layers:
         fans = (layer.op, layer.fan_in, layer.fan_out, layer.units, layer.trainable)
         codes = tuple(finding.code for finding in blame.get(layer.name, ()))
-        groups.setdefault((pattern(layer.name, index), fans, codes), []).append(layer)
+        groups.setdefault((stem(layer.name, index), fans, codes), []).append(layer)
     return [
         _row(_pattern([layer.name for layer in group], index), group, blame)
         for group in groups.values()

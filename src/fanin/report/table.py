@@ -12,8 +12,9 @@ from fanin.layers import Depth
 from fanin.report.columns import COLUMNS, Column, filled
 from fanin.report.record import Record
 from fanin.report.rows import Gap, Row, all_rows, folded_rows
-from fanin.report.wording import MARKS, growth, visible
+from fanin.report.wording import MARKS, growth
 from fanin.summary import count
+from fanin.wording import visible
 
 __all__ = ["layer_table", "shorten"]
 

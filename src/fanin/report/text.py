@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,9 +16,11 @@ from fanin.findings import Finding
 from fanin.report.record import Record
 from fanin.report.rows import folded_names
 from fanin.report.table import layer_table, shorten
-from fanin.report.wording import MARKS, copies, facts, listing, number, places, verdict, visible
+from fanin.report.wording import MARKS, copies, facts, listing, number, places, verdict
 from fanin.summary import count
+from fanin.summary import to_text as plain_text
 from fanin.symmetry import Identity, UnitClass
+from fanin.wording import visible
 
 __all__ = ["render", "to_text"]
 
@@ -71,13 +72,7 @@ def to_text(record: Record, full: bool = False, width: int | None = None) -> str
         pathlib.Path("start.txt").write_text(to_text(report, full=True, width=120))
     """
     width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
-    page = io.StringIO()
-    console = Console(
-        file=page, width=width, color_system=None, force_terminal=False, force_jupyter=False,
-        legacy_windows=False,
-    )  # fmt: skip
-    console.print(render(record, full))
-    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+    return plain_text(render(record, full), width, every_character=True)
 
 
 def _encodable(segment: Segment, encoding: str) -> Segment:

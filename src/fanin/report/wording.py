@@ -1,4 +1,4 @@
-"""The words and figures every renderer shares: safe names, short numbers, the verdict."""
+"""The words and figures every renderer shares: short numbers, lists of names, the verdict."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fanin.findings import Finding
 from fanin.layers import Depth
 from fanin.report.record import Record
 from fanin.summary import count
+from fanin.wording import visible
 
 __all__ = [
     "MARKS",
@@ -25,23 +26,6 @@ __all__ = [
 
 CODES = 6  # of the rules that were left out, before the rest fold into a number
 MARKS = {"error": "✗", "warning": "!", "info": "·", "ok": "✓"}
-
-
-def visible(text: str) -> str:
-    r"""Return ``text`` with every control character written out, so that it fills one line.
-
-    Escape sequences, newlines, direction marks and lone surrogates can be part of a module's name;
-    none of them may reach a terminal or a page.
-
-    >>> print(visible("block\n\x1b[31m"))
-    block\n\x1b[31m
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
