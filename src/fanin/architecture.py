@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from fanin.calls import INTEGERS, Call, Trace
-from fanin.operations import BENDING, NORMS, PASSIVE
+from fanin.operations import ADDING, BENDING, NORMS, PASSIVE
 
 __all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
 
@@ -212,6 +212,32 @@ class Architecture:
                     seen.add(other)
                     queue.append(other)
         return met
+
+    def open_way(self, start: Collection[int], stops: Collection[int], onward: bool) -> bool:
+        """Whether a way from `start` reaches the loss (onward) or the batch (back) past `stops`."""
+        seen, queue = set(start), list(start)
+        while queue:
+            call = self.trace.calls[queue.pop()]
+            if call.index in self.goal if onward else call.entry:
+                return True
+            ways = (
+                [c.index for c in self.followers.get(call.index, ())] if onward else call.behind
+            )
+            new = {i for i in ways if i not in stops} - seen
+            seen |= new
+            queue += new
+        return False
+
+    def factors(self, names: Collection[str]) -> set[int]:
+        """Calls that multiply the signal with one of these parameters (a bias adds)."""
+        return {
+            call.index
+            for call in self.trace.calls
+            for operand in call.operands
+            if "bias" not in operand.role
+            and call.op not in ADDING
+            and any(name in names for name in operand.parameters)
+        }
 
     def ancestors(self, start: Iterable[int]) -> set[int]:
         """Calls from which `start` is reached, `start` included."""

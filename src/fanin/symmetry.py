@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer
 from fanin.clones import clones
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.operations import ADDING, PASSIVE
+from fanin.operations import PASSIVE
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 from fanin.sketch import classes, labels
 
@@ -411,7 +411,7 @@ class _VirtualRun:
         dead = {i for i, c in self.passes[0].cells.items() if c.dead == 1.0}
         dead = {i for i in dead if all(_dead_at(p, i) for p in self.passes)}
         still = [n for n in (*held, *sorted(self._frozen)) if n in self._zero]
-        zeros = {n: at for n in still if (at := _factor_calls(read, n))}
+        zeros = {n: at for n in still if (at := read.factors({n}))}
         found = (self._deadlock(name, held, zeros, dead, read) for name in held)
         return tuple(d for d in found if d is not None)
 
@@ -437,7 +437,7 @@ class _VirtualRun:
         others = {n: at for n, at in zeros.items() if n != name}
         partners = {n for n, at in others.items() if silent and _multiplied(read, own, at)}
         factors = [n for n, at in others.items() if (at & reach) - own or n in partners]
-        if _around(read, own, stops, onward=silent):  # a zero gradient of another cause
+        if read.open_way(own, stops, onward=silent):  # a zero gradient of another cause
             factors = [n for n in factors if n not in self._frozen or n in partners]
         met = reach | own if silent else reach
         flat = [y.name for y in read.layers if set(y.calls) & dead & met]
@@ -447,20 +447,6 @@ class _VirtualRun:
         if factors and self._frozen.issuperset(factors):
             cause = FROZEN_ZERO
         return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
-
-
-def _around(read: Architecture, start: set[int], stops: set[int], onward: bool) -> bool:
-    """Whether a way from `start` reaches the loss (onward) or the batch (back) without a stop."""
-    seen, queue = set(start), list(start)
-    while queue:
-        call = read.trace.calls[queue.pop()]
-        if call.index in read.goal if onward else call.entry:
-            return True
-        ways = [c.index for c in read.followers.get(call.index, ())] if onward else call.behind
-        new = {i for i in ways if i not in stops} - seen
-        seen |= new
-        queue += new
-    return False
 
 
 def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:
@@ -508,16 +494,6 @@ def _summed(read: Architecture, layer: Layer) -> bool:
 
 def _dead_at(seen: Pass, index: int) -> bool:
     return index in seen.cells and seen.cells[index].dead == 1.0
-
-
-def _factor_calls(read: Architecture, name: str) -> set[int]:
-    """Calls that multiply the signal with a parameter (a bias adds, and holds nothing)."""
-    return {
-        call.index
-        for call in read.trace.calls
-        for operand in call.operands
-        if name in operand.parameters and "bias" not in operand.role and call.op not in ADDING
-    }
 
 
 def _of(seen: Pass, layer: Layer) -> Layer:

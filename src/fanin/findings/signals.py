@@ -15,7 +15,7 @@ from itertools import pairwise
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
-from fanin.operations import NORMS, PASSIVE, RECURRENT
+from fanin.operations import NORMS, PASSIVE, PRODUCTS, RECURRENT, SUMS
 from fanin.probe import Pass
 
 __all__ = ["RULES", "large_inputs"]
@@ -61,20 +61,46 @@ LEAST_SPREAD = 0.01
 PRIOR = 0.3
 # Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
 LARGE_INPUT = 10.0
+# Weights of this gain (std · √fan_in) are next to zero, from where a layer learns as from zero.
+NEXT_TO_ZERO = 1e-2
+# A step of the cotangent this small is a sum that cancels: what is left of it is rounding.
+CANCELLED = 1e-6
 # A batch whose own samples differ by less than this cannot show a collapse.
 SAME_BATCH = 1e-3
 
 
 def _live(evidence: Evidence) -> list[Station]:
-    """The trunk up to the first weight that is all zero: what lies behind it only says that."""
-    live = []
+    """The trunk up to the first weights that are all zero: what lies behind them only says that."""
+    live, constant = [], _constant(evidence)
     for station in evidence.trunk:
+        if station.index in constant:
+            break
         if station.layer is not None and station.layer.weight[0] in evidence.zeros:
             break
         if not math.isfinite(station.rms):
             break
         live.append(station)
     return live
+
+
+def _constant(evidence: Evidence) -> set[int]:
+    """Calls that the batch reaches through weights of zero alone."""
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    closed = read.factors(evidence.zeros)
+    found, zero = set(closed), {i for i in closed if i in cells and cells[i].squares == 0.0}
+    for call in read.trace.calls if closed else ():
+        given = [i for i in call.inputs if i < 0 or read.trace.calls[i].varies]
+        if not zero.isdisjoint(given) and (call.op in PASSIVE | _PRODUCTS or zero >= set(given)):
+            found.add(call.index)
+            if call.op in PASSIVE | _PRODUCTS | SUMS:
+                zero.add(call.index)
+        elif given and found >= set(given):
+            found.add(call.index)
+    return found
+
+
+# What is zero where one of its factors is.
+_PRODUCTS = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
 
 
 def _stretch(evidence: Evidence) -> list[Station]:
@@ -181,6 +207,8 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
 
 def _vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
     norms = [s.norm or 0.0 for s in run]
+    if norms[-2] < CANCELLED * norms[-1]:  # equal weights behind a softmax: the next step has some
+        run, norms = run[:-1], norms[:-1]
     steps = [math.log(a / b) for a, b in pairwise(norms)]
     decay = math.exp(sum(steps) - min([*steps, 0.0]))
     if decay < GRADIENT_VANISHING:
@@ -317,11 +345,11 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
 def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
-    heads = evidence.seen.architecture.heads  # an output bias may be the mean of the targets
     apart = _sees_samples(evidence) - _unfilled(evidence)
+    heads = evidence.seen.architecture.heads  # an output bias may be the mean of the targets
     low = [
         (s.place, s.variation)
-        for s in _live(evidence)
+        for s in _until_next_to_zero(evidence)
         if s.variation is not None
         and s.index in apart
         and s.variation < (COLLAPSED if s.layer in heads else COLLAPSING) * scale
@@ -338,6 +366,24 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
             message="Different inputs can no longer be told apart: the signal is alive, but the "
             "same for all of them.",
         )
+
+
+def _until_next_to_zero(evidence: Evidence) -> list[Station]:
+    """The live trunk up to its one layer that starts next to zero, as a head may on purpose.
+
+    What differs between samples is small behind it, and the first steps give it its size, as with
+    weights of zero.  Several such layers in a row hold one another back.
+    """
+    live = _live(evidence)
+    faint = [i for i, s in enumerate(live) if s.layer and _next_to_zero(evidence, s.layer)]
+    return live[: faint[0]] if len(faint) == 1 else live
+
+
+def _next_to_zero(evidence: Evidence, layer: Layer) -> bool:
+    if len(layer.weight) > 1 or not layer.fan_in:
+        return False
+    audit = next((a for a in evidence.audits if a.name == layer.weight[0]), None)
+    return audit is not None and audit.rms * math.sqrt(layer.fan_in) < NEXT_TO_ZERO
 
 
 def _sees_samples(evidence: Evidence) -> set[int]:
