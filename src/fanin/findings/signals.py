@@ -346,26 +346,24 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
     apart = _sees_samples(evidence) - _unfilled(evidence)
-    heads = evidence.seen.architecture.heads  # an output bias may be the mean of the targets
     low = [
-        (s.place, s.variation)
+        s
         for s in _until_next_to_zero(evidence)
-        if s.variation is not None
-        and s.index in apart
-        and s.variation < (COLLAPSED if s.layer in heads else COLLAPSING) * scale
+        if s.variation is not None and s.index in apart and s.variation < COLLAPSING * scale
     ]
-    if low:
-        least = min(variation for _, variation in low)
-        yield finding(
-            "P207",
-            "error" if least < COLLAPSED * scale else "warning",
-            (place for place, _ in low),
-            measured=f"samples differ by {least:.2g} of the signal's rms at {low[-1][0]}",
-            expected=f"above {COLLAPSING * scale:.1g} "
-            f"(the batch's own samples differ by {given:.2g})",
-            message="Different inputs can no longer be told apart: the signal is alive, but the "
-            "same for all of them.",
-        )
+    # A head alone may give all samples the mean of the targets, or have equal weights.
+    if all(s.layer in evidence.seen.architecture.heads for s in low):
+        return
+    least = min(s.variation or 0.0 for s in low)
+    yield finding(
+        "P207",
+        "error" if least < COLLAPSED * scale else "warning",
+        (s.place for s in low),
+        measured=f"samples differ by {least:.2g} of the signal's rms at {low[-1].place}",
+        expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {given:.2g})",
+        message="Different inputs can no longer be told apart: the signal is alive, but the "
+        "same for all of them.",
+    )
 
 
 def _until_next_to_zero(evidence: Evidence) -> list[Station]:
