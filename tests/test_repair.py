@@ -145,7 +145,11 @@ def test_another_seed_draws_other_values_for_the_same_entries():
 # ── healthy models and traps ─────────────────────────────────────────────────────────────────
 
 
-@parametrize([c for c in [*HEALTHY, *TRAPS][::STRIDE] if not c.slow and not c.needs])
+# `mended` keeps a copy of the model.
+COPIED = [c for c in TRAPS if c.name != "model-that-cannot-be-copied"]
+
+
+@parametrize([c for c in [*HEALTHY, *COPIED][::STRIDE] if not c.slow and not c.needs])
 def test_a_sound_model_stays_bit_for_bit(case: Case):
     done = mended(case)
     assert done.repair.changed == ()
@@ -154,7 +158,7 @@ def test_a_sound_model_stays_bit_for_bit(case: Case):
     assert "nothing to mend" in str(done.repair)
 
 
-@parametrize([c for c in TRAPS[1::STRIDE] if not c.slow and not c.needs])
+@parametrize([c for c in COPIED[1::STRIDE] if not c.slow and not c.needs])
 def test_mending_the_warnings_of_a_trap_brings_no_new_ones(case: Case):
     done = mended(case, warnings=True)
     assert done.repair.ok

@@ -16,7 +16,7 @@ from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
 from fanin.memory import empty_like
-from fanin.placement import Holders, Piece, Share, exchange_, made, prepared, share
+from fanin.placement import Draw, Holders, Share, exchange_, made, prepared, share
 from fanin.reading import bare, plain
 from fanin.recipe import check
 from fanin.started import started
@@ -79,6 +79,7 @@ def apply_(
     buffers = started(model, unsaved=True)
     _require_values(recipe, model, set(drawn), buffers)
     tensors = dict(model.named_parameters())
+    _require_memory({name: tensors[name] for name in drawn})
     with kept(model) as keep:
         shares = {name: share(name, keep(tensors[name], device)) for name in drawn}
         pieces = [_piece(place, shares[place.parameter]) for place in chosen]
@@ -124,10 +125,10 @@ def _places(
     return found
 
 
-def _piece(place: _Place, whole: Share) -> Piece:
+def _piece(place: _Place, whole: Share) -> Draw:
     """What this process draws at a place."""
     if place.part is None:
-        return Piece(place.assignment, place.name, whole)
+        return Draw(place.assignment, place.name, whole)
     part = place.part
     window, at = part.window(whole.window)
 
@@ -135,7 +136,7 @@ def _piece(place: _Place, whole: Share) -> Piece:
         return tuple((rank, part.window(held)[0]) for rank, held in whole.holders)
 
     tensor = whole.tensor.detach()[at]
-    return Piece(place.assignment, place.name, Share(tensor, window, whole.spread, everyone))
+    return Draw(place.assignment, place.name, Share(tensor, window, whole.spread, everyone))
 
 
 def _parts(
@@ -327,6 +328,17 @@ def fitted(
         told = "; ".join(str(w) for w in wrong[:_NAMED])
         raise RecipeError(f"recipe: it is for another model: {told}{more}")
     return renamed
+
+
+def _require_memory(tensors: Mapping[str, Tensor]) -> None:
+    """Raise for a parameter of which several entries are one place in memory."""
+    for name, tensor in tensors.items():
+        steps = tensor.stride() if tensor.layout == torch.strided else ()
+        if any(step == 0 and n > 1 for step, n in zip(steps, tensor.shape, strict=False)):
+            raise ModelError(
+                f"model: the parameter {name!r} is expanded: several of its entries share their "
+                "memory; give it memory of its own (parameter.data = parameter.data.clone())"
+            )
 
 
 def _require_values(

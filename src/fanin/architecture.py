@@ -220,9 +220,7 @@ class Architecture:
             call = self.trace.calls[queue.pop()]
             if call.index in self.goal if onward else call.entry:
                 return True
-            ways = (
-                [c.index for c in self.followers.get(call.index, ())] if onward else call.behind
-            )
+            ways = [c.index for c in self.followers.get(call.index, ())] if onward else call.behind
             new = {i for i in ways if i not in stops} - seen
             seen |= new
             queue += new

@@ -63,6 +63,24 @@ class Assignment:
         """The arguments that the scheme itself takes."""
         return {k: v for k, v in self.arguments.items() if k not in OF_TENSOR}
 
+    @property
+    def partial(self) -> bool:
+        """Whether only a part is drawn, or what is drawn is added (`split`)."""
+        return any(self.arguments.get(name) is not None for name in (*REGION, "split"))
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the values that the parameter had before count: scaled, or beside a part.
+
+        >>> part = Assignment("w", "normal", 1.0, 1.0, None, "", (4, 2), "oi", 1, {"outputs": (1,)})
+        >>> part.partial, part.keeps_values
+        (True, True)
+        >>> scaled = Assignment("w", KEPT, 0.5, 0.1, None, "too large", (4, 2), "oi")
+        >>> scaled.partial, scaled.keeps_values
+        (False, True)
+        """
+        return self.scheme == KEPT or self.partial
+
 
 @dataclass(frozen=True)
 class Recipe:

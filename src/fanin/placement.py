@@ -20,8 +20,8 @@ from fanin.memory import empty_like
 from fanin.window import Runs, Window, chunk
 
 __all__ = [
+    "Draw",
     "Holders",
-    "Piece",
     "Share",
     "agreement",
     "exchange_",
@@ -59,7 +59,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Draw:
     """What this process draws of one logical parameter, and where."""
 
     assignment: Assignment
@@ -189,7 +189,7 @@ def made(tensor: nn.Parameter, device: torch.device | str | None) -> nn.Paramete
 # ── values that one process draws for all ────────────────────────────────────────────────────
 
 
-def exchange_(pieces: Sequence[Piece], seed: int) -> None:
+def exchange_(pieces: Sequence[Draw], seed: int) -> None:
     """Draw what linear algebra is needed for: by one process each, which sends the others theirs.
 
     Its last bits depend on the machine, so that parts from different machines would not fit
@@ -208,12 +208,12 @@ def exchange_(pieces: Sequence[Piece], seed: int) -> None:
         at += len(several)
 
 
-def _owner(piece: Piece, turn: int) -> int:
+def _owner(piece: Draw, turn: int) -> int:
     holders = piece.share.holders
     return holders[turn % len(holders)][0]
 
 
-def _drawn(piece: Piece, turn: int, seed: int) -> Tensor | Exception | None:
+def _drawn(piece: Draw, turn: int, seed: int) -> Tensor | Exception | None:
     """The whole parameter, or why it cannot be, if it is this process's turn."""
     if _owner(piece, turn) != torch.distributed.get_rank():
         return None
@@ -225,7 +225,7 @@ def _drawn(piece: Piece, turn: int, seed: int) -> Tensor | Exception | None:
     return whole
 
 
-def _spread_(piece: Piece, owner: int, whole: Tensor | Exception | None) -> None:
+def _spread_(piece: Draw, owner: int, whole: Tensor | Exception | None) -> None:
     """Send every process its part; write this one's."""
     mine, me = piece.share.tensor.detach(), torch.distributed.get_rank()
     if me not in {rank for rank, _ in piece.share.holders}:

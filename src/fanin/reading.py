@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     made = torch.device("meta") if meta else nullcontext()
     with watching(model) as guard, made:
         reseed(0)
+        own = {name for name, _ in model.named_parameters()}
         try:
             architecture = _watched(model, private(batch), guard)
         except ForwardError as error:
@@ -72,6 +74,9 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
                 "smaller one, on a real device)"
             ) from error
         changed = guard.changed()
+    # A forward may add modules, which are gone again.
+    kept = tuple(p for p in architecture.parameters if p.name in own)
+    architecture = replace(architecture, parameters=kept)
     if changed:
         raise ModelError(
             f"model: its forward changes the parameter {changed[0]!r} in place; a plan needs a "

@@ -1,9 +1,10 @@
-"""Parts of a tensor: named by its outputs, inputs, matrices or single entries."""
+"""Parts of a tensor: named by its outputs, inputs, matrices or single entries; and its rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ _ALONG = ("i", "o", "b")
 def check_region(
     scheme: str, arguments: Mapping[str, Any], shape: Sequence[int], layout: str
 ) -> None:
-    """Raise ArgumentError where the arguments name a part that a tensor of this shape has not.
+    """Raise ArgumentError where the arguments name what a tensor of this shape has not.
+
+    That is a part of it, its row of padding (`padding`), or a factor for each output (`rows`).
 
     >>> check_region("normal", {"outputs": (0, 3)}, (4, 2), "oi")
     >>> check_region("normal", {"outputs": (0, 9)}, (4, 2), "oi")
@@ -48,6 +51,19 @@ def check_region(
             raise ArgumentError(f"along: {along!r}; one of the dimensions {layout!r} is needed")
         for group in groups_of(arguments):
             _check_indices("split", group, shape[layout.index(along)])
+    _check_rows(arguments, shape, layout)
+
+
+def _check_rows(arguments: Mapping[str, Any], shape: Sequence[int], layout: str) -> None:
+    padding, rows = arguments.get("padding"), arguments.get("rows")
+    table = shape[0] if shape else 0
+    if padding is not None and not (_is_whole(padding) and 0 <= padding < table):
+        raise ArgumentError(f"padding: {padding!r}; one of the {table} rows is needed")
+    if rows is not None:
+        outputs = shape[layout.index("o")] if "o" in layout else 0
+        numbers = isinstance(rows, (list, tuple)) and all(map(_is_number, rows))
+        if not numbers or len(rows) != outputs or "o" not in layout:
+            raise ArgumentError(f"rows: a number for each of the {outputs} outputs is needed")
 
 
 def groups_of(arguments: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
@@ -128,10 +144,16 @@ def _check_indices(name: str, indices: Any, size: int) -> None:
     if not isinstance(indices, (list, tuple)):
         raise ArgumentError(f"{name}: {indices!r}; a list of indices is needed")
     for index in indices:
-        whole = isinstance(index, Integral) and not isinstance(index, bool)
-        if not whole or not 0 <= index < size:
+        if not _is_whole(index) or not 0 <= index < size:
             raise ArgumentError(f"{name}: {index!r}; indices below {size} are needed")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -19,7 +19,7 @@ from rich.text import Text
 from fanin.assignment import Assignment, Recipe
 from fanin.wording import visible
 
-__all__ = ["count", "grouped", "pattern", "starred", "table", "to_text", "visible"]
+__all__ = ["count", "grouped", "pattern", "starred", "table", "to_text"]
 
 _NAMED = 3  # parameters listed by name for one reason
 _LISTED = 3  # numbers that are listed one by one in a name

@@ -319,9 +319,12 @@ class Watch(TorchFunctionMode):
         self._signal(name, args, kwargs, outputs, signals, names)
 
     def _picked(self, operands: list[Tensor]) -> bool:
-        """Whether the first operand is no signal and another, an index, is one."""
+        """Whether the first operand is a table that a signal, an index, picks rows of.
+
+        A stack of matrices is no table: what is picked of it is a weight, as that of an expert.
+        """
         base = self._record_of(operands[0]) if operands else None
-        if base is None or base.call is not None:
+        if base is None or base.call is not None or operands[0].dim() > 2:
             return False
         for tensor in operands[1:]:
             record = self._record_of(tensor)

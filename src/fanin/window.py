@@ -74,6 +74,27 @@ class Window:
         runs = (((a, a + n),) if n else () for a, n in zip(starts, sizes, strict=True))
         return cls(tuple(shape), tuple(runs))
 
+    @classmethod
+    def pieces(cls, shape: Sequence[int], most: int) -> Iterator[Window]:
+        """All of a tensor in runs of at most `most` consecutive elements, in order.
+
+        One dimension is cut; those before it are taken one index at a time.
+
+        >>> [part.runs for part in Window.pieces((2, 3), 2)]
+        [(((0, 1),), ((0, 2),)), (((0, 1),), ((2, 3),)),
+         (((1, 2),), ((0, 2),)), (((1, 2),), ((2, 3),))]
+        """
+        if math.prod(shape) <= most:
+            yield cls.whole(shape)
+            return
+        cut = next(d for d in range(len(shape)) if math.prod(shape[d + 1 :]) <= most)
+        rest = tuple(shape[cut + 1 :])
+        step = most // math.prod(rest)
+        for lead in itertools.product(*map(range, shape[:cut])):
+            for first in range(0, shape[cut], step):
+                sizes = (*(1 for _ in lead), min(step, shape[cut] - first), *rest)
+                yield cls.box(shape, (*lead, first, *(0 for _ in rest)), sizes)
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """Size of each dimension of the part."""
@@ -89,6 +110,12 @@ class Window:
         """Whether the part is the tensor."""
         return self.sizes == self.shape
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where a part that is one range of each dimension stands in the tensor."""
+        assert all(len(runs) < 2 for runs in self.runs)
+        return tuple(slice(*runs[0]) if runs else slice(0) for runs in self.runs)
+
     def indices(self, dim: int) -> list[int]:
         """The indices of a dimension, in order."""
         return [i for a, b in self.runs[dim] for i in range(a, b)]
@@ -99,7 +126,15 @@ class Window:
         >>> Window.box((8,), (4,), (4,)).narrow(0, 1, 2).runs
         (((5, 7),),)
         """
-        return self._with(dim, _slice(self.runs[dim], first, first + count), self.shape)
+        return self.with_runs(dim, _slice(self.runs[dim], first, first + count))
+
+    def with_runs(self, dim: int, runs: Runs) -> Window:
+        """The part that has other indices of one dimension.
+
+        >>> Window.box((8, 2), (4, 0), (4, 2)).with_runs(0, ((0, 1), (6, 8))).sizes
+        (3, 2)
+        """
+        return Window(self.shape, (*self.runs[:dim], runs, *self.runs[dim + 1 :]))
 
     def within(
         self, starts: Sequence[int], sizes: Sequence[int]
@@ -157,9 +192,6 @@ class Window:
                 repeats = (stop - first) * between
                 yield (row * self.shape[outer] + first) * between, place, repeats
                 place += repeats
-
-    def _with(self, dim: int, runs: Runs, shape: tuple[int, ...]) -> Window:
-        return Window(shape, (*self.runs[:dim], runs, *self.runs[dim + 1 :]))
 
 
 def chunk(runs: Runs, chunks: int, index: int, factor: int = 1) -> Runs:

@@ -763,10 +763,10 @@ class _Gate(nn.Module):
         super().__init__()
         self.gate, self.body, self.head = (nn.Linear(16, n) for n in (16, 16, 3))
         nn.init.normal_(self.gate.weight, std=scale / 4)
-        self.offset = offset
+        nn.init.constant_(self.gate.bias, offset)
 
     def forward(self, x):
-        return self.head(x + torch.sigmoid(self.gate(x) + self.offset) * torch.tanh(self.body(x)))
+        return self.head(x + torch.sigmoid(self.gate(x)) * torch.tanh(self.body(x)))
 
 
 @FAULTS(codes=("P206",), layers=("gate",), **WARNING)

@@ -9,7 +9,14 @@ from typing import Any
 from fanin.catalogue.scheme import Argument, Scheme, among, integer, number, sizes
 from fanin.errors import ArgumentError
 
-__all__ = ["MODELS"]
+__all__ = [
+    "MODELS",
+    "deepnorm_beta",
+    "fixup_factor",
+    "olmo_std",
+    "spectral_factor",
+    "t_fixup_factor",
+]
 
 _Arguments = Mapping[str, Any]
 _Spread = Callable[[Any, _Arguments], float]
@@ -25,9 +32,68 @@ def _known(scheme: str, arguments: _Arguments, name: str) -> int:
     return int(arguments[name])
 
 
+def fixup_factor(branches: int, layers: int) -> float:
+    """L^(−1/(2m − 2)): what Fixup multiplies the weights of L branches of m layers with, m ≥ 2.
+
+    >>> fixup_factor(16, 3)
+    0.5
+
+    Source: Zhang, Dauphin, Ma (2019), section 3: arXiv:1901.09321
+    """
+    return math.pow(branches, -1 / (2 * layers - 2))
+
+
+def deepnorm_beta(layers: int, part: str = "alone", decoder_layers: int = 1) -> float:
+    """β of DeepNorm for a stack of so many layers: "alone", or "encoder" and "decoder" of a pair.
+
+    Only an encoder looks at `decoder_layers`.
+
+    >>> deepnorm_beta(2), deepnorm_beta(108, "decoder")
+    (0.5, 0.16666666666666666)
+
+    Source: Wang, Ma, Dong, Huang, Zhang, Wei (2022), figure 2: arXiv:2203.00555
+    """
+    if part == "encoder":
+        return float(0.87 * (layers**4 * decoder_layers) ** (-1 / 16))
+    return float(((12 if part == "decoder" else 8) * layers) ** -0.25)
+
+
+def t_fixup_factor(layers: int, part: str) -> float:
+    """What T-Fixup multiplies the weights of an "encoder" or a "decoder" of so many layers with.
+
+    >>> t_fixup_factor(16, "encoder"), t_fixup_factor(9, "decoder")
+    (0.335, 0.3333333333333333)
+
+    Source: Huang, Pérez, Ba, Volkovs (2020): https://proceedings.mlr.press/v119/huang20f.html
+    """
+    return float(0.67 * layers**-0.25 if part == "encoder" else (9 * layers) ** -0.25)
+
+
+def olmo_std(block: int, fan_in: float = 1.0) -> float:
+    """1/√(2·fan_in·(l + 1)): std of the last layer of the branches of block l = 0, 1, ….
+
+    >>> olmo_std(1), olmo_std(1, 4.0)
+    (0.5, 0.25)
+
+    Source: Groeneveld et al. (2024), OLMo: arXiv:2402.00838
+    """
+    return 1 / math.sqrt(2 * fan_in * (block + 1))
+
+
+def spectral_factor(fan_in: float, fan_out: float) -> float:
+    """min(1, √(fan_out / fan_in)): what 1/√fan_in is multiplied with.
+
+    >>> spectral_factor(16, 4), spectral_factor(4, 16)
+    (0.5, 1.0)
+
+    Source: Yang, Simon, Bernstein (2023), section 4: arXiv:2310.17813
+    """
+    return min(1.0, math.sqrt(fan_out / fan_in))
+
+
 def _fixup(fan: float, arguments: _Arguments) -> float:
     branches, layers = (_known("fixup", arguments, n) for n in ("branches", "layers"))
-    return math.sqrt(2 / fan) * math.pow(branches, -1 / (2 * layers - 2))
+    return math.sqrt(2 / fan) * fixup_factor(branches, layers)
 
 
 def _residual(_: Any, arguments: _Arguments) -> float:
@@ -36,23 +102,18 @@ def _residual(_: Any, arguments: _Arguments) -> float:
 
 
 def _deepnorm(fan: float, arguments: _Arguments) -> float:
-    layers = _known("deepnorm", arguments, "layers")
-    if arguments["part"] == "encoder":
-        other = _known("deepnorm", arguments, "decoder_layers")
-        beta = 0.87 * (layers**4 * other) ** (-1 / 16)
-    else:
-        beta = ((12 if arguments["part"] == "decoder" else 8) * layers) ** -0.25
-    return float(beta * math.sqrt(1 / fan))
+    layers, part = _known("deepnorm", arguments, "layers"), arguments["part"]
+    other = _known("deepnorm", arguments, "decoder_layers") if part == "encoder" else 1
+    return deepnorm_beta(layers, part, other) * math.sqrt(1 / fan)
 
 
 def _t_fixup(fan: float, arguments: _Arguments) -> float:
     layers = _known("t_fixup", arguments, "layers")
-    encoder = arguments["part"] == "encoder"
-    return float((0.67 * layers**-0.25 if encoder else (9 * layers) ** -0.25) * math.sqrt(1 / fan))
+    return t_fixup_factor(layers, arguments["part"]) * math.sqrt(1 / fan)
 
 
 def _depthwise(fan: float, arguments: _Arguments) -> float:
-    return 1 / math.sqrt(2 * fan * (_known("depthwise_trunc_normal", arguments, "layer") + 1))
+    return olmo_std(_known("depthwise_trunc_normal", arguments, "layer"), fan)
 
 
 def _mup(fan: float, arguments: _Arguments) -> float:
@@ -61,7 +122,7 @@ def _mup(fan: float, arguments: _Arguments) -> float:
 
 def _spectral(fan: Any, _: _Arguments) -> float:
     fan_in, fan_out, _kernel = sizes("spectral", fan)
-    return min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+    return spectral_factor(fan_in, fan_out) / math.sqrt(fan_in)
 
 
 def _recurrent(fan: Any, _: _Arguments) -> float:

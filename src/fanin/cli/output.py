@@ -170,10 +170,13 @@ def replacing(option: str, place: str) -> Iterator[Path]:
             if target.exists():
                 shutil.copymode(target, path)
             path.replace(target)
-    except BrokenPipeError:
-        return
-    except OSError as error:
-        raise ArgumentError(f"{option} {place}: cannot be written: {error.strerror}") from error
+    except (OSError, ArgumentError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # a page names its path
+        if isinstance(cause, BrokenPipeError):
+            return
+        if not isinstance(cause, OSError):
+            raise
+        raise ArgumentError(f"{option} {place}: cannot be written: {cause.strerror}") from error
     finally:
         if not direct:
             path.unlink(missing_ok=True)

@@ -25,8 +25,8 @@ from fanin.comparing.text import plot
 from fanin.comparing.training import OPTIMIZERS, Training, every, train_
 from fanin.errors import ArgumentError
 from fanin.guard import random_state, reseed
+from fanin.plain import as_json, to_plain
 from fanin.report import Report
-from fanin.report.document import as_json, to_plain
 from fanin.report.figure import Figure
 from fanin.report.page import write
 from fanin.report.wording import number

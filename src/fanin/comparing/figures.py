@@ -10,7 +10,8 @@ from fanin.comparing.record import Curve, Outcome, Record, Run
 from fanin.comparing.text import Scale, divergence
 from fanin.report.chart import COLOURS, Json, log_axis, rounded, shortened
 from fanin.report.figure import Figure, complete, known, nothing
-from fanin.report.wording import number, visible
+from fanin.report.wording import number
+from fanin.wording import visible
 
 __all__ = ["KINDS", "figures", "plot"]
 

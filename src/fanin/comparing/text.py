@@ -15,8 +15,9 @@ from rich.text import Text
 
 from fanin.comparing.record import Curve, Outcome, Record
 from fanin.report import Report
-from fanin.report.wording import MARKS, interval, listing, number, visible
+from fanin.report.wording import MARKS, interval, listing, number
 from fanin.summary import count
+from fanin.wording import visible
 
 __all__ = ["Scale", "conclusion", "divergence", "final", "plot", "render", "setting", "verdict"]
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fanin.assignment import KEPT, OF_TENSOR, Assignment
-from fanin.catalogue.scheme import is_number
 from fanin.errors import ArgumentError
 from fanin.fill.filling import realize_, taken
 from fanin.region import check_region, groups_of, mask
@@ -44,7 +42,6 @@ def assign_(
     """
     window = Window.whole(tensor.shape) if window is None else window
     padding, rows = (assignment.arguments.get(n) for n in ("padding", "rows"))
-    _check_extra(assignment, padding, rows, window.shape)
     _write(tensor, assignment, seed, name, window)
     with torch.no_grad():
         values = tensor.detach()
@@ -61,7 +58,10 @@ def assign_(
 def _write(tensor: Tensor, assignment: Assignment, seed: int, name: str, window: Window) -> None:
     """Draw a tensor, or the region of it that is named; what is kept is multiplied at most."""
     given, shape = assignment.arguments, window.shape
-    check_region(assignment.scheme, given, shape, assignment.layout)
+    try:
+        check_region(assignment.scheme, given, shape, assignment.layout)
+    except ArgumentError as error:
+        raise ArgumentError(f"{assignment.parameter!r}: {error}") from error
     if assignment.scheme == KEPT:
         with torch.no_grad():
             tensor.detach().mul_(assignment.gain)
@@ -95,9 +95,7 @@ def _split_(
     full = ((0, window.shape[at]),)
     with torch.no_grad():
         values = tensor.detach()
-        drawn = taken(
-            drawn, replace(window, runs=(*window.runs[:at], full, *window.runs[at + 1 :]))
-        )
+        drawn = taken(drawn, window.with_runs(at, full))
         for group in groups_of(assignment.arguments):
             mean = drawn.index_select(at, _index(group, values)).mean(at, keepdim=True)
             places = _index(_held(window, at, group), values)
@@ -120,18 +118,3 @@ def _held(window: Window, dim: int, indices: Sequence[int]) -> list[int]:
 
 def _index(indices: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(indices, dtype=torch.int64, device=like.device)
-
-
-def _check_extra(assignment: Assignment, padding: Any, rows: Any, shape: Sequence[int]) -> None:
-    """Raise ArgumentError for a padding row or factors that the tensor does not have."""
-    name, table = assignment.parameter, shape[0] if shape else 0
-    if padding is not None and not (isinstance(padding, int) and 0 <= padding < table):
-        raise ArgumentError(f"padding: {padding!r} of {name}; one of the {table} rows is needed")
-    if rows is not None:
-        outputs = shape[assignment.layout.index("o")] if "o" in assignment.layout else 0
-        numbers = isinstance(rows, (list, tuple)) and all(map(is_number, rows))
-        if not numbers or len(rows) != outputs:
-            raise ArgumentError(
-                f"rows: {type(rows).__name__} of {name}; one number for each of the {outputs} "
-                "outputs is needed"
-            )

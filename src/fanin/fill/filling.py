@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fanin import draw
-from fanin.assignment import KEPT, REGION, Assignment
+from fanin.assignment import KEPT, Assignment
 from fanin.catalogue import Scheme, find
 from fanin.catalogue.scheme import Fan, both_fans, is_number
 from fanin.draw.tensors import require_fillable
@@ -182,7 +182,7 @@ def by_parts(assignment: Assignment) -> bool:
     False
     """
     given = assignment.arguments
-    if assignment.scheme == KEPT or _is_partial(assignment):
+    if assignment.keeps_values:
         return assignment.scheme == KEPT
     scheme = find(assignment.scheme)
     form = scheme.drawn(scheme.complete(assignment.options))
@@ -199,13 +199,9 @@ def factored(assignment: Assignment) -> bool:
     >>> factored(Assignment("w", "orthogonal", 1.0, 0.02, None, "a rotation"))
     True
     """
-    if assignment.scheme == KEPT or _is_partial(assignment):
+    if assignment.keeps_values:
         return False
     return find(assignment.scheme).name in FACTORED
-
-
-def _is_partial(assignment: Assignment) -> bool:
-    return any(assignment.arguments.get(name) is not None for name in (*REGION, "split"))
 
 
 # ── what is allowed ──────────────────────────────────────────────────────────────────────────

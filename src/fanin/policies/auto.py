@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from fanin.catalogue.models import fixup_factor
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
-__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
+__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "branch_factor", "head_gain", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     (
@@ -111,7 +112,7 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         return _head(role, drawn)
     if role.repeated and role.activation is None and role.branch is None:
         return _in_time(role)
-    if role.branch is not None and role.branch.of > 0 and role.input.kind != "table":
+    if _by_branch(role):
         return _in_branch(role)
     return deep(role, drawn) or in_a_row(role, keeps_scale(role))
 
@@ -155,33 +156,52 @@ def _lstm_bias(role: Role) -> Choice:
     return Choice("forget_gate_bias", because)
 
 
+def _by_branch(role: Role) -> bool:
+    """Whether its place in a residual branch decides a layer's choice."""
+    inside = role.branch is not None and role.branch.of > 0
+    return inside and not role.head and role.input.kind != "table"
+
+
 def _in_branch(role: Role) -> Choice:
     branch = role.branch
     assert branch is not None
-    base = keeps_scale(role)
-    if branch.norm == "none" and not role.gated_branch:
-        if role.last and role.alone and role.activation is None:
-            blocks = "the block start" if branch.of == 1 else f"each of {branch.of} blocks start"
-            because = (
-                f"last layer of a residual branch without norms: zero makes {blocks} as the "
-                "identity (Fixup)"
-            )
-            return Choice("zeros", because)
-        if branch.depth > 1 and branch.of > 1 and not role.last:
-            factor = branch.of ** (-1 / (2 * branch.depth - 2))
-            because = (
-                f"in one of {branch.of} residual branches of {branch.depth} layers without norms: "
-                f"× {words(factor)} (Fixup); {base.because}"
-            )
-            return replace(base, gain=base.gain * factor, because=because)
-    if role.last and branch.of > 1 and branch.norm != "last" and not role.gated_branch:
-        factor = 1 / math.sqrt(branch.of)
+    free = branch.norm == "none" and not role.gated_branch
+    if free and role.last and role.alone and role.activation is None:
+        blocks = "the block start" if branch.of == 1 else f"each of {branch.of} blocks start"
+        because = (
+            f"last layer of a residual branch without norms: zero makes {blocks} as the "
+            "identity (Fixup)"
+        )
+        return Choice("zeros", because)
+    base, factor = keeps_scale(role), branch_factor(role)
+    if factor == 1.0:
+        return base
+    if role.last:
         because = (
             f"last layer of one of {branch.of} residual branches: × 1/√{branch.of} holds the "
             f"stream's variance; {base.because}"
         )
-        return replace(base, gain=base.gain * factor, because=because)
-    return base
+    else:
+        because = (
+            f"in one of {branch.of} residual branches of {branch.depth} layers without norms: "
+            f"× {words(factor)} (Fixup); {base.because}"
+        )
+    return replace(base, gain=base.gain * factor, because=because)
+
+
+def branch_factor(role: Role) -> float:
+    """What a layer's place in a residual branch multiplies the size of its output with.
+
+    1 where the place asks for nothing.
+    """
+    branch = role.branch
+    if branch is None or branch.of < 1 or role.head or role.gated_branch:
+        return 1.0
+    if role.last:
+        return 1.0 if branch.norm == "last" else 1 / math.sqrt(branch.of)
+    if branch.norm == "none" and branch.depth > 1:
+        return fixup_factor(branch.of, branch.depth)
+    return 1.0
 
 
 def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
@@ -201,7 +221,7 @@ def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
     if chosen is None or not chosen.arguments.get("first"):
         return Skip()
     because = "offsets in opposite pairs, which the mirrored layers carry through the whole stretch"
-    return Choice("mirrored_bias", because, gain=OFFSET * target_size(weight))
+    return Choice("mirrored_bias", because, gain=OFFSET * (deep_size(weight) or 1.0))
 
 
 def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
@@ -211,13 +231,6 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
     """
     if role is None:
         return 1.0
-    size = deep_size(role, drawn)
-    if size is not None:
-        return size
-    branch = role.branch
-    if branch is None or role.head:
-        return 1.0
-    if branch.norm == "none" and not role.gated_branch and branch.depth > 1 and not role.last:
-        return float(branch.of ** (-1 / (2 * branch.depth - 2)))
-    outer = role.last and branch.norm != "last" and not role.gated_branch
-    return 1 / math.sqrt(branch.of) if outer else 1.0
+    # What reads a table has no factor in its plan; measured, its branch counts as any other.
+    size = None if _by_branch(role) else deep_size(role, drawn)
+    return branch_factor(role) if size is None else size

@@ -7,6 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fanin.catalogue.models import (
+    deepnorm_beta,
+    fixup_factor,
+    olmo_std,
+    spectral_factor,
+    t_fixup_factor,
+)
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, counted, words
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
@@ -65,8 +72,7 @@ def depthwise_trunc_normal(role: Role, drawn: Blueprint, arguments: Arguments) -
         given = arguments["layer"]
         block = role.branch.number // 2 if given is None else int(given)
         because = f"last layer of a branch of block {block}: 1/√(2·fan_in·{block + 1})"
-        gain = 1 / math.sqrt(2 * (block + 1))
-        return Choice("lecun_trunc_normal", because, gain, arguments=cut)
+        return Choice("lecun_trunc_normal", because, olmo_std(block), arguments=cut)
     return Choice("lecun_trunc_normal", "1/√fan_in, cut at ±3σ", arguments=cut)
 
 
@@ -82,7 +88,7 @@ def fixup(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
         return Choice("zeros", "Fixup: the last layer of a residual branch starts at zero")
     depth = max(2, int(arguments["layers"] or role.branch.depth))
     count = int(arguments["branches"] or role.branch.of)
-    factor = count ** (-1 / (2 * depth - 2))
+    factor = fixup_factor(count, depth)
     base = keeps_scale(role)
     because = f"Fixup: × {count}^(−1/{2 * depth - 2}) = {words(factor)}; {base.because}"
     return replace(base, gain=base.gain * factor, because=because)
@@ -105,11 +111,7 @@ def deepnorm(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
         return Skip()
     part = arguments["part"]
     layers = _layers(role, arguments, adders=3 if part == "decoder" else 2)
-    if part == "encoder":
-        other = int(arguments["decoder_layers"] or layers)
-        beta = 0.87 * (layers**4 * other) ** (-1 / 16)
-    else:
-        beta = ((12 if part == "decoder" else 8) * layers) ** -0.25
+    beta = deepnorm_beta(layers, part, int(arguments["decoder_layers"] or layers))
     if role.branch is None or role.attention in ("q", "k", "qk"):
         return Choice("xavier_normal", "DeepNorm: q, k and what is in no branch keep gain 1")
     if len(role.attention) > 1:
@@ -120,9 +122,9 @@ def deepnorm(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
 
 def t_fixup(role: Role, drawn: Blueprint, arguments: Arguments) -> Answer:
     """T-Fixup: v, o, feed-forward layers and embeddings × 0.67·N^(−¼) or (9M)^(−¼)."""
-    decoder = arguments["part"] == "decoder"
-    layers = arguments["layers"] or max(1, round(drawn.blocks / (3 if decoder else 2)))
-    factor = (9 * layers) ** -0.25 if decoder else 0.67 * layers**-0.25
+    part = arguments["part"]
+    layers = arguments["layers"] or max(1, round(drawn.blocks / (3 if part == "decoder" else 2)))
+    factor = t_fixup_factor(layers, part)
     because = f"T-Fixup: × {words(factor)} for {counted(layers, 'layer')}"
     if role.kind == "table":
         return Choice("normal", because, gain=factor * (role.features or 1) ** -0.5)
@@ -152,7 +154,7 @@ def spectral(role: Role, drawn: Blueprint, _: Arguments) -> Answer:
     """The spectral condition: ‖W‖ ≈ √(fan_out/fan_in)."""
     if role.kind not in _WEIGHTS or not role.fan_in or not role.fan_out:
         return Skip()
-    factor = min(1.0, math.sqrt(role.fan_out / role.fan_in))
+    factor = spectral_factor(role.fan_in, role.fan_out)
     because = (
         f"spectral condition: largest singular value √({words(role.fan_out)}/{words(role.fan_in)})"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from fanin.assignment import KEPT, OF_TENSOR, matrix_sizes
@@ -104,22 +104,10 @@ def _check_tensor(
         RecipeError, ArgumentError: it is not so for any tensor of this shape.
     """
     check_region(scheme, arguments, shape, layout)
-    groups, padding, rows = (arguments.get(name) for name in ("groups", "padding", "rows"))
+    groups = arguments.get("groups")
     if groups is not None and not (_is_whole(groups) and groups >= 1):
         raise RecipeError(f"groups: {groups!r}; a whole number from 1 on is needed")
-    table = shape[0] if shape else 0
-    if padding is not None and not (_is_whole(padding) and 0 <= padding < table):
-        raise RecipeError(f"padding: {padding!r}; one of the {table} rows is needed")
-    if rows is not None:
-        outputs = shape[layout.index("o")] if "o" in layout else 0
-        numbers = isinstance(rows, (list, tuple)) and all(map(_is_finite, rows))
-        if not numbers or len(rows) != outputs:
-            raise RecipeError(f"rows: a number for each of the {outputs} outputs is needed")
 
 
 def _is_whole(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral)
-
-
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

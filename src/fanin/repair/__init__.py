@@ -44,7 +44,7 @@ CAUSES = ("N402",)
 # Warnings that may be what an error comes from, if no remedy for the error itself has cleared it.
 HIDDEN = ("S101", "W505")
 # Remedies of growing strength that a rule has at most.
-STRENGTHS = 5
+STRENGTHS = 6
 
 
 def repair_(
@@ -104,6 +104,10 @@ def repair_(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    switches = {"warnings": warnings, "preserve": preserve, "frozen": frozen}
+    for name, given in {**switches, "all_or_nothing": all_or_nothing}.items():
+        if not isinstance(given, bool):
+            raise ArgumentError(f"{name}: {given!r:.40}; True or False is needed")
     model = bare(model)
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
     tell = progress or (lambda _: None)

@@ -209,6 +209,10 @@ class Case:
         rms = float(rest.square().mean().sqrt())
         return rms if math.isfinite(rms) and rms > 0 else None
 
+    def is_pattern(self, name: str) -> bool:
+        """Whether a parameter holds a few values over and over, as no random start does."""
+        return self._own_std(name, None) is None
+
     def mask(self, name: str, places: NDArray[np.int64] | Sequence[int]) -> Mask:
         """The entries at some flat places of a parameter."""
         found = np.zeros(self.roles[name].shape, dtype=np.bool_)

@@ -40,11 +40,14 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
         drowning = list(without_bias(case, case.roles, DROWNED, least=1.0))
         if drowning:  # so may one beside a layer that its biases hold dead (LoRA's B)
             return drowning
-    made: dict[str, Assignment] = {}
-    for group in _groups(case):
-        for name in _chosen(case, group):
-            because = f"a zero that held {_others(group, name)} and itself"
-            made[name] = case.alive(name, because)
+    chosen = {name: group for group in _groups(case) for name in _chosen(case, group)}
+    if any(_meant(case, name) < _LAST for name in chosen):
+        # those that have a purpose wait: what is given a value now may free them
+        chosen = {name: group for name, group in chosen.items() if _meant(case, name) < _LAST}
+    made = {
+        name: case.alive(name, f"a zero that held {_others(group, name)} and itself")
+        for name, group in chosen.items()
+    }
     if level > 1 and not made:
         names = case.parameters_at((d.parameter for d in held), _FACTORS)
         made = {n: case.alive(n, "no gradient reached it") for n in names}

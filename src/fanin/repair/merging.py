@@ -20,24 +20,24 @@ def merged(before: Assignment | None, after: Assignment) -> Assignment:
         return after
     if after.scheme == KEPT:
         return _scaled(before, after)
-    if not _partial(after):
+    if not after.partial:
         return after
-    if "split" in after.arguments or "split" in before.arguments:
+    if _splits(after) or _splits(before):
         return before
     if before.scheme == KEPT:
         return replace(after, arguments={**after.arguments, "kept": before.gain})
-    if not _partial(before):
+    if not before.partial:
         return before  # all of it was drawn anew already
     arguments = {**before.arguments, **after.arguments}
     for name in REGION:
-        union = {*before.arguments.get(name, ()), *after.arguments.get(name, ())}
+        union = {i for a in (before, after) for i in a.arguments.get(name) or ()}
         if union:
             arguments[name] = tuple(sorted(union))
     return replace(after, arguments=arguments, because=_both(before, after))
 
 
-def _partial(assignment: Assignment) -> bool:
-    return any(name in assignment.arguments for name in (*REGION, "split"))
+def _splits(assignment: Assignment) -> bool:
+    return assignment.arguments.get("split") is not None
 
 
 def _scaled(before: Assignment, after: Assignment) -> Assignment:
@@ -48,7 +48,7 @@ def _scaled(before: Assignment, after: Assignment) -> Assignment:
         std=before.std * factor,
         because=_both(before, after),
     )
-    if before.scheme != KEPT and _partial(before) and "split" not in before.arguments:
+    if before.scheme != KEPT and before.partial and not _splits(before):
         kept = float(before.arguments.get("kept", 1.0)) * factor
         made = replace(made, arguments={**before.arguments, "kept": kept})
     return made

@@ -15,6 +15,7 @@ from fanin.policies.auto import head_gain, target_size
 from fanin.policies.deep import BIASED
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import GROSS, TINY, Case
+from fanin.repair.odd import OVERSIZED
 from fanin.roles import Role
 
 __all__ = [
@@ -43,8 +44,6 @@ _DRAWN = (
 )
 # A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
-# A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
-OVERSIZED = 8.0
 # A bias this many times what differs between inputs makes its layer a constant.
 DROWNED = 10.0
 # What the automatic choice draws in deep stretches, and how many layers make one of note.

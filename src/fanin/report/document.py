@@ -12,7 +12,7 @@ from fanin.errors import ArgumentError
 from fanin.plain import as_json, to_plain
 from fanin.report.record import Record
 
-__all__ = ["SCHEMA_VERSION", "as_json", "read", "schema", "to_dict", "to_json", "to_plain"]
+__all__ = ["SCHEMA_VERSION", "read", "schema", "to_dict", "to_json"]
 
 SCHEMA_VERSION = 1
 R = TypeVar("R", bound=Record)

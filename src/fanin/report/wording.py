@@ -21,7 +21,6 @@ __all__ = [
     "number",
     "places",
     "verdict",
-    "visible",
 ]
 
 CODES = 6  # of the rules that were left out, before the rest fold into a number

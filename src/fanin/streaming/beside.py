@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fanin.assignment import Recipe
+from fanin.assignment import KEPT, Recipe
 from fanin.catalogue import find
 from fanin.checkpoint import DIGEST, RECIPE_FILE, SEED, digest_of
 from fanin.errors import ModelError
 from fanin.recipe import to_toml
-from fanin.streaming.entries import CODES, Entry, keeps
+from fanin.streaming.entries import CODES, Entry
 from fanin.streaming.shards import INDEX, Shard, index
 
 __all__ = ["RUN", "beside", "metadata", "run_of"]
@@ -84,11 +84,11 @@ def _configuration(model: nn.Module, shards: Sequence[Shard]) -> dict[str, bytes
 
 def _told(entry: Entry) -> list[object]:
     told: list[object] = [entry.name, entry.parameter, CODES[entry.dtype], list(entry.shape)]
-    if entry.given is not None and (entry.assignment is None or keeps(entry.assignment)):
+    if entry.given is not None and (entry.assignment is None or entry.assignment.keeps_values):
         values = entry.given.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         told.append(hashlib.sha256(values.numpy().data).hexdigest())
     return told
 
 
 def _version(scheme: str) -> int:
-    return 0 if scheme == "kept" else find(scheme).version
+    return 0 if scheme == KEPT else find(scheme).version

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +12,12 @@ from torch.nn.parameter import is_lazy
 
 from fanin.apply import by_path, fitted
 from fanin.architecture import Parameter
-from fanin.assignment import KEPT, REGION, Assignment, Recipe
+from fanin.assignment import Assignment, Recipe
 from fanin.errors import ModelError
 from fanin.reading import plain
 from fanin.started import started
 
-__all__ = ["CODES", "Entry", "entries", "keeps"]
+__all__ = ["CODES", "Entry", "entries"]
 
 #: How a safetensors file names the dtypes.
 CODES = {
@@ -158,14 +158,8 @@ def _require_value(entry: Entry, parameter: Parameter | None, recipe: Recipe) ->
             f"it as it is ({reason}); give it memory and a value first, or write one file (-o "
             "FILE) from memory"
         )
-    if keeps(entry.assignment):
+    if entry.assignment.keeps_values:
         raise ModelError(
             f"model: the parameter {parameter.name!r} is on the meta device and the recipe keeps "
             "values of it; give it memory and a value first"
         )
-
-
-def keeps(assignment: Assignment) -> bool:
-    """Whether a parameter's own values count: it is scaled, or a part of it is drawn."""
-    arguments: Mapping[str, object] = assignment.arguments
-    return assignment.scheme == KEPT or not arguments.keys().isdisjoint((*REGION, "split"))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fanin.fill import assign_, by_parts
-from fanin.streaming.entries import Entry, keeps
+from fanin.streaming.entries import Entry
 from fanin.streaming.shards import Shard
 from fanin.window import Window
 
@@ -69,7 +69,7 @@ def pieces(shard: Shard) -> Iterator[Piece]:
 def _alone(entry: Entry) -> bool:
     """Whether the values of a part need those of the rest."""
     assignment = entry.assignment
-    return assignment is not None and (keeps(assignment) or not by_parts(assignment))
+    return assignment is not None and (assignment.keeps_values or not by_parts(assignment))
 
 
 def _windows(entry: Entry, alone: bool) -> Iterator[Window]:
@@ -80,26 +80,7 @@ def _windows(entry: Entry, alone: bool) -> Iterator[Window]:
     if alone:
         yield Window.whole(shape)
         return
-    most = max(1, PIECE // entry.dtype.itemsize)
-    first = 0  # the dimension that is cut; those before it are taken one index at a time
-    while first < len(shape) and math.prod(shape[first + 1 :]) > most:
-        first += 1
-    if first == len(shape):
-        yield from (_box(shape, lead) for lead in itertools.product(*map(range, shape)))
-        return
-    rows = max(1, most // math.prod(shape[first + 1 :]))
-    for lead in itertools.product(*map(range, shape[:first])):
-        for row in range(0, shape[first], rows):
-            yield _box(shape, (*lead, row), min(rows, shape[first] - row))
-
-
-def _box(shape: Sequence[int], lead: Sequence[int], rows: int = 1) -> Window:
-    """All of a tensor below some first indices, of which the last stands for several."""
-    rest = len(shape) - len(lead)
-    starts = (*lead, *(0,) * rest)
-    single = (1,) * (len(lead) - 1)
-    sizes = (*single, *((rows,) if lead else ()), *shape[len(lead) :])
-    return Window.box(shape, starts, sizes)
+    yield from Window.pieces(shape, max(1, PIECE // entry.dtype.itemsize))
 
 
 def rehearse(entry: Entry, seed: int) -> None:
@@ -179,9 +160,8 @@ class Worker(threading.local):
     def _fill(self, tensor: Tensor, entry: Entry, window: Window) -> None:
         assignment, given = entry.assignment, entry.given
         with torch.no_grad():
-            if given is not None and (assignment is None or keeps(assignment)):
-                place = tuple(slice(*runs[0]) for runs in window.runs)
-                tensor.copy_(given.detach()[place])
+            if given is not None and (assignment is None or assignment.keeps_values):
+                tensor.copy_(given.detach()[window.slices])
             if assignment is not None:
                 assign_(tensor, assignment, self._seed, entry.parameter, window)
 

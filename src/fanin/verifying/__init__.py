@@ -10,15 +10,14 @@ result   what was found
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 from fanin.assignment import Assignment, Recipe
 from fanin.checkpoint import origin
+from fanin.draw import integer
 from fanin.errors import ArgumentError, RecipeError
 from fanin.fused import Fused
 from fanin.verifying.names import Names, match
@@ -28,8 +27,6 @@ from fanin.verifying.source import Source, fused_sources
 from fanin.verifying.stored import Checkpoint, open_checkpoint
 
 __all__ = ["Checked", "Verification", "render", "verify"]
-
-_SEEDS = 2**64
 
 
 def verify(
@@ -78,8 +75,8 @@ def verify(
             f"aliases: {type(aliases).__name__}; a mapping from a parameter to its name in the "
             "checkpoint is needed"
         )
-    _whole("seed", 0 if seed is None else seed, 0, _SEEDS - 1)
-    _whole("jobs", jobs, 1, None)
+    integer("seed", 0 if seed is None else seed, 0, 2**64)
+    integer("jobs", jobs, 1, 2**31)
     held = open_checkpoint(checkpoint)
     given = recipe is not None, seed is not None
     if recipe is None or seed is None:
@@ -162,7 +159,7 @@ def _others(
     held: Checkpoint, sources: Iterable[Source], names: Names, recipe: Recipe
 ) -> Iterator[Checked]:
     """The tensors of the checkpoint that the recipe does not draw."""
-    used = {id(share.stored) for source in sources for share in source.shares}
+    used = {id(box.stored) for source in sources for box in source.boxes}
     for key, stored in held.tensors.items():
         if id(stored) not in used:
             name = names.parameter(key)
@@ -189,10 +186,3 @@ def _notes(
         first, other = recipe.assignments[0].parameter, next(iter(held.tensors), None)
         told = "the checkpoint is empty" if other is None else f"it has {other!r}"
         yield f"no parameter of the recipe is in the checkpoint: {first!r} is not, {told}"
-
-
-def _whole(argument: str, value: object, low: int, high: int | None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not low <= cast("int", value) <= (high or math.inf):
-        allowed = f"from {low} on" if high is None else f"from {low} to 2**64 - 1"
-        raise ArgumentError(f"{argument}: {value!r}; a whole number {allowed} is needed")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fanin.assignment import KEPT, REGION, Assignment
+from fanin.assignment import KEPT, Assignment
 from fanin.errors import FaninError
 from fanin.fill import assign_, by_parts
 from fanin.reading import plain
@@ -78,7 +78,7 @@ def compare(
             return replace(checked, state="other shape", told=turned)
         if told:
             return replace(checked, told=told)
-        if _is_partial(assignment):
+        if assignment.partial:
             return _compare_part(checked, start, source)
         return _compare_whole(checked, start, source, tick)
     except _UndrawnError as error:
@@ -96,13 +96,9 @@ def _obstacle(assignment: Assignment, source: Source) -> str:
         return "the recipe multiplies values that it does not hold"
     if given.get("split") is not None:
         return "the recipe adds to values that it does not hold"
-    if _is_partial(assignment) and given.get("rows") is not None:
+    if assignment.partial and given.get("rows") is not None:
         return "the recipe multiplies values that it does not hold"
     return ""
-
-
-def _is_partial(assignment: Assignment) -> bool:
-    return any(assignment.arguments.get(name) is not None for name in REGION)
 
 
 def _compare_whole(
@@ -153,7 +149,7 @@ class _Start:
         if dtype not in self._whole:
             self._whole = {dtype: self._drawn(window.shape, dtype)}
         whole = self._whole[dtype]
-        return whole if window.is_whole else whole[tuple(slice(*runs[0]) for runs in window.runs)]
+        return whole if window.is_whole else whole[window.slices]
 
     def _drawn(
         self, sizes: Sequence[int], dtype: torch.dtype, window: Window | None = None
@@ -295,7 +291,7 @@ def _constant(source: Source) -> float | None:
 def _transposed(start: _Start, source: Source) -> str:
     """Whether a matrix holds its start with rows and columns exchanged."""
     shape = tuple(start.assignment.shape)
-    if len(shape) != 2 or source.shape != shape[::-1] or _is_partial(start.assignment):
+    if len(shape) != 2 or source.shape != shape[::-1] or start.assignment.partial:
         return ""
     assert source.dtype is not None  # others are not compared
     for window, values in source.pieces():

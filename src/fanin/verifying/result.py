@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,9 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
-from fanin.summary import count, pattern, starred, to_text, visible
+from fanin.plain import as_json
+from fanin.summary import count, pattern, starred, to_text
+from fanin.wording import visible
 
 __all__ = ["Checked", "State", "Verification", "render"]
 
@@ -146,9 +147,9 @@ class Verification:
             "tensors": [_plain(tensor) for tensor in self.tensors],
         }
 
-    def to_json(self) -> str:
+    def to_json(self, indent: int | None = 2) -> str:
         """The result as JSON."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        return as_json(self.to_dict(), indent)
 
     def __rich__(self) -> ConsoleRenderable:
         return render(self)

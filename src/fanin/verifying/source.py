@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from fanin.fused import Fused, Part, parts_of
 from fanin.verifying.stored import Checkpoint, Stored
 from fanin.window import Window
 
-__all__ = ["Share", "Source", "fused_sources"]
+__all__ = ["Box", "Source", "fused_sources"]
 
 Shape = tuple[int, ...]
 
@@ -25,7 +24,7 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Share:
+class Box:
     """A box of a stored tensor that is a box of a parameter.
 
     Attributes:
@@ -48,29 +47,29 @@ class Source:
     Attributes:
         key: the tensor in the checkpoint; the first of them where there are several.
         shape: of the parameter as it was found.
-        shares: the boxes that make it up.
+        boxes: what makes it up.
     """
 
     key: str
     shape: Shape
-    shares: tuple[Share, ...]
+    boxes: tuple[Box, ...]
 
     @classmethod
     def of(cls, key: str, stored: Stored) -> Source:
         """A tensor that is the parameter."""
         none = (0,) * len(stored.shape)
-        return cls(key, stored.shape, (Share(stored, stored.shape, none, none),))
+        return cls(key, stored.shape, (Box(stored, stored.shape, none, none),))
 
     @property
     def kind(self) -> str:
         """The name of its dtype; of several, of the first that cannot be drawn."""
-        kinds = dict.fromkeys(share.stored.kind for share in self.shares)
+        kinds = dict.fromkeys(box.stored.kind for box in self.boxes)
         return " and ".join(kinds)
 
     @property
     def dtype(self) -> torch.dtype | None:
         """None where it is none that can be drawn, or not one."""
-        dtypes = {share.stored.dtype for share in self.shares}
+        dtypes = {box.stored.dtype for box in self.boxes}
         return dtypes.pop() if len(dtypes) == 1 else None
 
     @property
@@ -81,7 +80,7 @@ class Source:
     @property
     def held(self) -> int:
         """Number of elements that the checkpoint holds: fewer where only some rows are joined."""
-        return sum(math.prod(share.sizes) for share in self.shares)
+        return sum(math.prod(box.sizes) for box in self.boxes)
 
     def whole(self) -> Tensor:
         """All values.
@@ -91,7 +90,7 @@ class Source:
         """
         values = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         for window, piece in self.pieces():
-            values[tuple(slice(*runs[0]) if runs else slice(0) for runs in window.runs)] = piece
+            values[window.slices] = piece
         return values
 
     def pieces(self) -> Iterator[tuple[Window, Tensor]]:
@@ -100,11 +99,11 @@ class Source:
         Raises:
             ArgumentError: a file cannot be read.
         """
-        for share in self.shares:
-            for piece in _pieces(share.sizes):
-                here = _placed(piece, self.shape, share.here)
-                there = _placed(piece, share.stored.shape, share.there)
-                yield here, share.stored.read(there).view(here.sizes)
+        for box in self.boxes:
+            for piece in Window.pieces(box.sizes, _PIECE):
+                here = _placed(piece, self.shape, box.here)
+                there = _placed(piece, box.stored.shape, box.there)
+                yield here, box.stored.read(there).view(here.sizes)
 
 
 def _placed(piece: Window, shape: Shape, starts: Shape) -> Window:
@@ -116,24 +115,6 @@ def _placed(piece: Window, shape: Shape, starts: Shape) -> Window:
         for dim, at in zip(piece.runs, starts[stack:], strict=True)
     )
     return Window(shape, (*runs, *moved))
-
-
-def _pieces(shape: Sequence[int]) -> Iterator[Window]:
-    """A box in runs of consecutive elements, in order; none is large."""
-    tail = math.prod(shape)
-    if tail <= _PIECE:
-        yield Window.whole(shape)
-        return
-    dim = -1
-    while tail > _PIECE:
-        dim += 1
-        tail //= shape[dim]
-    step = _PIECE // tail
-    for lead in itertools.product(*map(range, shape[:dim])):
-        for first in range(0, shape[dim], step):
-            rest = tuple(shape[dim + 1 :])
-            sizes = (1,) * dim + (min(step, shape[dim] - first), *rest)
-            yield Window.box(shape, (*lead, first, *(0 for _ in rest)), sizes)
 
 
 def fused_sources(fused: Fused, held: Checkpoint, recipe: Recipe) -> dict[str, Source]:
@@ -185,24 +166,24 @@ def _joined(parts: Mapping[str, Sequence[Part]], held: Checkpoint) -> dict[str, 
     """Parameters that stand in one tensor."""
     shapes: dict[str, Shape] = {}
     keys: dict[str, str] = {}
-    shares: dict[str, list[Share]] = {}
+    boxes: dict[str, list[Box]] = {}
     for key, some in parts.items():
         for part in some:
             sizes = part.sizes[len(part.sizes) - len(part.shape) :]
-            share = Share(held.tensors[key], sizes, part.starts, _first(part))
-            shares.setdefault(part.name, []).append(share)
+            box = Box(held.tensors[key], sizes, part.starts, _first(part))
+            boxes.setdefault(part.name, []).append(box)
             shapes[part.name] = part.shape
             keys.setdefault(part.name, key)
-    return {name: Source(keys[name], shapes[name], tuple(s)) for name, s in shares.items()}
+    return {name: Source(keys[name], shapes[name], tuple(s)) for name, s in boxes.items()}
 
 
 def _cut(shape: Shape, parts: Sequence[Part], held: Checkpoint) -> Source:
     """A parameter that stands in several tensors."""
-    shares = []
+    boxes = []
     for part in parts:
         sizes = part.sizes[len(part.sizes) - len(part.shape) :]
-        shares.append(Share(held.tensors[part.name], sizes, _first(part), part.starts))
-    return Source(parts[0].name, shape, tuple(shares))
+        boxes.append(Box(held.tensors[part.name], sizes, _first(part), part.starts))
+    return Source(parts[0].name, shape, tuple(boxes))
 
 
 def _first(part: Part) -> Shape:

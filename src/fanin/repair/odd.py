@@ -1,0 +1,63 @@
+"""The few parameters that no scheme drew, among many that look new: what is changed first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+
+from fanin.assignment import Assignment
+from fanin.findings import Finding
+from fanin.measuring import DIGITS
+from fanin.policies.auto import head_gain
+from fanin.repair.case import Case
+
+__all__ = ["OVERSIZED", "odd_first"]
+
+# A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
+OVERSIZED = 8.0
+# Of all parameters at most this share is the exception that a fault comes from.
+_FEW = 0.25
+_KINDS = ("weight", "recurrent", "projection", "table", "token", "norm_scale")
+_TOO_LARGE = ("P202", "P204", "N403", "N404")
+
+Remedy = Callable[[Case, Finding, int], list[Assignment]]
+
+
+def odd_first(remedy: Remedy) -> Remedy:
+    """A remedy that leaves alone what looks new, as long as what does not may be the cause."""
+
+    @wraps(remedy)
+    def treat(case: Case, finding: Finding, level: int) -> list[Assignment]:
+        return _odd(case, finding) if level == 0 else remedy(case, finding, level - 1)
+
+    return treat
+
+
+def _odd(case: Case, finding: Finding) -> list[Assignment]:
+    """Exceptions of the kind that may cause the finding; none where they are no exceptions."""
+    known = [n for n, r in case.roles.items() if r.trainable and r.kind in _KINDS]
+    known = [n for n in known if n in case.planned and case.planned[n].std > 0]
+    made = [a for name in known for a in _mended(case, finding, name)]
+    return made if len(made) <= max(1.0, _FEW * len(known)) else []
+
+
+def _mended(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
+    """A pattern drawn as in a new model, a wrong size brought to that of a new one."""
+    role, plan, own = case.roles[name], case.planned[name], case.audits[name].rms
+    large = finding.code in _TOO_LARGE
+    if case.audits[name].nonfinite:
+        return
+    if own == 0:
+        if finding.code == "N403" and role.kind == "weight" and not (role.head or role.last):
+            yield case.alive(name, "zeros, whose quotient is no number")
+        return
+    if not large and case.is_pattern(name) and plan.scheme not in ("ones", "constant"):
+        made = case.planned_anew(name, "one value, or a few, in place of a draw")
+        yield from [made] if made is not None else []
+        return
+    usual = plan.std / head_gain(role) if role.head else plan.std
+    if OVERSIZED * usual < own if large else OVERSIZED * own < plan.std:
+        wanted = usual if large else plan.std
+        size = f"{own / usual:.3g} times the size of a new one"
+        factor = float(f"{wanted / own:.{DIGITS}g}")
+        yield case.scaled(name, factor, f"{size}, as no other is: scaled to it")
