@@ -925,3 +925,27 @@ def test_what_wraps_a_module_inside_changes_no_value(wrap) -> None:
     for model in (plain, wrapped):
         fanin.init_(model, batch, seed=3)
     assert all(map(torch.equal, plain.parameters(), wrapped.parameters()))
+
+
+@pytest.mark.parametrize("scheme", ["auto", "he_normal"])
+def test_a_parameter_whose_entries_share_memory_is_refused_by_name(scheme: str):
+    model, batch = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(8, 8)
+    model[2].weight.data = torch.ones(4, 1).expand(4, 16)
+    with unchanged(model, batch), pytest.raises(ModelError, match=r"'2\.weight' is expanded"):
+        fanin.init_(model, batch, scheme)
+
+
+def test_a_forward_that_adds_modules_is_planned_without_them():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            self.new = nn.Linear(1, 1)
+            return self.layer(x)
+
+    model = Net()
+    plan = fanin.init_(model, torch.randn(16, 8))
+    assert {a.parameter for a in plan} == {"layer.weight", "layer.bias"}
+    assert not plan.untouched

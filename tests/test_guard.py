@@ -238,6 +238,27 @@ def test_a_well_behaved_model_is_not_copied():
     assert guard.changed() == []
 
 
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch": (
+        lambda: torch.Generator().manual_seed(3),
+        lambda g: torch.rand(3, generator=g).tolist(),
+    ),
+    "numpy": (lambda: np.random.default_rng(3), lambda g: g.random(3).tolist()),
+    "numpy, old": (lambda: np.random.RandomState(3), lambda g: g.rand(3).tolist()),
+    "python": (lambda: random.Random(3), lambda g: g.random()),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_of_the_models_own_goes_on_as_if_nothing_had_been_drawn(name: str):
+    make, draw = GENERATORS[name]
+    model, x = Naughty(lambda m: draw(m.generator)), torch.randn(16, 6)
+    model.generator, other = make(), make()
+    for verb in (fanin.check, fanin.plan, fanin.repair_):
+        verb(model, x)
+    assert draw(model.generator) == draw(other)
+
+
 @pytest.mark.parametrize("draw", [lambda: torch.rand(4).tolist(), np.random.rand, random.random])
 def test_random_states_go_on_as_if_nothing_had_been_drawn(draw: Callable[[], Any]):
     model, x = Naughty(lambda m: draw()), torch.randn(16, 6)

@@ -288,3 +288,29 @@ def test_a_signal_near_the_end_of_float32_is_checked_without_warnings():
         model[0].weight[3:9], model[0].bias[3:9] = 0, 0
         model[0].weight[:2, 0] = 1e38
     assert not fanin.check(model, torch.randn(64, 16)).ok
+
+
+@pytest.mark.parametrize(
+    ("function", "op"),
+    [
+        (lambda h: h.pow(2).sqrt(), "sqrt"),
+        (lambda h: torch.acos(h + 1), "acos"),
+        (lambda h: torch.log(h.abs()), "log"),
+        (lambda h: 1 / h, "rdiv"),
+    ],
+    ids=["sqrt", "acos", "log", "quotient"],
+)
+def test_the_operation_that_is_infinite_at_zero_is_named(function, op: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(20, 32), nn.Linear(32, 10)
+            nn.init.zeros_(self.a.weight)
+            nn.init.zeros_(self.a.bias)
+
+        def forward(self, x):
+            return self.b(function(self.a(x)))
+
+    report = fanin.check(Net(), torch.randn(64, 20), lambda out: out.square().mean())
+    (found,) = [f for f in report.findings if f.code == "N403"]
+    assert f"first in {op} " in found.measured

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import Case, blocks
+from zoo import Case, blocks, seeded
 from zoo.blocks import classify, mlp, regress, zero_
 from zoo.checks import QUIET, parametrize
 from zoo.faults import FAULTS
@@ -992,3 +992,105 @@ def test_one_large_value_repeated_is_no_unit_to_keep():
     done = mend(model, torch.randn(32, 20), classify(32, 4), warnings=True)
     assert done.entries["0.weight"] == 640
     assert not left(done, "error", "warning")
+
+
+# ── what no scheme drew comes first, what looks new is left alone ─────────────────────────────
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 24)
+        self.rnn, self.head = nn.LSTM(24, 32, 2, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, tokens):
+        return self.head(self.rnn(self.embed(tokens))[0][:, -1])
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        blocks = (
+            nn.Sequential(
+                nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32),
+                nn.BatchNorm1d(32),
+            )
+            for _ in range(3)
+        )  # fmt: skip
+        self.inlet, self.blocks = nn.Linear(20, 32), nn.ModuleList(blocks)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.inlet(x)
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.head(x)
+
+
+class Quotient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(20, 32), nn.Linear(32, 10)
+        nn.init.zeros_(self.a.bias)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h / h.norm(dim=1, keepdim=True))
+
+
+ODD = {
+    "table of one value": (Tagger, "embed.weight", lambda w: w.fill_(0.5)),
+    "norm of 1e4": (Normed, "blocks.1.4.weight", lambda w: w.fill_(1e4)),
+    "zeros that are divided": (Quotient, "a.weight", lambda w: w.zero_()),
+    "one weight of 1e5": (Normed, "head.weight", lambda w: w.mul_(1e5)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_alone_is_all_that_is_changed(name: str):
+    build, guilty, damage = ODD[name]
+    with seeded(5):
+        model = build()
+        batch = torch.randint(50, (64, 8)) if build is Tagger else torch.randn(64, 20)
+        with torch.no_grad():
+            damage(model.get_parameter(guilty))
+        done = mend(model, batch, classify(64, 10))
+    assert not done.repair.before.ok
+    assert done.repair.ok
+    assert done.repair.changed == (guilty,)
+
+
+def test_what_has_only_the_wrong_size_keeps_its_directions_there_too():
+    with seeded(5):
+        model = Normed()
+        own = model.head.weight.detach().clone()
+        with torch.no_grad():
+            model.head.weight.mul_(1e5)
+        mend_in_place = fanin.repair_(model, torch.randn(64, 20), classify(64, 10))
+    assert mend_in_place.ok
+    ratio = model.head.weight / own
+    assert float(ratio.detach().std()) < 1e-4 * float(ratio.detach().mean())
+
+
+def test_zeros_that_end_residual_branches_stay_where_others_can_be_given_a_value():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+
+        def forward(self, x):
+            return x + self.down(self.up(self.norm(x)).relu())
+
+    with seeded(5):
+        model = nn.Sequential(nn.Linear(8, 32), Block(), Block(), nn.Linear(32, 4))
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        done = mend(model, torch.randn(64, 8), classify(64, 4))
+    assert done.repair.ok
+    assert not {n for n in done.repair.changed if ".down." in n or n.startswith("3.")}
+
+
+@pytest.mark.parametrize("name", ["warnings", "preserve", "all_or_nothing", "frozen"])
+def test_a_switch_is_true_or_false(name: str):
+    with pytest.raises(fanin.errors.ArgumentError, match=f"^{name}: 'yes'; True or False"):
+        fanin.repair_(mlp(4, 4), torch.randn(8, 4), **{name: "yes"})

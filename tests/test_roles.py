@@ -872,6 +872,52 @@ def test_a_stack_of_matrices_is_one_expert_each(function, shape, batch, layout: 
     assert (role.fan_in, role.fan_out) == (8, 10)
 
 
+def routed(w: Tensor, x: Tensor) -> Tensor:
+    """Each sample by the expert of its largest input: the index is a signal."""
+    return torch.bmm(w[x.argmax(-1) % 4], x[:, :, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w, x: sum(F.linear(x, w[i]) for i in range(4)),
+        lambda w, x: sum(F.linear(x, one) for one in w),
+        lambda w, x: sum(F.linear(x, one) for one in w.unbind(0)),
+        lambda w, x: sum(x @ w.select(0, i).T for i in range(4)),
+        lambda w, x: sum(F.linear(x, w[i : i + 1].squeeze(0)) for i in range(4)),
+        lambda w, x: sum(F.linear(x, w[torch.tensor(i)]) for i in range(4)),
+        routed,
+    ],
+    ids=["index", "iterated", "unbind", "select", "slice", "tensor", "routed"],
+)
+def test_one_matrix_of_a_stack_is_an_expert(function):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(4, 10, 8))
+
+        def forward(self, x):
+            return function(self.experts, x)
+
+    role = seen(Net(), torch.randn(7, 8))["experts"]
+    assert (role.kind, role.layout, role.expert) == ("weight", "boi", True)
+    assert (role.fan_in, role.fan_out) == (8, 10)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+def test_mixtrals_experts_are_known_however_they_are_computed(implementation: str):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=99, num_local_experts=4,
+    )  # fmt: skip
+    config._experts_implementation = implementation
+    model = transformers.MixtralForCausalLM(config)
+    found = seen(model, {"input_ids": torch.randint(0, 99, (4, 12))})
+    stacks = {name: role for name, role in found.items() if ".experts." in name}
+    assert {(r.kind, r.layout, r.expert) for r in stacks.values()} == {("weight", "boi", True)}
+
+
 def test_mixtrals_experts_have_the_fan_of_one():
     pytest.importorskip("transformers")
     found = seen_in("mixtral")
