@@ -758,6 +758,31 @@ def rnn_cell_in_its_flat_part():
     return _large_input_weights(nn.RNNCell)
 
 
+def _shut_gates(cell, gate, value):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = cell(6, 24, batch_first=True), nn.Linear(24, 3)
+            with torch.no_grad():
+                self.rnn.bias_ih_l0[24 * gate : 24 * gate + 24] = value
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    return Net(), torch.randn(32, 9, 6), classify(32, 3)
+
+
+@FAULTS(codes=("P207",), layers=("head",), **ERROR)
+def lstm_whose_input_gates_are_shut():
+    """Nothing enters the state, and the output is the bias of the head."""
+    return _shut_gates(nn.LSTM, 0, -100.0)
+
+
+@FAULTS(codes=("P207",), layers=("head",), **ERROR)
+def gru_whose_update_gates_keep_the_state():
+    return _shut_gates(nn.GRU, 1, 100.0)
+
+
 class _Gate(nn.Module):
     def __init__(self, scale, offset):
         super().__init__()

@@ -351,8 +351,7 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
         for s in _until_next_to_zero(evidence)
         if s.variation is not None and s.index in apart and s.variation < COLLAPSING * scale
     ]
-    # A head alone may give all samples the mean of the targets, or have equal weights.
-    if all(s.layer in evidence.seen.architecture.heads for s in low):
+    if not low or _head_alone(evidence, low):
         return
     least = min(s.variation or 0.0 for s in low)
     yield finding(
@@ -364,6 +363,17 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
         message="Different inputs can no longer be told apart: the signal is alive, but the "
         "same for all of them.",
     )
+
+
+def _head_alone(evidence: Evidence, low: Sequence[Station]) -> bool:
+    """Whether only the output is alike: it may be the mean of the targets, or of equal weights.
+
+    Where the layer before it is silent, as behind shut gates, it is that layer's doing.
+    """
+    if any(s.layer not in evidence.seen.architecture.heads for s in low):
+        return False
+    before = [s for s in evidence.trunk if s.index < low[0].index]
+    return not before or before[-1].variation is not None
 
 
 def _until_next_to_zero(evidence: Evidence) -> list[Station]:
