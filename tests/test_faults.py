@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from zoo import Case
-from zoo.blocks import classify
-from zoo.checks import QUIET, check_case, expectation, parametrize
+from zoo.blocks import Lambda, classify, mlp, regress
+from zoo.checks import QUIET, check_case, expectation, parametrize, unchanged
 from zoo.faults import FAULTS
 
 import fanin
@@ -161,6 +161,28 @@ def test_each_deadlock_names_what_holds_it_and_copies_are_compared_before_they_m
     locked = [c for c in report.symmetry.classes if c.kind == "locked"]
     assert {c.layer for c in locked} == {"1.b", "2.b"}
     assert max(i.outputs for c in locked for i in c.certificate) == 0.0
+
+
+FLAT = {
+    "softmax": lambda: (nn.Sequential(*mlp(20, 64, 1), nn.Softmax(-1)), regress(64, 1)),
+    "cross_entropy": lambda: (mlp(20, 64, 1), classify(64, 1)),
+    "round": lambda: (nn.Sequential(*mlp(20, 64, 3), Lambda(torch.round)), regress(64, 3)),
+    "sub": lambda: (nn.Sequential(*mlp(20, 64, 3), Lambda(lambda x: x - x)), regress(64, 3)),
+    "sign": lambda: (mlp(20, 64, 3, act=lambda: Lambda(torch.sign)), classify(64, 3)),
+    "layer_norm": lambda: (nn.Sequential(*mlp(20, 64, 1), nn.LayerNorm(1)), regress(64, 1)),
+}
+
+
+@pytest.mark.parametrize("function", FLAT)
+def test_a_function_without_slope_is_named(function: str):
+    torch.manual_seed(0)
+    model, loss = FLAT[function]()
+    batch = torch.randn(64, 20)
+    (found,) = [f for f in fanin.check(model, batch, loss).findings if f.code == "S102"]
+    assert (found.severity, found.layer) == ("error", "0")
+    assert f"a function without slope ({function}" in found.message
+    with unchanged(model, batch):
+        assert fanin.repair_(model, batch, loss).changed == ()
 
 
 class Grouped(nn.Module):

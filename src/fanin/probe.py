@@ -99,6 +99,7 @@ class Pass:
         picked: variation across samples of the results that are a part of what they are given, such
             as one token of many, by their call.
         first_bad: (call, value) of the first result outside of the range that was watched for.
+        heard: calls whose result has a gradient that is not all zero, where that was listened for.
         first_bad_gradient: output of a call at which the gradient was not finite first, on its way
             back; looked for where `first_bad` is.
     """
@@ -113,6 +114,7 @@ class Pass:
     target_rms: float | None = None
     first_bad: tuple[Call, float] | None = None
     first_bad_gradient: Call | None = None
+    heard: frozenset[int] = frozenset()
 
 
 class Recorder:
@@ -123,11 +125,12 @@ class Recorder:
         samples: batch size, or None.
         limit: magnitude at which a result counts as out of range; None to not look at every call.
         keep: (op, main weight) of the layers whose tensors are kept for the certificate.
+        listen: whether it is noted which results have a gradient that is not all zero.
     """
 
     def __init__(
         self, seed: int, samples: int | None, *, limit: float | None = None,
-        keep: frozenset[tuple[str, tuple[str, ...]]] = frozenset(),
+        keep: frozenset[tuple[str, tuple[str, ...]]] = frozenset(), listen: bool = False,
     ) -> None:  # fmt: skip
         self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
         self.chances: dict[int, float] = {}
@@ -137,6 +140,8 @@ class Recorder:
         self.first_bad_gradient: Call | None = None
         self.calls: list[Call] = []
         self._samples, self._limit, self._keep = samples, limit, keep
+        self._listen = listen
+        self.heard: set[int] = set()
         self._directions = Directions(seed)
         self._unit_dims: dict[int, tuple[int, ...]] = {}
         self._occurrences: dict[tuple[str, tuple[str, ...]], int] = {}
@@ -201,6 +206,8 @@ class Recorder:
             self._merge(call, output)
         if call.op in PASSIVE and call.varies and len(call.behind) == 1:
             self._pick(call, output)
+        if self._listen and output.requires_grad:
+            _on_gradient(output, lambda g: self._hear(call.index, g))
         if self._limit is None or self.first_bad is not None or output.numel() == 0:
             return
         if output.requires_grad:
@@ -213,6 +220,10 @@ class Recorder:
             largest = largest if math.isnan(largest) or largest == math.inf else 0.0
         if not largest <= self._limit:  # NaN compares false
             self.first_bad = (call, largest)
+
+    def _hear(self, index: int, gradient: Tensor) -> None:
+        if bool(gradient.any()):
+            self.heard.add(index)
 
     def _look_back(self, call: Call, gradient: Tensor) -> None:
         if self.first_bad_gradient is None and not bool(torch.isfinite(gradient).all()):
@@ -469,6 +480,7 @@ def run_pass(
         picked=recorder.picked,
         first_bad=recorder.first_bad,
         first_bad_gradient=recorder.first_bad_gradient,
+        heard=frozenset(recorder.heard),
     )
     return result, gradients
 

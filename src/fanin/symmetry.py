@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer
 from fanin.clones import clones
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.operations import PASSIVE
+from fanin.operations import NORMS, PASSIVE
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 from fanin.sketch import classes, labels
 
-__all__ = ["FROZEN_ZERO", "Deadlock", "Identity", "Symmetry", "UnitClass", "examine"]
+__all__ = ["FROZEN_ZERO", "NO_SLOPE", "Deadlock", "Identity", "Symmetry", "UnitClass", "examine"]
 
 # Virtual steps: a zero factor delays by one step each, and no intended start stacks more than two.
 STEPS = 4
@@ -37,6 +37,12 @@ LOCK_TOLERANCE = 1e-9
 NOISE = 1e-12
 
 FROZEN_ZERO = "a frozen zero"  # cause of a deadlock: nothing passes it, and it never changes
+NO_SLOPE = "a function without slope"  # the same: rounding, or a softmax over one value
+# Such functions; norms and softmax where they see one value at a time.
+_FLAT = NORMS | {
+    "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "softmax", "log_softmax",
+    "normalize",
+}  # fmt: skip
 # A cotangent below the least float32 is zero there: the far tail of GELU has one in float64.
 LEAST = 1e-45
 
@@ -86,8 +92,8 @@ class Deadlock:
     Attributes:
         parameter: its path.
         layer: the layer that uses it.
-        cause: "two zero factors", `FROZEN_ZERO`, "dead units" or "unused".
-        because: the parameters or layers that hold it.
+        cause: "two zero factors", `FROZEN_ZERO`, "dead units", `NO_SLOPE` or "unused".
+        because: the parameters, layers or functions that hold it.
     """
 
     parameter: str
@@ -226,6 +232,7 @@ class _VirtualRun:
         self._buffers = {n: _double(b.detach()).clone() for n, b in subject.model.named_buffers()}
         self._zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
         self._frozen = {n for n, p in self._copies.items() if not p.requires_grad}
+        self._listen = any(g == 0.0 for g in seen.gradients.values())
         self.passes: list[Pass] = []
         self._moved: set[str] = set()
 
@@ -245,7 +252,7 @@ class _VirtualRun:
 
     def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
         subject = self._subject
-        recorder = Recorder(subject.seed, subject.samples, keep=self._keep)
+        recorder = Recorder(subject.seed, subject.samples, keep=self._keep, listen=self._listen)
         tensors = {**self._copies, **self._buffers}
         named_buffers = dict(subject.model.named_buffers())
         substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
@@ -442,11 +449,30 @@ class _VirtualRun:
         met = reach | own if silent else reach
         flat = [y.name for y in read.layers if set(y.calls) & dead & met]
         if not factors and not flat:
-            return None
+            functions = self._without_slope(read, own) if silent else ()
+            return Deadlock(name, users[0].name, NO_SLOPE, functions) if functions else None
         cause = "two zero factors" if factors or name in self._zero else "dead units"
         if factors and self._frozen.issuperset(factors):
             cause = FROZEN_ZERO
         return Deadlock(name, users[0].name, cause, tuple(dict.fromkeys([*factors, *flat]))[:8])
+
+    def _without_slope(self, read: Architecture, start: set[int]) -> tuple[str, ...]:
+        """Functions that get a gradient, and hand none of it back to what `start` makes.
+
+        Where anything moves, only those that are known to have none: a loss may be weighted with
+        zero on purpose.
+        """
+        heard = frozenset[int]().union(*(p.heard for p in self.passes))
+        met, seen, queue = [], set(start), list(start)
+        while queue:
+            for call in read.followers.get(queue.pop(), ()):
+                if call.index in heard:
+                    met.append(call)
+                elif call.index not in seen:
+                    seen.add(call.index)
+                    queue.append(call.index)
+        known = [c for c in met if c.op in _FLAT or not self._moved]
+        return tuple(dict.fromkeys(f"{c.op} in {c.module}" if c.module else c.op for c in known))
 
 
 def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:

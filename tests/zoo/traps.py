@@ -1102,6 +1102,32 @@ def relu_network_of_large_states():
     return Net(), torch.randn(32, 9, 6), classify(32, 3)
 
 
+@TRAPS(absent=("S102",))
+def rounding_that_the_gradient_goes_around():
+    """A straight-through estimator."""
+    act = blocks.Lambda(lambda x: x + (x.round() - x).detach())
+    return mlp(20, 64, 3, act=lambda: act), torch.randn(64, 20), classify(64, 3)
+
+
+@TRAPS(absent=("S102",))
+def auxiliary_loss_of_weight_zero():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.aux = nn.Linear(20, 64), nn.Linear(64, 3), nn.Linear(64, 7)
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return self.head(x), self.aux(x)
+
+    labels = torch.randint(0, 3, (64,))
+
+    def loss(out):
+        return F.cross_entropy(out[0], labels) + 0.0 * out[1].square().mean()
+
+    return Net(), torch.randn(64, 20), loss
+
+
 @TRAPS(absent=("P203", "P207", "P201"))
 def constant_head_behind_a_norm():
     """Its cotangent cancels behind a softmax, and that in the norm once more: rounding is left."""

@@ -10,7 +10,7 @@ from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.operations import RECURRENT_LAYERS
 from fanin.summary import count
-from fanin.symmetry import FROZEN_ZERO, Deadlock, UnitClass
+from fanin.symmetry import FROZEN_ZERO, NO_SLOPE, Deadlock, UnitClass
 
 __all__ = ["RULES"]
 
@@ -122,6 +122,17 @@ _FROZEN_FIX = (
 )
 
 
+_SLOPE_WHY = (
+    "The result of such a function (a rounding, a sign, a softmax or norm over a single value) "
+    "does not change when its input changes a little, so no gradient comes back through it."
+)
+_SLOPE_FIX = (
+    "Take another: a sigmoid for one output, a softmax over the dimension of the classes, a norm "
+    "over more than one value; pass the gradient on around a rounding (x + (x.round() - "
+    "x).detach())."
+)
+
+
 def deadlocks(evidence: Evidence) -> Iterator[Finding]:
     """S102: parameters that no virtual step moved, held by zero factors or dead units.
 
@@ -142,6 +153,8 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
     why, fix = _DEAD_WHY, _DEAD_FIX
     if FROZEN_ZERO in causes:
         why, fix = _FROZEN_WHY, _FROZEN_FIX
+    if NO_SLOPE in causes:
+        why, fix = _SLOPE_WHY, _SLOPE_FIX
     factors = "two zero factors" in causes
     total, steps = len(evidence.seen.gradients), evidence.symmetry.steps
     layers = [*_blamed(evidence, found), *(d.layer for d in found), *(d.parameter for d in found)]

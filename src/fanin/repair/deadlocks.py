@@ -13,9 +13,11 @@ from fanin.operations import NORMS
 from fanin.repair.case import Case
 from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire
+from fanin.symmetry import NO_SLOPE
 
 __all__ = ["dead_units", "gradient_deadlock"]
 
+_NO_START = ("unused", NO_SLOPE)  # no values of the parameters end these
 # How much a zero is meant: what comes first is given a value first.
 _ORDINARY, _SCALE, _LAST, _MEANT = range(4)
 _SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
@@ -31,7 +33,7 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
     Zeros that have a purpose (a residual branch's last layer, LoRA's B, an output layer) are the
     last to be changed.  Where dead units hold the gradient, these are brought back to life.
     """
-    held = [d for d in case.report.symmetry.deadlocks if d.cause != "unused"]
+    held = [d for d in case.report.symmetry.deadlocks if d.cause not in _NO_START]
     flat = {b for d in held for b in d.because if b not in case.roles}
     revived = {a.parameter: a for a in _alive_again(case, flat, level)}
     if revived:  # a zero behind dead units may be sound
@@ -79,7 +81,7 @@ def _groups(case: Case) -> Iterator[list[str]]:
         return name
 
     for deadlock in case.report.symmetry.deadlocks:
-        if deadlock.cause == "unused":
+        if deadlock.cause in _NO_START:
             continue
         named = [deadlock.parameter, *(owner.get(b, b) for b in deadlock.because)]
         holders = [n for n in named if n in zeros]
