@@ -517,6 +517,14 @@ def test_a_hardtanh_that_is_not_odd_gets_no_start_of_odd_ones(bounds: tuple[floa
     assert "part by no more than" not in other.because
 
 
+def test_the_biases_of_a_deep_residual_branch_are_those_of_its_weights():
+    """In a branch the weights are in no mirrored pairs, and no more are the biases."""
+    body = [m for _ in range(10) for m in (nn.Linear(16, 16), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(16, 16), Residual(nn.Sequential(*body)), nn.Linear(16, 4))
+    found = plan(model, torch.randn(32, 16))
+    assert {a.scheme for a in found if a.parameter.endswith("bias")} == {"zeros"}
+
+
 def test_the_fan_of_a_transposed_convolution_is_divided_by_its_stride():
     model = nn.Sequential(nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1))
     found = plan(model, torch.randn(4, 16, 6, 6))["0.weight"]

@@ -211,7 +211,7 @@ def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
     in the origin.
     """
     weight = drawn.weight_at(role.call)
-    if weight is None or not weight.trainable or len(role.shape) != 1:
+    if weight is None or not weight.trainable or len(role.shape) != 1 or _by_branch(weight):
         return Skip()
     shift = deep_shift(weight, drawn)
     if shift:
