@@ -1149,6 +1149,77 @@ class TestCommandLine:
             assert json.loads((place / "config.json").read_text())["dtype"] == "bfloat16"
         assert fanin.verify(place).ok
 
+    LEFT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 512), nn.Linear(512, 3)
+        self.spare = nn.Linear(512, 512)  # never used, and too large to be built beside the rest
+        self.scale = nn.Parameter(torch.tensor(2.5))
+        self.rates = nn.Parameter(torch.arange(1.0, 513.0).log())
+        self.register_buffer("offsets", torch.arange(5) - 2)
+
+    def forward(self, x):
+        h = (self.body(x) * self.rates.exp().reciprocal()).relu()
+        return self.head(h) * self.scale.exp()
+
+def build():
+    return Net(), torch.randn(8, 6)
+"""
+
+    def test_what_the_plan_leaves_alone_starts_as_the_models_own_code_starts_it(
+        self, tmp_path: Path
+    ) -> None:
+        target, places = tmp_path / "net.py", [tmp_path / "a", tmp_path / "b"]
+        target.write_text(self.LEFT)
+        for place, jobs in zip(places, (1, 4), strict=True):
+            options = ("--seed", 3, "--jobs", jobs, "--shard-size", "100KB")
+            result = run("init", f"{target}:build", "--out", place, *options)
+            assert result.exit_code == 0, result.stderr
+        told = " ".join(result.stdout.split())
+        assert "scale, rates, spare.weight and 1 more: left alone by the plan" in told
+        one, two = (state_in(place) for place in places)
+        assert same_state(one, two)
+        assert one["scale"] == 2.5
+        assert torch.equal(one["rates"], torch.arange(1.0, 513.0).log())
+        assert torch.equal(one["offsets"], torch.arange(5) - 2)
+        bound = 512**-0.5
+        assert float(one["spare.weight"].abs().max()) == pytest.approx(bound, rel=1e-3)
+        assert float(one["spare.weight"].std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+        assert fanin.verify(places[0]).ok
+
+    def test_another_seed_draws_other_values_of_what_is_left_alone(self, tmp_path: Path) -> None:
+        target = tmp_path / "net.py"
+        target.write_text(self.LEFT)
+        found = []
+        for seed in (0, 1):
+            place = tmp_path / str(seed)
+            assert run("init", f"{target}:build", "--out", place, "--seed", seed).exit_code == 0
+            found.append(state_in(place))
+        assert not torch.equal(found[0]["spare.weight"], found[1]["spare.weight"])
+        assert torch.equal(found[0]["rates"], found[1]["rates"])
+
+    def test_the_temperature_of_clip_is_that_of_its_configuration(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        sizes = {
+            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 48,
+        }  # fmt: skip
+        words = {"vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 98}
+        config = transformers.CLIPConfig(
+            text_config={**sizes, **words},
+            vision_config={**sizes, "image_size": 32, "patch_size": 8},
+            projection_dim=16, logit_scale_init_value=1.25,
+        )  # fmt: skip
+        config.architectures = ["CLIPModel"]
+        config.save_pretrained(tmp_path)
+        result = run("init", f"hf:{tmp_path}", "--out", tmp_path / "start")
+        assert result.exit_code == 0, result.stderr
+        assert state_in(tmp_path / "start")["logit_scale"] == 1.25
+
     def test_one_file_is_not_written_by_several(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")

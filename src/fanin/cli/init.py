@@ -6,12 +6,14 @@ import ast
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor, nn
 
+from fanin.apply import by_path
 from fanin.checkpoint import save
 from fanin.cli.folder import FolderOptions, folder_options, own_dtype, write_folder
 from fanin.cli.options import input_option, json_option, seed_option
@@ -29,8 +31,11 @@ from fanin.cli.progress import Progress
 from fanin.errors import ArgumentError, RecipeError
 from fanin.planning import Plan
 from fanin.planning import plan as plan_model
+from fanin.started import give_own_
 from fanin.streaming import ranks_of
+from fanin.summary import listed
 from fanin.targets import Target, load
+from fanin.wording import visible
 
 __all__ = ["init", "plan", "read_recipe"]
 
@@ -219,14 +224,32 @@ def init(
                 save(loaded.model, path, given, seed)
     told = f"{output}: {len(given)} parameters drawn with seed {seed}"
     if folder is not None:
+        own = _own_starts(loaded, given, seed, frozen=frozen)
         with contextlib.redirect_stdout(sys.stderr):
             written = write_folder(
                 loaded.model, given, folder, options, seed=seed, frozen=frozen, quiet=quiet
             )
-        told = f"{folder}: {written}; seed {seed}"
+        told = "\n".join((f"{folder}: {written}; seed {seed}", *own))
     if not quiet:
         show(told)
     return 0
+
+
+def _own_starts(loaded: Target, plan: Plan, seed: int, *, frozen: bool) -> list[str]:
+    """Give what the plan leaves alone the values of the model's own code; what is told of it."""
+    model, paths = loaded.model, by_path(loaded.model)
+    parts = {paths[a.parameter] for a in plan if a.parameter in paths}
+    drawn = {p.name for p in parts if frozen or p.trainable}
+    if not any(t.is_meta for n, t in _state(model) if n not in drawn):
+        return []
+    own = give_own_(model, drawn, seed, loaded.small())
+    told = f"{listed(own)}: left alone by the plan, started by the model's own code"
+    return [visible(told)] if own else []
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _check_places(output: str | None, folder: str | None, options: FolderOptions) -> None:

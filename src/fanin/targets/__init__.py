@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fanin.errors import TargetError
 from fanin.targets import files, hf, vision
 from fanin.targets import inputs as specs
+from fanin.targets.small import small_values
 from fanin.targets.source import Loss, Source, first_line, kind
 
 __all__ = ["Target", "load"]
@@ -50,7 +51,8 @@ class Target:
 
     ``batch`` is a tensor (one positional argument), a tuple (positional arguments) or a dict
     (keyword arguments).  ``loss`` maps the output to a scalar, or is None.  ``factory`` builds
-    the same model once more, from the same seed.
+    the same model once more, from the same seed; ``small`` gives the values of its small tensors,
+    as its constructor makes them.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class Target:
     loss: Loss | None
     name: str
     factory: Callable[[], nn.Module]
+    small: Callable[[], Mapping[str, Tensor]]
 
 
 def load(
@@ -108,12 +111,20 @@ def load(
             "--input SHAPE, for example --input 8x3x224x224 or --input tokens:4x128@32000"
         )
 
+    def construct() -> nn.Module:
+        return _unpack(source.construct(), source.name)[0]
+
     def rebuild() -> nn.Module:
         with _seeded(seed):
-            again = _unpack(source.construct(), source.name)[0]
+            again = construct()
         return _place(again, device, target)
 
-    return Target(_place(model, device, target), _move(batch, device), loss, target, rebuild)
+    def small() -> Mapping[str, Tensor]:
+        with _seeded(seed):
+            return small_values(construct)
+
+    placed = _place(model, device, target)
+    return Target(placed, _move(batch, device), loss, target, rebuild, small)
 
 
 def _find(target: str) -> Source:
