@@ -211,6 +211,44 @@ def test_a_kernel_without_float64_is_no_obstacle_to_a_proof():
     assert "S101" in {f.code for f in report.findings}
 
 
+class Single(nn.Module):
+    """A kernel of its own, which takes float32 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("this kernel takes float32")
+        return self.head(self.middle(self.first(x).relu()).relu())
+
+
+def test_a_model_that_takes_no_float64_is_proven_in_float32():
+    torch.manual_seed(0)
+    model, batch = Single(), torch.randn(32, 8)
+    nn.init.constant_(model.middle.weight, 0.1)
+    nn.init.zeros_(model.middle.bias)
+    with torch.no_grad():
+        model.head.weight[:] = model.head.weight[:, :1].clone()
+    loss = classify(32, 4)
+    with unchanged(model, batch):
+        report = fanin.check(model, batch, loss)
+    assert report.symmetry.dtype == "float32"
+    (found,) = [f for f in report.findings if f.code == "S101"]
+    assert found.layer == "middle"
+
+
+def test_a_zero_head_is_sound_in_float32_too():
+    torch.manual_seed(0)
+    model, batch = Single(), torch.randn(32, 8)
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    report = fanin.check(model, batch, classify(32, 4))
+    assert report.ok
+    assert report.symmetry.dtype == "float32"
+
+
 class Drowned(nn.Module):
     """A layer whose bias drowns what differs, behind a branch that ends in zeros or a norm."""
 

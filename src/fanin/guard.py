@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fanin.nested import map_batch
+
 __all__ = ["Guard", "private", "random_state", "reseed", "untouched", "watching"]
 
 _CONTAINERS = (list, dict, set)
@@ -139,15 +141,7 @@ def _eager() -> AbstractContextManager[Any]:
 
 def private(batch: Any) -> Any:
     """A copy of the batch, so that a forward that writes into its inputs leaves the original."""
-    if isinstance(batch, Tensor):
-        return batch.detach().clone().requires_grad_(batch.requires_grad)
-    if isinstance(batch, dict):
-        return {k: private(v) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(private(v) for v in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(private(v) for v in batch)
-    return batch
+    return map_batch(lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
 
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # dicts whose members are kept elsewhere

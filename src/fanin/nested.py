@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["arguments", "map_tensors", "tensors_in"]
+__all__ = ["arguments", "map_batch", "map_tensors", "tensors_in"]
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -50,3 +50,23 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_tensors(function, v) for v in value))
     return value
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """A batch with every tensor replaced; kinds of dicts of other libraries become plain ones.
+
+    `map_tensors` leaves such containers alone, which a model may need as they are.
+
+    >>> import torch
+    >>> map_batch(lambda tensor: tensor + 1, {"a": (torch.ones(1), "text")})
+    {'a': (tensor([2.]), 'text')}
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_batch(function, value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_batch(function, value) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_batch(function, value) for value in batch)
+    return batch

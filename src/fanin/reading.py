@@ -14,7 +14,7 @@ from fanin.architecture import Architecture, read
 from fanin.calls import Call
 from fanin.errors import BatchError, ForwardError, ModelError
 from fanin.guard import Guard, private, reseed, watching
-from fanin.nested import arguments, tensors_in
+from fanin.nested import arguments, map_batch, tensors_in
 from fanin.operations import Weighted
 from fanin.trace import Watch, reject_unwatchable, trace
 
@@ -57,7 +57,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
         batch = dict(batch)
     meta = any(p.is_meta for p in model.parameters())
     if meta:
-        batch = _on_meta(batch)
+        batch = map_batch(lambda tensor: tensor.to("meta"), batch)
     check_batch(model, batch)
     # What a forward makes by itself (masks, positions) has to be on meta too.
     made = torch.device("meta") if meta else nullcontext()
@@ -154,15 +154,3 @@ def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:
     watch = Watch(model, model.named_parameters(), guard, Unobserved())
     seen, _, _ = trace(model, batch, None, watch)
     return read(seen, model)
-
-
-def _on_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to("meta")
-    if isinstance(value, dict):
-        return {k: _on_meta(v) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_on_meta(v) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_on_meta(v) for v in value)
-    return value

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer
 from fanin.clones import clones
+from fanin.errors import ForwardError
 from fanin.layers import fingerprints, tolerance_of, unit_labels
+from fanin.nested import map_batch
 from fanin.operations import NORMS, PASSIVE
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 from fanin.sketch import classes, labels
@@ -35,6 +37,26 @@ STEP_SIZE = 0.1  # of each tensor's own RMS; large enough to separate, small eno
 LOCK_TOLERANCE = 1e-9
 # In float64 a sum that cancels exactly leaves about 1e-16 of its terms.
 NOISE = 1e-12
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """What the virtual steps are computed in, and what its rounding asks for.
+
+    Attributes:
+        dtype: of parameters, buffers and batch.
+        lock: relative difference below which two units are the same.
+        noise: share of the largest gradient below which one is nothing but rounding.
+    """
+
+    dtype: torch.dtype
+    lock: float
+    noise: float
+
+
+_DOUBLE = _Precision(torch.float64, LOCK_TOLERANCE, NOISE)
+# For a model that takes no float64, such as one with a kernel of its own.
+_SINGLE = _Precision(torch.float32, 1e-4, 1e-6)
 
 FROZEN_ZERO = "a frozen zero"  # cause of a deadlock: nothing passes it, and it never changes
 NO_SLOPE = "a function without slope"  # the same: rounding, or a softmax over one value
@@ -149,19 +171,29 @@ def examine(
     if not suspects and not stuck:
         return Symmetry(deadlocks=unused, clones=twins), {}
     progress("proving symmetry")
-    run = _VirtualRun(subject, seen, suspects)
-    run.train()
+    run = _trained(subject, seen, suspects)
     found, distinct = run.classes()
     return (
         Symmetry(
             steps=STEPS,
-            dtype="float64",
+            dtype=str(run.precision.dtype).removeprefix("torch."),
             classes=found,
             deadlocks=(*run.deadlocks(stuck), *unused),
             clones=twins,
         ),
         distinct,
     )
+
+
+def _trained(subject: Subject, seen: Pass, suspects: frozenset[Key]) -> _VirtualRun:
+    """A run in float64; in float32 where something in the model takes no float64."""
+    try:
+        return _VirtualRun(subject, seen, suspects, _DOUBLE).train()
+    except ForwardError as error:
+        try:
+            return _VirtualRun(subject, seen, suspects, _SINGLE).train()
+        except ForwardError:
+            raise error from error.__cause__
 
 
 def _suspects(seen: Pass) -> frozenset[Key]:
@@ -219,24 +251,34 @@ def _size(model: nn.Module, name: str) -> int:
 
 
 class _VirtualRun:
-    """A few training steps on a float64 copy of the parameters, and what they showed."""
+    """A few training steps on a copy of the parameters, and what they showed."""
 
-    def __init__(self, subject: Subject, seen: Pass, keep: frozenset[Key]) -> None:
+    def __init__(
+        self, subject: Subject, seen: Pass, keep: frozenset[Key], precision: _Precision
+    ) -> None:
         self._subject, self._seen, self._keep = subject, seen, keep
-        self._batch = _double(subject.batch)
+        self.precision = precision
+        self._batch = map_batch(self._copy, subject.batch)
         self._originals = dict(subject.model.named_parameters())
         self._copies = {
-            n: _double(p.detach()).clone().requires_grad_(p.requires_grad)
+            n: self._copy(p.detach()).clone().requires_grad_(p.requires_grad)
             for n, p in self._originals.items()
         }
-        self._buffers = {n: _double(b.detach()).clone() for n, b in subject.model.named_buffers()}
+        named = subject.model.named_buffers()
+        self._buffers = {n: self._copy(b.detach()).clone() for n, b in named}
         self._zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
         self._frozen = {n for n, p in self._copies.items() if not p.requires_grad}
         self._listen = any(g == 0.0 for g in seen.gradients.values())
         self.passes: list[Pass] = []
         self._moved: set[str] = set()
 
-    def train(self) -> None:
+    def _copy(self, tensor: Tensor) -> Tensor:
+        dtype = self.precision.dtype
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def train(self) -> _VirtualRun:
         """Take the virtual steps; the last pass only looks."""
         for step in range(STEPS + 1):
             seen, gradients = self._pass()
@@ -249,6 +291,7 @@ class _VirtualRun:
             self._moved |= moving.keys()
             if step < STEPS:
                 self._step(moving)
+        return self
 
     def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
         subject = self._subject
@@ -267,9 +310,9 @@ class _VirtualRun:
             return torch.func.functional_call(model, tensors, args, kwargs)
 
         return run_pass(
-            replace(subject, batch=_copied(self._batch)),
+            replace(subject, batch=map_batch(lambda t: t.detach().clone(), self._batch)),
             recorder,
-            Stand(call, self._copies, substitute, torch.float64),
+            Stand(call, self._copies, substitute, self.precision.dtype),
         )
 
     def _noise(self, name: str, seen: Pass, step: int) -> bool:
@@ -278,7 +321,7 @@ class _VirtualRun:
         if not rms or not math.isfinite(rms):
             return True
         largest = max(g for g in seen.gradients.values() if g is not None and math.isfinite(g))
-        if rms > NOISE * largest:
+        if rms > self.precision.noise * largest:
             return False
         first = self._seen.gradients.get(name)
         return step > 0 or not first or not 0.5 < first / rms < 2.0
@@ -319,7 +362,7 @@ class _VirtualRun:
         """Units that agree in every pass."""
         numbers = None
         for seen in self.passes:
-            now = _joint(layer, seen)
+            now = _joint(layer, seen, self.precision.lock)
             if now is None or (numbers is not None and len(now) != len(numbers)):
                 return []
             if numbers is not None:
@@ -345,7 +388,9 @@ class _VirtualRun:
         if not flat.any():
             apart = len(members) < len(rows) and _summed(self._seen.architecture, layer)
             return [] if apart else [members]
-        return [tuple(members[i] for i in part) for part in classes(labels(flat, LOCK_TOLERANCE))]
+        return [
+            tuple(members[i] for i in part) for part in classes(labels(flat, self.precision.lock))
+        ]
 
     def _breaking(self, layer: Layer, locked: list[tuple[int, ...]]) -> list[UnitClass]:
         """Classes that start with equal, non-zero pre-activations and separate."""
@@ -355,7 +400,7 @@ class _VirtualRun:
         moving = np.flatnonzero(np.linalg.norm(forward, axis=1) > 0)
         together = {frozenset(c) for c in locked}
         result = []
-        for part in classes(labels(forward[moving], LOCK_TOLERANCE)):
+        for part in classes(labels(forward[moving], self.precision.lock)):
             members = tuple(int(moving[i]) for i in part)
             step = self._separated(layer, members)
             if frozenset(members) not in together and step is not None:
@@ -368,7 +413,7 @@ class _VirtualRun:
             forward, _ = fingerprints(_of(seen, layer), seen.cells)
             if forward is None:
                 continue
-            apart = set(labels(forward, LOCK_TOLERANCE)[list(members)])
+            apart = set(labels(forward, self.precision.lock)[list(members)])
             if len(apart) == len(members):
                 return step
         return None
@@ -379,7 +424,7 @@ class _VirtualRun:
             forward, cotangent = fingerprints(_of(seen, layer), seen.cells)
             if forward is None or cotangent is None:
                 return []
-            now = set(_mirrored(forward, cotangent, LOCK_TOLERANCE))
+            now = set(_mirrored(forward, cotangent, self.precision.lock))
             held = now if held is None else held & now
         return [UnitClass(layer.name, pair, "mirrored", STEPS) for pair in sorted(held or ())]
 
@@ -530,11 +575,11 @@ def _of(seen: Pass, layer: Layer) -> Layer:
     return layer
 
 
-def _joint(layer: Layer, seen: Pass) -> np.ndarray | None:
+def _joint(layer: Layer, seen: Pass, tolerance: float) -> np.ndarray | None:
     there = _of(seen, layer)
     if fingerprints(there, seen.cells)[1] is None:
         return None
-    return unit_labels(there, seen.cells, LOCK_TOLERANCE)
+    return unit_labels(there, seen.cells, tolerance)
 
 
 def _difference(rows: Tensor | None, members: tuple[int, ...], like: Tensor | None = None) -> float:
@@ -546,27 +591,3 @@ def _difference(rows: Tensor | None, members: tuple[int, ...], like: Tensor | No
         return math.nan
     part = rows[inside]
     return float((part - part[:1]).abs().max()) if part.numel() else 0.0
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            return value.to(torch.complex128)
-        return value.double() if value.is_floating_point() else value
-    return _mapped(value, _double)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return _mapped(value, _copied)
-
-
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {k: function(v) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(function(v) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(function(v) for v in value)
-    return value

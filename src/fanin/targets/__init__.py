@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.errors import TargetError
+from fanin.nested import map_batch
 from fanin.targets import files, hf, vision
 from fanin.targets import inputs as specs
 from fanin.targets.small import small_values
@@ -208,14 +209,4 @@ def _place(model: nn.Module, device: str | None, name: str) -> nn.Module:
 
 def _move(batch: Any, device: str | None) -> Any:
     """Move every tensor of a nested batch to ``device``."""
-    if device is None:
-        return batch
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _move(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
-        return type(batch)(*(_move(value, device) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(_move(value, device) for value in batch)
-    return batch
+    return batch if device is None else map_batch(lambda tensor: tensor.to(device), batch)
