@@ -31,7 +31,10 @@ _FUNCTIONS: dict[Any, str] = {
 } | {torch.special.expit: "sigmoid", torch.arctan: "atan", torch.absolute: "abs"}
 
 # Names by which a watch sees torch functions that are called otherwise here.
-_SEEN_AS = {"_threshold": "threshold", "log_sigmoid": "logsigmoid", "arctan": "atan"}
+_SEEN_AS = {
+    "_threshold": "threshold", "log_sigmoid": "logsigmoid", "arctan": "atan", "absolute": "abs",
+    "special_expit": "sigmoid", "special_erf": "erf", "special_expm1": "expm1",
+}  # fmt: skip
 _CLAMPS = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min",)}
 
 # Exact types only: a subclass may compute anything.
@@ -178,7 +181,15 @@ def traced(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[s
     values = [given.get(key, default) for key, default in arguments(op).items()]
     if op == "hardtanh" and values == [0.0, 6.0]:
         return "relu6", "relu6"  # how torch's module calls it
-    return op, _call(op, *values) if given else op
+    return op, _allowed(_call(op, *values)) if given else op
+
+
+def _allowed(curve: str) -> str | None:
+    """None where torch allows arguments that moments have no meaning for: an infinite bound."""
+    try:
+        return moments.find(curve).name
+    except ArgumentError:
+        return None
 
 
 def _numbers(
@@ -196,7 +207,9 @@ def _clamped(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[s
     if bounds.get("min") != 0.0:
         return op, None
     high = bounds.get("max", math.inf)
-    return ("relu", "relu") if high == math.inf else ("hardtanh", _call("hardtanh", 0.0, high))
+    if high == math.inf:
+        return "relu", "relu"
+    return ("hardtanh", _allowed(_call("hardtanh", 0.0, high))) if high > 0 else (op, None)
 
 
 def _known(activation: Callable[[Any], Any]) -> str | None:

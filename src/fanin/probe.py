@@ -16,12 +16,12 @@ from fanin.calls import Call
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, reseed
 from fanin.nested import tensors_in
-from fanin.operations import PASSIVE, RECURRENT, RECURRENT_CELLS, Weighted
+from fanin.operations import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS, Weighted
 from fanin.sketch import Directions, project
 from fanin.slopes import SIGMOID_WEAK, flat_parts
 from fanin.trace import Watch, trace
 
-__all__ = ["Cell", "Pass", "Recorder", "Stand", "Subject", "relative_spread", "run_pass"]
+__all__ = ["ALIKE", "Cell", "Pass", "Recorder", "Stand", "Subject", "relative_spread", "run_pass"]
 
 
 @dataclass
@@ -35,12 +35,14 @@ class Cell:
     max_abs: float = 0.0
     nonfinite: int = 0
     variation: float | None = None
+    given: float | None = None  # RMS deviation of the input across samples; where these are alike
     token_variation: float | None = None
     forward: np.ndarray | None = None
     cotangent: np.ndarray | None = None
     cotangent_squares: float | None = None
     cotangent_nonfinite: int = 0
     dead: float | None = None
+    dead_at: int | None = None  # the call that is flat
     saturated: float | None = None
     offset: bool = False  # a sigmoid's inputs lie close together, in a part that is not quite flat
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -143,6 +145,7 @@ class Recorder:
         self._listen = listen
         self.heard: set[int] = set()
         self._directions = Directions(seed)
+        self._bent: set[int] = set()
         self._unit_dims: dict[int, tuple[int, ...]] = {}
         self._occurrences: dict[tuple[str, tuple[str, ...]], int] = {}
 
@@ -156,6 +159,8 @@ class Recorder:
         _measure(cell, values)
         if call.varies and self._samples:
             cell.variation = _spread(values, self._samples)
+            if cell.variation is not None and cell.variation < ALIKE and weighted.inputs:
+                cell.given = _deviation(weighted.inputs[0].detach(), self._samples)
         dims = weighted.unit_dims
         if call.op in _BOUNDED and values.numel():
             state = weighted.inputs[1] if call.op in RECURRENT_CELLS else values
@@ -189,16 +194,27 @@ class Recorder:
         if source is None or cell is None or not inputs.is_floating_point():
             return
         dims = self._unit_dims.get(source.index, ()) if len(source.shape) == inputs.dim() else ()
-        dead, saturated = flat_parts(call.curve, inputs, dims)
-        cell.dead = dead if cell.dead is None else cell.dead
-        cell.saturated = saturated if cell.saturated is None else cell.saturated
-        cell.offset = call.op == "sigmoid" and _close_together(inputs.detach())
-        between = self.cells.get(max(call.behind))  # a norm that stands between the two
-        if between is not None and between is not cell:
-            between.dead = dead
+        if call.op in BENDING:
+            self._flat(cell, source, call, inputs.detach(), dims)
         alone = _alone(self.calls, call, source)
         if cell.kept and dims and alone and output.shape == source.shape:
             cell.kept["output"] = _by_unit(output.detach(), dims)
+
+    def _flat(
+        self, cell: Cell, source: Call, call: Call, inputs: Tensor, dims: tuple[int, ...]
+    ) -> None:
+        dead, saturated = flat_parts(call.curve, inputs, dims)
+        if source.index in self._bent:  # units that pass another nonlinearity too are not dead
+            cell.dead = None if cell.dead is None else min(cell.dead, dead or 0.0)
+            return
+        self._bent.add(source.index)
+        cell.dead, cell.dead_at = dead, call.index
+        if cell.saturated is None:  # the gates of a recurrent layer were looked at
+            cell.saturated = saturated
+            cell.offset = call.op == "sigmoid" and _close_together(inputs)
+        between = self.cells.get(max(call.behind))  # a norm that stands between the two
+        if between is not None and between is not cell:
+            between.dead = dead
 
     def produced(self, call: Call, output: Tensor) -> None:
         """Measure where branches meet, and parts; look for the first result out of range."""
@@ -401,6 +417,16 @@ def _spread(values: Tensor, samples: int) -> float | None:
     if step > 1:
         step -= 1 - step % 2  # odd, so that it does not stay on one residue of an even width
     return relative_spread(flat[:, ::step].double(), 0)
+
+
+#: Samples whose results differ by less than this share of their size are alike.
+ALIKE = 1e-3
+
+
+def _deviation(values: Tensor, samples: int) -> float | None:
+    """RMS deviation across samples of a signal."""
+    spread = _spread(values, samples) if values.is_floating_point() else None
+    return None if spread is None else spread * _norm(values) / math.sqrt(values.numel())
 
 
 _PLACES = 64  # positions, and units, that are looked at for the variation inside one sample

@@ -318,7 +318,7 @@ class _Reader:
         if operand.turned or (role.shape != operand.shape and role.shape == turned):
             layout = layout[:-2] + layout[:-3:-1]  # the call was given the transpose
         given = operand.shape[::-1] if operand.turned else operand.shape
-        if operand.offset is not None and role.shape[1:] == given and layout:
+        if operand.offset is not None and role.shape[1:] == given and len(given) > 1:
             layout = "b" + layout  # one matrix of several, as F.linear(x, experts[3])
         if len(layout) != len(role.shape) and role.part is None:
             return replace(role, kind="unknown", seen=call.op)

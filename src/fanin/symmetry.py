@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Layer
+from fanin.calls import Call
 from fanin.clones import clones
 from fanin.errors import ForwardError
 from fanin.layers import fingerprints, tolerance_of, unit_labels
 from fanin.nested import map_batch
-from fanin.operations import NORMS, PASSIVE
+from fanin.operations import PASSIVE
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 from fanin.sketch import classes, labels
 
@@ -60,11 +61,9 @@ _SINGLE = _Precision(torch.float32, 1e-4, 1e-6)
 
 FROZEN_ZERO = "a frozen zero"  # cause of a deadlock: nothing passes it, and it never changes
 NO_SLOPE = "a function without slope"  # the same: rounding, or a softmax over one value
-# Such functions; norms and softmax where they see one value at a time.
-_FLAT = NORMS | {
-    "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "softmax", "log_softmax",
-    "normalize",
-}  # fmt: skip
+# Such functions; and those that have none over a single value.
+_FLAT = frozenset({"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside"})
+_RELATIVE = frozenset({"softmax", "log_softmax", "normalize", "layer_norm", "rms_norm"})
 # A cotangent below the least float32 is zero there: the far tail of GELU has one in float64.
 LEAST = 1e-45
 
@@ -516,8 +515,12 @@ class _VirtualRun:
                 elif call.index not in seen:
                     seen.add(call.index)
                     queue.append(call.index)
-        known = [c for c in met if c.op in _FLAT or not self._moved]
+        known = [c for c in met if _has_no_slope(c) or not self._moved]
         return tuple(dict.fromkeys(f"{c.op} in {c.module}" if c.module else c.op for c in known))
+
+
+def _has_no_slope(call: Call) -> bool:
+    return call.op in _FLAT or (call.op in _RELATIVE and 1 in call.shape[1:])
 
 
 def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:

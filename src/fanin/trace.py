@@ -321,16 +321,19 @@ class Watch(TorchFunctionMode):
     def _picked(self, operands: list[Tensor]) -> bool:
         """Whether the first operand is a table that a signal, an index, picks rows of.
 
-        A stack of matrices is no table: what is picked of it is a weight, as that of an expert.
+        A stack of matrices of which a single number picks one is no table: what is picked is a
+        weight, as that of an expert.
         """
         base = self._record_of(operands[0]) if operands else None
-        if base is None or base.call is not None or operands[0].dim() > 2:
+        if base is None or base.call is not None:
             return False
-        for tensor in operands[1:]:
-            record = self._record_of(tensor)
-            if record is not None and record.call is not None and not tensor.is_floating_point():
-                return True
-        return False
+        indices = [t for t in operands[1:] if not t.is_floating_point() and self._is_signal(t)]
+        one = operands[0].dim() > 2 and all(t.dim() == 0 for t in indices)
+        return bool(indices) and not one
+
+    def _is_signal(self, tensor: Tensor) -> bool:
+        record = self._record_of(tensor)
+        return record is not None and record.call is not None
 
     def _signal(
         self,
@@ -527,7 +530,7 @@ def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> floa
     """The number that a signal is multiplied with, divided by or raised to."""
     if name not in PRODUCTS | QUOTIENTS | {"pow"}:
         return None
-    given = (*args, *kwargs.values())
+    given = (*(args[1:] if name == "pow" else args), *kwargs.values())
     numbers = (a for a in given if isinstance(a, (int, float)) and not isinstance(a, bool))
     return next((float(a) for a in numbers), None)
 

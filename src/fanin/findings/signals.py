@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from fanin.architecture import Layer
+from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.rules import Finding, finding
 from fanin.operations import NORMS, PASSIVE, PRODUCTS, RECURRENT, SUMS
-from fanin.probe import Pass
+from fanin.probe import ALIKE, Pass
 
 __all__ = ["RULES", "large_inputs"]
 
@@ -43,7 +44,12 @@ GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
 # Variation across samples over that of the batch.  Labelled: sound down to 6e-5 (a convolution;
 # 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
 # 1.7e-3.
-COLLAPSED, COLLAPSING = 2e-5, 1e-3
+COLLAPSED, COLLAPSING = 2e-5, ALIKE
+# Differences between samples that float32 cannot hold.
+ROUNDING = 1e-6
+# What differs at the input of an output layer that is not to blame for its likeness: gates shut by
+# a bias of -15 leave 3e-7 of 1.
+LEAST_GIVEN = 1e-3
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
 # Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any
@@ -75,7 +81,7 @@ def _live(evidence: Evidence) -> list[Station]:
     for station in evidence.trunk:
         if station.index in constant:
             break
-        if station.layer is not None and station.layer.weight[0] in evidence.zeros:
+        if station.layer is not None and _is_zero(evidence, station.layer):
             break
         if not math.isfinite(station.rms):
             break
@@ -83,20 +89,35 @@ def _live(evidence: Evidence) -> list[Station]:
     return live
 
 
+def _is_zero(evidence: Evidence, layer: Layer) -> bool:
+    """Whether a layer's weight is zero where it is used: not as 1 + weight, nor as a slope."""
+    main = evidence.seen.architecture.trace.calls[layer.calls[0]].operands[0]
+    return layer.weight[0] in evidence.zeros and main.offset == 0.0 and layer.op != "prelu"
+
+
 def _constant(evidence: Evidence) -> set[int]:
-    """Calls that the batch reaches through weights of zero alone."""
+    """Calls that the batch reaches through weights of zero alone: they give one value, or zero."""
     read, cells = evidence.seen.architecture, evidence.seen.cells
-    closed = read.factors(evidence.zeros)
-    found, zero = set(closed), {i for i in closed if i in cells and cells[i].squares == 0.0}
-    for call in read.trace.calls if closed else ():
-        given = [i for i in call.inputs if i < 0 or read.trace.calls[i].varies]
-        if not zero.isdisjoint(given) and (call.op in PASSIVE | _PRODUCTS or zero >= set(given)):
+    found = {c.index for c in read.trace.calls if _is_closed(c, evidence.zeros)}
+    zero = {i for i in found if i in cells and cells[i].squares == 0.0}
+    for call in read.trace.calls if found else ():
+        given = {i for i in call.inputs if i < 0 or read.trace.calls[i].varies}
+        handed = call.op in PASSIVE or (call.op in SUMS and len(set(call.sources)) > 1)
+        factor = call.op in _PRODUCTS and not zero.isdisjoint(given)
+        if (given and found >= given) or factor:
             found.add(call.index)
-            if call.op in PASSIVE | _PRODUCTS | SUMS:
-                zero.add(call.index)
-        elif given and found >= set(given):
-            found.add(call.index)
+        if factor or (handed and given and zero >= given and not call.operands):
+            zero.add(call.index)
     return found
+
+
+def _is_closed(call: Call, zeros: frozenset[str]) -> bool:
+    """Whether a matrix or table of zeros is all that a call makes its result of."""
+    if not call.operands or not call.layout:
+        return False
+    main = call.operands[0]
+    plain = len(main.parameters) == 1 and main.offset == 0.0
+    return plain and main.parameters[0] in zeros and call.op not in RECURRENT
 
 
 # What is zero where one of its factors is.
@@ -247,7 +268,8 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     found: dict[str, list[tuple[str, float]]] = {"error": [], "warning": []}
     for layer in evidence.seen.architecture.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
-        shares = [c.dead for c in cells if c.dead is not None]
+        length = evidence.seen.architecture.trace.length  # behind it comes the loss
+        shares = [c.dead for c in cells if c.dead is not None and (c.dead_at or 0) < length]
         if not shares or not layer.units or min(shares) < DEAD:
             continue
         if layer.weight[0] in zero or _behind_closed_norm(evidence, layer, zero):
@@ -304,8 +326,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         if layer in heads and all((c.variation or 0.0) < PRIOR for c in cells):
             continue
         share, central = min(shares), bool(set(layer.calls) & trunk)
-        if not central and all(c.offset for c in cells):
-            continue  # a gate that starts shut, or open, beside the trunk
+        if not central and all(c.offset for c in cells) and _is_beside(evidence, layer):
+            continue  # a gate that starts shut, or open, beside a way around it
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):
@@ -324,6 +346,21 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
                 message="Most units sit where their activation is flat.",
                 fix=large_inputs(evidence, listed[0][0]),
             )
+
+
+def _is_beside(evidence: Evidence, layer: Layer) -> bool:
+    """Whether the batch reaches the loss around the products that a gate takes part in."""
+    read = evidence.seen.architecture
+    products, queue, seen = set(), list(layer.calls), set(layer.calls)
+    while queue:
+        for call in read.followers.get(queue.pop(), ()):
+            if call.op in PRODUCTS and len(set(call.sources)) > 1:
+                products.add(call.index)
+            elif call.index not in seen:
+                seen.add(call.index)
+                queue.append(call.index)
+    entries = {c.index for c in read.trace.calls if c.entry}
+    return read.open_way(entries, products | seen, onward=True)
 
 
 def large_inputs(evidence: Evidence, place: str) -> str | None:
@@ -345,12 +382,7 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
 def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
-    apart = _sees_samples(evidence) - _unfilled(evidence)
-    low = [
-        s
-        for s in _until_next_to_zero(evidence)
-        if s.variation is not None and s.index in apart and s.variation < COLLAPSING * scale
-    ]
+    low = _alike(evidence, scale)
     if not low or _head_alone(evidence, low):
         return
     least = min(s.variation or 0.0 for s in low)
@@ -366,25 +398,50 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
 
 
 def _head_alone(evidence: Evidence, low: Sequence[Station]) -> bool:
-    """Whether only the output is alike: it may be the mean of the targets, or of equal weights.
+    """Whether only the output is alike, for a reason that training undoes at once.
 
-    Where the layer before it is silent, as behind shut gates, it is that layer's doing.
+    It may be the mean of the targets, or of equal weights that cancel in what a norm gives; not one
+    that drowns an input which gates, or what came before, have all but shut.
     """
-    if any(s.layer not in evidence.seen.architecture.heads for s in low):
-        return False
-    before = [s for s in evidence.trunk if s.index < low[0].index]
-    return not before or before[-1].variation is not None
+    heads = evidence.seen.architecture.heads
+    usual = ABOVE_TARGET * (evidence.seen.target_rms or 1.0)
+    return all(
+        s.layer in heads and (s.cell.given or 0.0) > LEAST_GIVEN and s.rms < usual for s in low
+    )
 
 
-def _until_next_to_zero(evidence: Evidence) -> list[Station]:
-    """The live trunk up to its one layer that starts next to zero, as a head may on purpose.
+def _alike(evidence: Evidence, scale: float) -> list[Station]:
+    """Live places where samples hardly differ, and more so than they did at the layer to blame.
 
-    What differs between samples is small behind it, and the first steps give it its size, as with
-    weights of zero.  Several such layers in a row hold one another back.
+    One layer that starts next to zero, as a head may on purpose, leaves little that differs, and
+    the first steps give it its size, as with weights of zero.  Behind it the same share of that
+    little is asked for.  Several such layers in a row hold one another back.
     """
-    live = _live(evidence)
-    faint = [i for i, s in enumerate(live) if s.layer and _next_to_zero(evidence, s.layer)]
-    return live[: faint[0]] if len(faint) == 1 else live
+    live = [s for s in _live(evidence) if s.variation is not None]
+    heads = evidence.seen.architecture.heads
+    faint = [s for s in live if s.layer and _next_to_zero(evidence, s.layer)]
+    apart = _sees_samples(evidence) - _unfilled(evidence)
+    low: list[Station] = []
+    for station in (s for s in live if s.index in apart):
+        least = (COLLAPSED if station.layer in heads else COLLAPSING) * scale
+        variation = station.variation or 0.0
+        if variation < least and len(faint) == 1 and not low and _at(evidence, faint[0], station):
+            scale = max(variation, ROUNDING)
+        elif variation < least:
+            low.append(station)
+    return low
+
+
+def _at(evidence: Evidence, faint: Station, station: Station) -> bool:
+    """Whether a place is a layer, or the sum that its result is added in."""
+    calls = evidence.seen.architecture.trace.calls
+    call = calls[station.index]
+    while call.index != faint.index:
+        before = [i for i in call.behind if i >= faint.index]
+        if not before or call.units is not None:
+            return False
+        call = calls[min(before)]
+    return True
 
 
 def _next_to_zero(evidence: Evidence, layer: Layer) -> bool:
