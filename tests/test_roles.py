@@ -873,8 +873,8 @@ def test_a_stack_of_matrices_is_one_expert_each(function, shape, batch, layout: 
 
 
 def routed(w: Tensor, x: Tensor) -> Tensor:
-    """Each sample by the expert of its largest input: the index is a signal."""
-    return torch.bmm(w[x.argmax(-1) % 4], x[:, :, None]).squeeze(-1)
+    """All samples by the expert of the largest input: the index is a signal."""
+    return F.linear(x, w[x.sum(0).argmax() % 4])
 
 
 @pytest.mark.parametrize(
@@ -904,18 +904,47 @@ def test_one_matrix_of_a_stack_is_an_expert(function):
     assert (role.fan_in, role.fan_out) == (8, 10)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
-def test_mixtrals_experts_are_known_however_they_are_computed(implementation: str):
+def test_mixtrals_experts_are_known_where_they_run_one_by_one():
     transformers = pytest.importorskip("transformers")
     config = transformers.MixtralConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=99, num_local_experts=4,
     )  # fmt: skip
-    config._experts_implementation = implementation
+    config._experts_implementation = "eager"
     model = transformers.MixtralForCausalLM(config)
     found = seen(model, {"input_ids": torch.randint(0, 99, (4, 12))})
     stacks = {name: role for name, role in found.items() if ".experts." in name}
     assert {(r.kind, r.layout, r.expert) for r in stacks.values()} == {("weight", "boi", True)}
+
+
+class Fields(nn.Module):
+    """A table for each field, in one parameter; what is looked up is a signal."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.tables, self.head = nn.Parameter(torch.randn(3, 20, 4)), nn.Linear(12, 2)
+        self.pick = pick
+
+    def forward(self, tokens):
+        return self.head(self.pick(self.tables, tokens).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda t, i: t[torch.arange(3), i],
+        lambda t, i: t[0][i].view(-1, 3, 4),
+        lambda t, i: t.transpose(0, 1)[i[:, 0]],
+    ],
+    ids=["a table each", "the first table", "several rows of a token"],
+)
+def test_what_tokens_pick_of_a_stack_of_tables_is_a_signal(pick):
+    model, batch = Fields(pick), torch.randint(0, 20, (16, 3))
+    read = reading(model, batch)
+    assert "tables" not in dict(read.unnamed) or dict(read.unnamed)["tables"] != "unused"
+    assert next(y for y in read.layers if y.name == "head").calls[0] in read.descendants(
+        {c.index for c in read.trace.calls if "tables" in c.parameters}
+    )
 
 
 def test_mixtrals_experts_have_the_fan_of_one():

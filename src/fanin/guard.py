@@ -164,7 +164,7 @@ def _content(value: Any, deep: bool = True) -> Any:
             return kind(value), inner
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(value, _GENERATORS):
+    if isinstance(value, _GENERATORS) and not isinstance(value, random.SystemRandom):
         return _state(value)
     plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
     return value.detach().clone() if plain else None
@@ -208,7 +208,7 @@ def _restore_content(value: Any, content: Any) -> None:
     elif isinstance(value, np.ndarray) and content is not None:
         if not np.array_equal(value, content):
             value[...] = content
-    elif isinstance(value, _GENERATORS):
+    elif isinstance(value, _GENERATORS) and content is not None:
         _set_state(value, content)
     elif content is not None:
         members, inner = content

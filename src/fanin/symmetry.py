@@ -9,6 +9,7 @@ step.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,11 +189,20 @@ def _trained(subject: Subject, seen: Pass, suspects: frozenset[Key]) -> _Virtual
     """A run in float64; in float32 where something in the model takes no float64."""
     try:
         return _VirtualRun(subject, seen, suspects, _DOUBLE).train()
-    except ForwardError as error:
-        try:
-            return _VirtualRun(subject, seen, suspects, _SINGLE).train()
-        except ForwardError:
-            raise error from error.__cause__
+    except ForwardError:
+        if _runs(subject, seen, suspects, _DOUBLE) is None:  # not by chance, so it may be the dtype
+            single = _runs(subject, seen, suspects, _SINGLE)
+            if single is not None:
+                return single
+        raise
+
+
+def _runs(
+    subject: Subject, seen: Pass, suspects: frozenset[Key], precision: _Precision
+) -> _VirtualRun | None:
+    with contextlib.suppress(ForwardError):
+        return _VirtualRun(subject, seen, suspects, precision).train()
+    return None
 
 
 def _suspects(seen: Pass) -> frozenset[Key]:

@@ -82,23 +82,34 @@ def non_finite_signal(evidence: Evidence) -> Iterator[Finding]:
     cells = evidence.seen.cells
     back = [i for i, c in cells.items() if c.cotangent_nonfinite]
     if back and not any(c.nonfinite for c in cells.values()):
-        yield _first(evidence, _breaks_gradient(evidence, max(back)), "backward")
+        at = evidence.seen.architecture.trace.calls[max(back)]
+        yield _first(evidence, _breaks_gradient(evidence, at), "backward", evidence.place(at))
 
 
-def _breaks_gradient(evidence: Evidence, last: int) -> Call:
+# Functions whose slope is infinite somewhere.
+_STEEP = frozenset({
+    "sqrt", "rsqrt", "pow", "log", "log2", "log10", "log1p", "acos", "arccos", "asin", "arcsin",
+    "acosh", "atanh", "logit", "erfinv", "div", "true_divide", "rdiv", "reciprocal", "norm",
+    "vector_norm", "linalg_norm", "linalg_vector_norm", "std", "normalize", "cdist",
+})  # fmt: skip
+
+
+def _breaks_gradient(evidence: Evidence, last: Call) -> Call:
     """The call whose backward pass makes the first gradient that is not finite."""
-    read = evidence.seen.architecture
     seen = evidence.seen.first_bad_gradient
-    after = read.followers.get(seen.index, ()) if seen is not None else ()
-    return after[-1] if after else read.trace.calls[last]
+    if seen is None:
+        return last
+    after = evidence.seen.architecture.followers.get(seen.index, [])
+    steep = [c for c in after if c.op in _STEEP]
+    return (steep or after or [last])[-1]
 
 
-def _first(evidence: Evidence, call: Call, way: str) -> Finding:
+def _first(evidence: Evidence, call: Call, way: str, *layers: str) -> Finding:
     place = evidence.place(call)
     return finding(
         "N403",
         "error",
-        (place,),
+        (*layers, place),
         measured=f"first in {call.op} of {place or 'the model'} ({way})",
         expected="finite values everywhere",
         message=f"The {way} pass makes NaN or infinite values; {call.op} is the first to do so.",

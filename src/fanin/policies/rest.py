@@ -51,6 +51,8 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
         return Leave(f"{used} is computed from it, in a way not known here")
     if role.kind == "step":
         return Leave("softplus makes step sizes of it, whose range the model's author chose")
+    if role.kind == "table" and len(role.shape) == 1 and not drawn.meta:
+        return Leave("a number for each index, whose use the model's author chose")
     if role.kind == "scale" and not drawn.meta:
         return Leave("a scale whose size the model's author chose")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
@@ -105,8 +107,6 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
         )
     if role.feeds_scores:
         return Choice("zeros", "a bias on attention scores: no preference at the start")
-    if len(role.shape) == 1:
-        return Choice("zeros", "one number for each index, which learns from its own samples alone")
     if drawn.normed:
         return Choice(
             "normal",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from fanin.reading import bare
 from fanin.repair.case import Case
 from fanin.repair.changes import Change, changes
 from fanin.repair.merging import merged
+from fanin.repair.odd import odd_ones
 from fanin.repair.outputs import finite, forward, same_outputs
 from fanin.repair.remedies import TIERS, Remedy
 from fanin.repair.result import Repair
@@ -44,7 +46,9 @@ CAUSES = ("N402",)
 # Warnings that may be what an error comes from, if no remedy for the error itself has cleared it.
 HIDDEN = ("S101", "W505")
 # Remedies of growing strength that a rule has at most.
-STRENGTHS = 6
+STRENGTHS = 5
+# Exceptions among the parameters that are tried one by one before all of them together.
+FEW = 4
 
 
 def repair_(
@@ -106,7 +110,7 @@ def repair_(
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
     switches = {"warnings": warnings, "preserve": preserve, "frozen": frozen}
     for name, given in {**switches, "all_or_nothing": all_or_nothing}.items():
-        if not isinstance(given, bool):
+        if not isinstance(given, (bool, np.bool_)):
             raise ArgumentError(f"{name}: {given!r:.40}; True or False is needed")
     model = bare(model)
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
@@ -231,6 +235,9 @@ class _Surgery:
         }
         outputs = self.look.outputs() if self.preserve else None
         start = self._case(found, report, evidence, {})
+        alone = None if self.preserve else self._exceptions(bench, start)
+        if alone is not None:
+            return alone
         best = self._state({}, report, ())
         for causes in (CAUSES, (*CAUSES, *HIDDEN)):
             self.causes = causes
@@ -241,6 +248,21 @@ class _Surgery:
             if not best.left.errors or not hidden:
                 break
         return best
+
+    def _exceptions(self, bench: Trial, case: Case) -> _State | None:
+        """What no scheme drew changed, one by one or all together, where that alone clears all."""
+        made = odd_ones(case, self.wanted(case.report))
+        trials = [{name: assignment} for name, assignment in made.items()][:FEW]
+        before = self._state({}, case.report, ())
+        for chosen in [*trials, made] if len(made) > 1 else trials:
+            self.look.progress(f"changing {', '.join(chosen) if len(chosen) == 1 else len(chosen)}")
+            bench.use(chosen.values(), case.seed)
+            report, _ = self.look(chosen)
+            state = self._state(chosen, report, before.met)
+            if not state.left.findings and len(report.findings) <= len(case.report.findings):
+                return state
+        bench.use((), case.seed)
+        return None
 
     def _drawable(self, role: Role) -> bool:
         """Whether a parameter's values can be drawn: no complex ones, none in short integers."""

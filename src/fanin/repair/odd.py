@@ -1,9 +1,8 @@
-"""The few parameters that no scheme drew, among many that look new: what is changed first."""
+"""The few parameters that no scheme drew, among many that look new: what is tried first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterable, Iterator
 
 from fanin.assignment import Assignment
 from fanin.findings import Finding
@@ -11,7 +10,7 @@ from fanin.measuring import DIGITS
 from fanin.policies.auto import head_gain
 from fanin.repair.case import Case
 
-__all__ = ["OVERSIZED", "odd_first"]
+__all__ = ["OVERSIZED", "odd_ones"]
 
 # A weight this many times the size of a new one was not drawn by any scheme (they differ by 3).
 OVERSIZED = 8.0
@@ -19,26 +18,19 @@ OVERSIZED = 8.0
 _FEW = 0.25
 _KINDS = ("weight", "recurrent", "projection", "table", "token", "norm_scale")
 _TOO_LARGE = ("P202", "P204", "N403", "N404")
-
-Remedy = Callable[[Case, Finding, int], list[Assignment]]
-
-
-def odd_first(remedy: Remedy) -> Remedy:
-    """A remedy that leaves alone what looks new, as long as what does not may be the cause."""
-
-    @wraps(remedy)
-    def treat(case: Case, finding: Finding, level: int) -> list[Assignment]:
-        return _odd(case, finding) if level == 0 else remedy(case, finding, level - 1)
-
-    return treat
+_CODES = (*_TOO_LARGE, "P201", "P203", "P207")
 
 
-def _odd(case: Case, finding: Finding) -> list[Assignment]:
-    """Exceptions of the kind that may cause the finding; none where they are no exceptions."""
+def odd_ones(case: Case, findings: Iterable[Finding]) -> dict[str, Assignment]:
+    """What would bring the exceptions back that may cause one of the findings; none where many are.
+
+    Whether they do cause it has to be tried: a blur, an identity or a small token is meant so.
+    """
     known = [n for n, r in case.roles.items() if r.trainable and r.kind in _KINDS]
     known = [n for n in known if n in case.planned and case.planned[n].std > 0]
-    made = [a for name in known for a in _mended(case, finding, name)]
-    return made if len(made) <= max(1.0, _FEW * len(known)) else []
+    found = (f for f in findings if f.code in _CODES)
+    made = {a.parameter: a for f in found for name in known for a in _mended(case, f, name)}
+    return made if len(made) <= max(1.0, _FEW * len(known)) else {}
 
 
 def _mended(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:

@@ -9,7 +9,6 @@ from fanin.findings import Finding
 from fanin.repair.case import Case
 from fanin.repair.copies import cloned_layers, locked_units, mirrored_units
 from fanin.repair.deadlocks import dead_units, gradient_deadlock
-from fanin.repair.odd import odd_first
 from fanin.repair.signals import (
     collapsed,
     drowned,
@@ -48,12 +47,12 @@ TIERS: tuple[Mapping[str, Remedy], ...] = (
         "W502": packed,
     },
     {"P206": saturated},
-    {"N403": odd_first(exploding), "N404": odd_first(exploding)},
-    {"P202": odd_first(exploding)},
+    {"N403": exploding, "N404": exploding},
+    {"P202": exploding},
     {"P208": drowned},
-    {"P201": odd_first(vanishing)},
-    {"P207": odd_first(collapsed)},
-    {"P203": odd_first(vanishing)},
-    {"P204": odd_first(exploding)},
+    {"P201": vanishing},
+    {"P207": collapsed},
+    {"P203": vanishing},
+    {"P204": exploding},
     {"O301": loss_above_chance},
 )
