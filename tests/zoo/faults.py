@@ -830,6 +830,119 @@ def dead_steep_softplus_units():
     return model, torch.randn(64, 20), classify(64, 5)
 
 
+class _Film(nn.Module):
+    """A body behind h · (1 + g(x)) + b(x) with g and b at zero, and what `way` does to it later."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.inlet, self.gate, self.offset = (nn.Linear(16, 32) for _ in range(3))
+        zero_(self.gate)
+        zero_(self.offset)
+        self.body, self.head, self.mixed = mlp(32, 32, 32, 32), nn.Linear(32, 3), mixed
+
+    def forward(self, x):
+        return self.head(self.body(self.mixed(self.inlet(x), self.gate(x), self.offset(x))).relu())
+
+
+def _behind_film(damage, mixed):
+    model = _Film(mixed)
+    with torch.no_grad():
+        damage(model)
+    return model, torch.randn(64, 16), classify(64, 3)
+
+
+def _flood(model):
+    model.body[2].bias.normal_(std=1e6)
+
+
+def _starve(model):
+    for layer in model.body[::2]:
+        layer.weight.mul_(0.02)
+
+
+@FAULTS(codes=("P207",), layers=("body.2",), **ERROR)
+def collapse_behind_a_zero_modulation():
+    return _behind_film(_flood, lambda h, g, b: h * (1 + g) + b)
+
+
+@FAULTS(codes=("P203", "P201"), **ERROR)
+def vanishing_behind_a_zero_modulation():
+    return _behind_film(_starve, lambda h, g, b: h * (1 + g) + b)
+
+
+@FAULTS(codes=("P207",), layers=("body.2",), **ERROR)
+def collapse_behind_a_mixture_of_equal_parts():
+    return _behind_film(_flood, lambda h, g, b: g.sigmoid() * h + (1 - g.sigmoid()) * b)
+
+
+@FAULTS(codes=("P207",), layers=("drown",), **ERROR)
+def collapse_behind_a_recurrence_that_starts_at_zero():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.drown = nn.RNN(6, 24, batch_first=True), nn.Linear(24, 24)
+            self.head = nn.Linear(24, 3)
+            nn.init.zeros_(self.rnn.weight_hh_l0)
+            nn.init.normal_(self.drown.bias, std=1e6)
+
+        def forward(self, x):
+            return self.head(self.drown(self.rnn(x)[0][:, -1]).relu())
+
+    return Net(), torch.randn(32, 9, 6), classify(32, 3)
+
+
+@FAULTS(codes=("P207",), layers=("drown",), **ERROR)
+def collapse_behind_a_merged_adapter_at_zero():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.delta = (
+                nn.Parameter(torch.randn(24, 6) / 2),
+                nn.Parameter(torch.zeros(24, 6)),
+            )
+            self.drown, self.head = nn.Linear(24, 24), nn.Linear(24, 3)
+            nn.init.normal_(self.drown.bias, std=1e6)
+
+        def forward(self, x):
+            return self.head(self.drown(F.linear(x, self.weight + self.delta).relu()).relu())
+
+    return Net(), torch.randn(32, 6), classify(32, 3)
+
+
+@FAULTS(codes=("P207", "P206"), **ERROR)
+def gates_without_a_way_around_them():
+    """h = σ(g(h)) · b(h), three times, with gates that biases of −8 shut."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gates, self.bodies = (
+                nn.ModuleList(nn.Linear(32, 32) for _ in range(3)) for _ in range(2)
+            )
+            self.inlet, self.head = nn.Linear(16, 32), nn.Linear(32, 3)
+            for gate in self.gates:
+                nn.init.constant_(gate.bias, -8.0)
+
+        def forward(self, x):
+            x = self.inlet(x)
+            for gate, body in zip(self.gates, self.bodies, strict=True):
+                x = gate(x).sigmoid() * body(x).tanh()
+            return self.head(x)
+
+    return Net(), torch.randn(64, 16), classify(64, 3)
+
+
+@FAULTS(codes=("P207",), layers=("3",), **ERROR)
+def collapse_behind_a_small_table_and_a_norm():
+    model = nn.Sequential(
+        nn.Embedding(40, 32), blocks.Lambda(lambda x: x.flatten(1)), nn.LayerNorm(96),
+        nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 3),
+    )  # fmt: skip
+    nn.init.uniform_(model[0].weight, -1e-4, 1e-4)
+    nn.init.normal_(model[3].bias, std=1e6)
+    return model, torch.randint(0, 40, (64, 3)), classify(64, 3)
+
+
 # ── residual streams ─────────────────────────────────────────────────────────────────────────
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 
 import torch
@@ -1194,8 +1195,8 @@ def hidden_layer_next_to_zero():
 @TRAPS(absent=("P207",))
 def output_bias_at_the_mean_of_the_target():
     model, batch = mlp(20, 64, 1), torch.randn(64, 20)
-    nn.init.constant_(model[2].bias, 1e4)
-    target = 1e4 + 100 * batch[:, :1]
+    nn.init.constant_(model[2].bias, 3e5)
+    target = 3e5 + 100 * batch[:, :1]
     return model, batch, lambda out: F.mse_loss(out, target)
 
 
@@ -1228,6 +1229,94 @@ def zero_head_in_data_parallel():
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
     return nn.DataParallel(model), torch.randn(64, 20), classify(64, 10)
+
+
+@TRAPS(absent=("P205",))
+def penalty_on_large_outputs():
+    """A clamp in the loss is no activation of the model."""
+    labels = torch.randint(0, 3, (64,))
+
+    def loss(out):
+        return F.cross_entropy(out, labels) + (out - 40).clamp(min=0).square().mean()
+
+    return mlp(20, 64, 3), torch.randn(64, 20), loss
+
+
+@TRAPS(absent=("P205",))
+def penalty_inside_of_the_model():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(20, 64), nn.Linear(64, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(h.tanh()), (h - 60).clamp(min=0).square().mean()
+
+    labels = torch.randint(0, 3, (64,))
+    return Net(), torch.randn(64, 20), lambda out: F.cross_entropy(out[0], labels) + out[1]
+
+
+@TRAPS(absent=("S101", "S102"))
+def matrices_that_relations_pick():
+    """RESCAL: a matrix for each relation, picked for each triple."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.entity = nn.Embedding(20, 8)
+            self.relation = nn.Parameter(torch.randn(5, 8, 8) / 3)
+
+        def forward(self, head, relation, tail):
+            moved = torch.bmm(self.entity(head)[:, None], self.relation[relation])
+            return (moved.squeeze(1) * self.entity(tail)).sum(1)
+
+    batch = tuple(torch.randint(0, n, (64,)) for n in (20, 5, 20))
+    return Net(), batch, lambda out: F.binary_cross_entropy_with_logits(out, torch.ones(64))
+
+
+@TRAPS(absent=("S102",))
+def router_of_equal_experts():
+    """Its softmax gets a gradient that is the same for all of them; dropout parts them later."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.router = nn.Linear(20, 32), nn.Linear(32, 2)
+            self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+            self.experts[1].load_state_dict(self.experts[0].state_dict())
+            self.head = nn.Linear(32, 3)
+
+        def forward(self, x):
+            x = self.inlet(x).relu()
+            share = self.router(x).softmax(-1)
+            made = [share[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts)]
+            return self.head(sum(made))
+
+    return Net(), torch.randn(64, 20), classify(64, 3)
+
+
+@TRAPS()
+def activations_with_arguments_that_torch_allows():
+    acts = (
+        lambda x: F.hardtanh(x, -float("inf"), 1.0), nn.CELU(-1.0), lambda x: F.softplus(x, -1.0),
+        lambda x: F.threshold(x, -float("inf"), 0.0), lambda x: x.clamp(0, float("inf")),
+    )  # fmt: skip
+    layers = [m for act in acts for m in (nn.Linear(16, 16), blocks.Lambda(act))]
+    return nn.Sequential(*layers, nn.Linear(16, 3)), torch.randn(64, 16), classify(64, 3)
+
+
+@TRAPS()
+def generator_of_the_systems_own():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.random, self.body = random.SystemRandom(), mlp(16, 32, 3)
+
+        def forward(self, x):
+            return self.body(x)
+
+    return Net(), torch.randn(32, 16), classify(32, 3)
 
 
 @TRAPS(absent=("P206", "P205"))
