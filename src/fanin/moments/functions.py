@@ -10,9 +10,10 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -354,13 +355,15 @@ def find(name: str) -> Activation:
     return Activation(full, value, derivative, kinks, base=known, arguments=every)
 
 
-def arguments(name: str) -> dict[str, float]:
+@lru_cache(maxsize=256)
+def arguments(name: str) -> Mapping[str, float]:
     """The arguments that one of `NAMES` takes, as torch calls them, with their defaults.
 
-    >>> arguments("hardtanh")
+    >>> dict(arguments("hardtanh"))
     {'min_val': -1.0, 'max_val': 1.0}
     """
-    return {p.name: p.default for p in inspect.signature(_BUILDERS[name]).parameters.values()}
+    takes = inspect.signature(_BUILDERS[name]).parameters.values()
+    return MappingProxyType({p.name: p.default for p in takes})
 
 
 def function(activation: str | Function) -> Function:
