@@ -1298,7 +1298,7 @@ def build():
         (tmp_path / "own.py").write_text(
             "import torch\nfrom torch import nn\n\n\ndef build():\n"
             "    model = nn.Linear(3, 3)\n"
-            "    model.register_buffer('steps', torch.arange(3))\n"
+            "    model.register_buffer('steps', torch.arange(100_000))\n"
             "    return model, torch.zeros(2, 3)\n"
         )
         target = f"{tmp_path / 'own.py'}:build"

@@ -189,7 +189,7 @@ def test_the_slider_goes_by_the_keyboard(at):
 
 def test_the_slider_goes_by_the_pointer_and_is_logarithmic(at):
     page = at()
-    for place, step in [("500", "121"), ("1000", "15,000"), ("0", "0")]:  # √15,001 - 1 is 121.5
+    for place, step in [("500", "121"), ("250", "10"), ("0", "0")]:  # √15,001 - 1 is 121.5
         slider(page).fill(place)
         expect(page.locator("#now")).to_have_text(f"step {step}", timeout=LATER)
 
