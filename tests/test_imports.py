@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,19 @@ def top(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
-def imports(module: str) -> Iterator[tuple[str, str | None]]:
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: str) -> tuple[tuple[str, str | None], ...]:
     """(module, name or None) for each import anywhere in the source, lazy ones included."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    return tuple(read(module))
+
+
+def read(module: str) -> Iterator[tuple[str, str | None]]:
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, None
@@ -109,7 +120,7 @@ def own_imports(module: str) -> Iterator[tuple[str, str | None]]:
 
 def public(module: str) -> list[str]:
     """`__all__`, as it stands in the source."""
-    for node in ast.parse(MODULES[module].read_text(encoding="utf-8")).body:
+    for node in parsed(module).body:
         if isinstance(node, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
         ):

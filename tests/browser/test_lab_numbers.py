@@ -89,8 +89,16 @@ def compare(page: Page, start: str, activation: str, change: str, steps: tuple[i
     assert all(difference == 0.0 for _, difference in counts)
 
 
-@pytest.mark.parametrize("activation", lab.ACTIVATIONS)
-@pytest.mark.parametrize("start", lab.STARTS)
+# Every start and every activation; all pairs of the two starts that most is said of.
+PAIRS = [
+    (start, activation)
+    for row, start in enumerate(lab.STARTS)
+    for column, activation in enumerate(lab.ACTIVATIONS)
+    if (row + column) % 2 == 0 or start in ("zeros", "He")
+]
+
+
+@pytest.mark.parametrize(("start", "activation"), PAIRS)
 def test_every_number_of_every_start_is_pythons(page: Page, start: str, activation: str):
     compare(page, start, activation, "none", STEPS)
 
