@@ -47,7 +47,8 @@ CAUSES = ("N402",)
 HIDDEN = ("S101", "W505")
 # Remedies of growing strength that a rule has at most.
 STRENGTHS = 5
-# Exceptions among the parameters that are tried one by one before all of them together.
+# Exceptions among the parameters that are tried one by one before all of them together; each costs
+# a check.
 FEW = 4
 
 
