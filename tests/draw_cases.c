@@ -21,7 +21,8 @@ int main(int argc, char **argv) {
         char *room = calloc(size, 1);
         if (room == NULL) return 4;
         if (rows.count) {
-            fanin_fill(&job, &rows, room, 3, set);
+            Task task = {job, rows, room, 0};
+            fanin_fill(&task, 1, 3, set);
         } else {
             if (fread(room, size, 1, stdin) != 1) return 3;
             if (fanin_map(&job, (uint32_t *)room, size / 4, set)) return 5;

@@ -23,7 +23,7 @@ from zoo.healthy import HEALTHY
 
 import fanin
 import fanin.fill.filling
-from fanin import apply
+from fanin import apply, draw
 from fanin.apply import apply_, kept, lent
 from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, FaninError, ForwardError, ModelError, RecipeError
@@ -61,10 +61,10 @@ BREAKS = (KeyboardInterrupt, SystemExit, MemoryError, RuntimeError, ArgumentErro
 def break_at(monkeypatch: pytest.MonkeyPatch, stop: int, error: type[BaseException]) -> list[str]:
     """Let the `stop`-th draw of a parameter write, and raise."""
     seen: list[str] = []
-    draw = fanin.apply.assign_
+    assign = fanin.apply.assign_
 
-    def breaking(tensor, assignment, seed, name, window=None):
-        draw(tensor, assignment, seed, name, window)
+    def breaking(tensor, assignment, seed, name, window=None, queue=None):
+        assign(tensor, assignment, seed, name, window)  # at once, without the queue
         seen.append(name)
         if len(seen) == stop:
             raise error("stop")
@@ -82,6 +82,21 @@ def test_an_error_in_the_middle_puts_everything_back(monkeypatch, stop: int, err
     with unchanged(model, batch), pytest.raises(error):
         found.apply_(model)
     assert len(seen) == stop
+
+
+def test_an_error_once_all_is_written_puts_everything_back(monkeypatch):
+    """What waits is written together at the end."""
+    run = draw.Queue.run
+
+    def breaking(queue: draw.Queue) -> None:
+        run(queue)
+        raise KeyboardInterrupt
+
+    model, batch = built("mlp-batch-norm")
+    found = plan(model, batch)
+    monkeypatch.setattr(draw.Queue, "run", breaking)
+    with unchanged(model, batch), pytest.raises(KeyboardInterrupt):
+        found.apply_(model)
 
 
 @pytest.mark.parametrize("error", BREAKS, ids=lambda e: e.__name__)

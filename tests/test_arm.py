@@ -93,7 +93,8 @@ def test_what_is_drawn_on_arm_is_what_is_drawn_here(program: Path):
     for job, rows, form in cases():
         size = rows.count * rows.repeats * SIZES[form]
         room = ctypes.create_string_buffer(size)
-        library.fanin_fill(job, rows, ctypes.addressof(room), 1, native.SETS["scalar"])
+        task = native._Task(job, rows, ctypes.addressof(room))
+        library.fanin_fill(task, 1, 1, native.SETS["scalar"])
         given += asked(job, rows, size)
         expected.append(room.raw)
     got, at = answers(program, given), 0

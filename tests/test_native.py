@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -147,28 +149,59 @@ def test_threads_change_nothing(chosen, name: str, threads: int):
     chosen(name)
     count = 300_007  # no multiple of anything
     whole = np.empty(count, np.float32)
-    native.fill(
-        whole.ctypes.data,
-        KEY,
-        Rows(11, count),
-        "normal",
-        "float32",
-        scale=2.0**-28,
-        threads=threads,
-    )
+    queue = native.Queue()
+    queue.put(whole.ctypes.data, KEY, Rows(11, count), "normal", "float32", scale=2.0**-28)
+    queue.run(threads)
     assert np.array_equal(whole, draw.normal(KEY, count, 11))
     rows = np.empty((1001, 299), np.float32)  # of a matrix of 1001 × 350, from column 7 on
-    native.fill(
-        rows.ctypes.data,
-        KEY,
-        Rows(7, 299, 1001, 350, 0, 299),
-        "normal",
-        "float32",
-        scale=2.0**-28,
-        threads=threads,
-    )
+    part = Rows(7, 299, 1001, 350, 0, 299)
+    queue.put(rows.ctypes.data, KEY, part, "normal", "float32", scale=2.0**-28)
+    queue.run(threads)
     whole = draw.normal(KEY, 1001 * 350).reshape(1001, 350)
     assert np.array_equal(rows, whole[:, 7:306])
+
+
+@every_set
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tasks=st.lists(st.tuples(windows(), st.sampled_from(DTYPES)), max_size=12),
+    large=st.sampled_from([0, 70_000, 300_007]),
+    threads=st.integers(1, 5),
+    most=st.sampled_from([1 << 26, 1000]),
+)
+def test_what_waits_in_a_queue_is_what_is_drawn_at_once(
+    chosen, name: str, tasks: list, large: int, threads: int, most: int
+):
+    """Parts of tensors of all dtypes, some empty, whatever threads share them and in what calls."""
+    chosen(name)
+    asked = [(w, torch.empty(w.sizes, dtype=dtype)) for w, dtype in tasks]
+    asked.insert(len(asked) // 2, (Window.whole((large,)), torch.empty(large)))
+    queue = native.Queue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_SLICE", most)
+        for place, (window, tensor) in enumerate(asked):
+            draw.normal_(tensor, key(place, "queue"), 0.5, window=window, queue=queue)
+        queue.run(threads)
+    queue.run(threads)  # nothing is left in it
+    for place, (window, tensor) in enumerate(asked):
+        alone = draw.normal_(torch.empty_like(tensor), key(place, "queue"), 0.5, window=window)
+        assert torch.equal(tensor, alone)
+
+
+def test_a_queue_keeps_the_memory_that_it_will_write_to():
+    queue, memory = native.Queue(), np.zeros(1000, np.float32)
+    held = weakref.ref(memory)
+    draw.normal_(torch.from_numpy(memory), KEY, queue=queue)
+    del memory
+    gc.collect()
+    found = held()
+    assert found is not None
+    assert not found.any()  # it waits
+    queue.run()
+    assert np.array_equal(found, draw.normal(KEY, 1000))
+    del found
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("name", [*PRESENT, "reference"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fanin.architecture import Parameter, parameters_of
 from fanin.assignment import Assignment, Recipe
+from fanin.draw import Queue
 from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
@@ -85,11 +86,13 @@ def apply_(
         pieces = [_piece(place, shares[place.parameter]) for place in chosen]
         apart = [p for p in pieces if p.share.spread and factored(p.assignment)]
         exchange_(apart, seed)  # first: who fails by itself below leaves nobody waiting
+        queue = Queue()
         for piece in pieces:
             held = piece.share
             if held.spread and (factored(piece.assignment) or not held.window.count):
                 continue  # exchanged, or another's
-            assign_(held.tensor, piece.assignment, seed, piece.name, held.window)
+            assign_(held.tensor, piece.assignment, seed, piece.name, held.window, queue)
+        queue.run()
         devices = (whole.tensor.device for whole in shares.values())
         keep.buffers(buffers, device or next(devices, torch.device("cpu")))
     return tuple(drawn)

@@ -21,6 +21,7 @@ __all__ = ["empty_like"]
 # Bytes from which on it is worth asking, which takes a microsecond.  Tensors of less than a large
 # page fill one side by side; of those below this a model has little.
 LEAST = 1 << 18
+_PLAIN = (Tensor, torch.nn.Parameter)
 _HUGEPAGE = 14  # MADV_HUGEPAGE of Linux, which Python's mmap does not have on all machines
 
 
@@ -34,7 +35,13 @@ def empty_like(tensor: Tensor, device: torch.device | str | None = None) -> Tens
     >>> empty_like(torch.zeros(2, 3)).shape
     torch.Size([2, 3])
     """
-    empty = torch.empty_like(tensor, device=device or tensor.device)
+    device = device or tensor.device
+    if type(tensor) in _PLAIN and tensor.is_contiguous():  # empty_like of meta takes 40 µs
+        empty = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
+        )
+    else:
+        empty = torch.empty_like(tensor, device=device)
     if type(empty) is Tensor and empty.device.type == "cpu":  # others may have no memory of theirs
         memory = empty.untyped_storage()
         if memory.nbytes() >= LEAST:

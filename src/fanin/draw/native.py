@@ -35,8 +35,8 @@ __all__ = [
     "REFERENCE",
     "SETS",
     "Backend",
+    "Queue",
     "backend",
-    "fill",
     "mapped",
     "present",
 ]
@@ -88,6 +88,17 @@ class _Rows(ctypes.Structure):
         ("repeats", ctypes.c_uint64),
         ("stride", ctypes.c_uint64),
         ("step", ctypes.c_uint64),
+    )
+
+
+class _Task(ctypes.Structure):
+    """`Task` of draw.c."""
+
+    _fields_ = (
+        ("job", _Job),
+        ("rows", _Rows),
+        ("out", ctypes.c_void_p),
+        ("before", ctypes.c_uint64),
     )
 
 
@@ -174,7 +185,7 @@ def _agrees(library: ctypes.CDLL, number: int) -> bool:
     key, start, count = Key(2**64 - 1, 0x0123456789ABCDEF), 2**34 - 100, 256
     job = _Job(key.low, key.high, 0, 0, 0.0, 0.0, 0, KINDS["normal"], FORMS["integer"])
     drawn = np.empty(count, np.int32)
-    library.fanin_fill(job, _Rows(start, count, 1), drawn.ctypes.data, 1, number)
+    library.fanin_fill(_Task(job, _Rows(start, count, 1), drawn.ctypes.data), 1, 1, number)
     lower = [2**k + d for k in range(3, 32) for d in (-1, 0, 1)] + [0]
     ends = np.array([*lower, *(2**32 - 1 - end for end in lower)], np.uint32)
     mapped = ends.copy()
@@ -195,7 +206,7 @@ def _library() -> ctypes.CDLL | None:
     library.fanin_table.argtypes = (ctypes.c_void_p,)
     library.fanin_table(columns.ctypes.data)
     library.fanin_fill.argtypes = (
-        ctypes.POINTER(_Job), ctypes.POINTER(_Rows), ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
+        ctypes.POINTER(_Task), ctypes.c_uint64, ctypes.c_int, ctypes.c_int,
     )  # fmt: skip
     library.fanin_map.argtypes = (
         ctypes.POINTER(_Job), ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
@@ -203,48 +214,78 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def fill(
-    address: int,
-    key: Key,
-    rows: Rows,
-    kind: str,
-    form: str,
-    *,
-    scale: float = 0.0,
-    shift: float = 0.0,
-    shifted: bool = False,
-    first: int = 0,
-    width: int = 0,
-    threads: int | None = None,
-) -> None:
-    """Write elements of a stream to memory.
+class Queue:
+    """Values that are to be written to memory by compiled code, all together.
+
+    The threads share the work on everything that is in the queue.  A call for each tensor takes
+    longer: threads are started, wait for the slowest, and the caller works between the calls while
+    they rest (0.15 ms for each tensor of half a million values on two cores, a third of its draw).
 
     Only where `backend().compiled`.
-
-    Args:
-        address: of the part that the rows are of, with room for values of the form.
-        key: of the stream.
-        rows: which words, and where in the part their values stand.
-        kind: of `KINDS`.
-        form: of `FORMS`.
-        scale: what a number is multiplied with, in float32.
-        shift: what is then added, in float32, where `shifted`.
-        shifted: whether anything is added.
-        first: the first word between two bounds.
-        width: how many words lie between them, below 2³².
-        threads: at most; torch's number of threads by default.
     """
-    library, chosen = _library(), backend()
-    assert library is not None  # compiled code was asked for
-    job = _Job(
-        key.low, key.high, first, width, scale, shift, int(shifted), KINDS[kind], FORMS[form]
-    )
-    size = {"float64": 8, "bfloat16": 2, "float16": 2}.get(form, 4)
-    most = torch.get_num_threads() if threads is None else threads
-    for part in _slices(rows):
-        used = most if part.count * part.repeats >= _ALONE else 1
-        asked = _Rows(part.start, part.count, part.repeats, part.stride, part.step)
-        library.fanin_fill(job, asked, address + part.place * size, used, SETS[chosen.name])
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+        self._held: list[object] = []
+        self._count = 0
+
+    def put(
+        self,
+        address: int,
+        key: Key,
+        rows: Rows,
+        kind: str,
+        form: str,
+        *,
+        scale: float = 0.0,
+        shift: float = 0.0,
+        shifted: bool = False,
+        first: int = 0,
+        width: int = 0,
+        owner: object = None,
+    ) -> None:
+        """Ask for elements of a stream; they are written by `run`, or before.
+
+        Args:
+            address: of the part that the rows are of, with room for values of the form.
+            key: of the stream.
+            rows: which words, and where in the part their values stand.
+            kind: of `KINDS`.
+            form: of `FORMS`.
+            scale: what a number is multiplied with, in float32.
+            shift: what is then added, in float32, where `shifted`.
+            shifted: whether anything is added.
+            first: the first word between two bounds.
+            width: how many words lie between them, below 2³².
+            owner: of the memory, which is kept until then.
+        """
+        job = _Job(
+            key.low, key.high, first, width, scale, shift, int(shifted), KINDS[kind], FORMS[form]
+        )
+        size = {"float64": 8, "bfloat16": 2, "float16": 2}.get(form, 4)
+        self._held.append(owner)
+        for part in _slices(rows):
+            count = part.count * part.repeats
+            if self._count + count > _SLICE:
+                self.run()
+                self._held.append(owner)
+            asked = _Rows(part.start, part.count, part.repeats, part.stride, part.step)
+            self._tasks.append(_Task(job, asked, address + part.place * size))
+            self._count += count
+
+    def run(self, threads: int | None = None) -> None:
+        """Write everything that was asked for.
+
+        Args:
+            threads: at most; torch's number of threads by default.
+        """
+        library = _library()
+        assert library is not None  # compiled code was asked for
+        tasks = (_Task * len(self._tasks))(*self._tasks)
+        most = torch.get_num_threads() if threads is None else threads
+        used = most if self._count >= _ALONE else 1
+        library.fanin_fill(tasks, len(tasks), used, SETS[backend().name])
+        self._tasks, self._held, self._count = [], [], 0
 
 
 def _slices(rows: Rows) -> Iterator[Rows]:

@@ -44,12 +44,14 @@ def normal_(
     *,
     start: int = 0,
     window: Window | None = None,
+    queue: native.Queue | None = None,
 ) -> Tensor:
     """Fill a tensor of any shape with normal values; returns it.
 
     std: of one element, 0 or at least 2⁻⁹⁸.  A `mean` that is not 0 costs one more rounding: it
     is added in float32 to the product std·z.  window: which part of the logical tensor this one is,
-    all of it by default.  start: the word of the logical tensor's first element.
+    all of it by default.  start: the word of the logical tensor's first element.  queue: where what
+    can wait is put, to be written together; the tensor has its values once that is run.
 
     Raises ArgumentError for a tensor that cannot be filled (of another dtype, sparse, quantized,
     meta), for an argument that is out of range, and for values that overflow the dtype.
@@ -63,7 +65,7 @@ def normal_(
     std, mean = _scale("std", std), _number("mean", mean)
     window = _check(tensor, start, window, "std", std, LARGEST * std + abs(mean))
     values = Values("normal", np.float32(std * UNIT), np.float32(mean))
-    return _fill_(tensor, key, start, window, values)
+    return _fill_(tensor, key, start, window, values, queue)
 
 
 def uniform_(
@@ -73,11 +75,12 @@ def uniform_(
     *,
     start: int = 0,
     window: Window | None = None,
+    queue: native.Queue | None = None,
 ) -> Tensor:
     """Fill a tensor of any shape with uniform values between −bound and bound; returns it.
 
     2²⁴ values (2k + 1 − 2²⁴)·bound·2⁻²⁴, symmetric and never 0: std is bound/√3.  bound: 0 or at
-    least 2⁻⁹⁸.  start, window: as in `normal_`, and so are the errors raised.
+    least 2⁻⁹⁸.  start, window, queue: as in `normal_`, and so are the errors raised.
 
     >>> from fanin.draw import key
     >>> uniform_(torch.empty(3), key(0, "layer.weight", "uniform"))
@@ -88,7 +91,7 @@ def uniform_(
     bound = _scale("bound", bound)
     window = _check(tensor, start, window, "bound", bound, bound)
     values = Values("uniform", np.float32(bound * 2.0**-24))
-    return _fill_(tensor, key, start, window, values)
+    return _fill_(tensor, key, start, window, values, queue)
 
 
 def trunc_normal_(
@@ -101,12 +104,13 @@ def trunc_normal_(
     *,
     start: int = 0,
     window: Window | None = None,
+    queue: native.Queue | None = None,
 ) -> Tensor:
     """Fill a tensor of any shape with normal values cut at two bounds; returns it.
 
     low, high: in σ of the normal variable that is cut; may be infinite.  With `corrected`, std is
     that of the result (cut at ±2σ the variable itself has 0.8796 σ); without, it is σ.  Bounds that
-    are not symmetric leave a mean, which is not removed.  start, window: as in `normal_`.
+    are not symmetric leave a mean, which is not removed.  start, window, queue: as in `normal_`.
 
     Nothing is rejected or moved to a bound: all words are mapped, in order, to those between the
     bounds.  So values are few where little probability is (1231 between 5σ and ∞).
@@ -127,7 +131,7 @@ def trunc_normal_(
     largest = sigma * min(max(abs(low), abs(high)), LARGEST)
     window = _check(tensor, start, window, "std", std, largest)
     values = Values("between", np.float32(sigma * UNIT), bounds=between)
-    return _fill_(tensor, key, start, window, values)
+    return _fill_(tensor, key, start, window, values, queue)
 
 
 def _number(argument: str, value: object, infinite: bool = False) -> float:
@@ -202,13 +206,20 @@ def _check(
     return window
 
 
-def _fill_(tensor: Tensor, key: Key, start: int, window: Window, values: Values) -> Tensor:
+def _fill_(
+    tensor: Tensor,
+    key: Key,
+    start: int,
+    window: Window,
+    values: Values,
+    queue: native.Queue | None,
+) -> Tensor:
     """Write the values of the tensor's places, counted from word `start` on."""
     # An inference tensor may be written in inference mode only; others are, as by torch.nn.init,
     # without a gradient.  The detached alias shares memory and version, and no history.
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         alias = tensor.detach()
-        if alias.is_contiguous() and _written(alias.view(-1), key, start, window, values):
+        if alias.is_contiguous() and _written(alias.view(-1), key, start, window, values, queue):
             return tensor
         for part, piece in _parts(alias, window):
             drawn = torch.from_numpy(_drawn(values, key, start, piece))
@@ -216,15 +227,25 @@ def _fill_(tensor: Tensor, key: Key, start: int, window: Window, values: Values)
     return tensor
 
 
-def _written(flat: Tensor, key: Key, start: int, window: Window, values: Values) -> bool:
+def _written(
+    flat: Tensor,
+    key: Key,
+    start: int,
+    window: Window,
+    values: Values,
+    queue: native.Queue | None,
+) -> bool:
     """Write straight into the memory of a tensor; False where that cannot be."""
     if flat.is_neg() or torch._C._functorch.is_functorch_wrapped_tensor(flat):
         return False  # what stands in memory is not the values
     if flat.device.type == "cpu" and native.backend().compiled:
         form = str(flat.dtype).removeprefix("torch.")
+        several = native.Queue() if queue is None else queue
         for rows in window.rows():
             own = replace(rows, start=start + rows.start) if start else rows
-            values.write(flat.data_ptr(), form, key, own)
+            values.put(several, flat.data_ptr(), form, key, own, flat)
+        if queue is None:
+            several.run()
     elif cuda.available(flat):
         for rows in window.rows():
             for each in rows.adjoining():
@@ -241,11 +262,14 @@ def _written(flat: Tensor, key: Key, start: int, window: Window, values: Values)
 def _drawn(values: Values, key: Key, start: int, window: Window) -> NDArray[np.float32]:
     """The values of a part, float32 [elements]."""
     found = np.empty(window.count, np.float32)
-    for rows in window.rows():
-        if native.backend().compiled:
+    if native.backend().compiled:
+        queue = native.Queue()
+        for rows in window.rows():
             own = replace(rows, start=start + rows.start)
-            values.write(found.ctypes.data, "float32", key, own)
-            continue
+            values.put(queue, found.ctypes.data, "float32", key, own, found)
+        queue.run()
+        return found
+    for rows in window.rows():
         for k in range(rows.repeats):
             at, first = rows.place + k * rows.step, start + rows.start + k * rows.stride
             found[at : at + rows.count] = draw(values, key, first, rows.count)

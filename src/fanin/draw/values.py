@@ -63,12 +63,14 @@ class Values:
             words = place.astype(np.uint32)
         return fixed_point(words)
 
-    def write(self, address: int, form: str, key: Key, rows: Rows) -> None:
-        """Write the values of some words to memory by compiled code, rounded once."""
+    def put(
+        self, queue: native.Queue, address: int, form: str, key: Key, rows: Rows, owner: object
+    ) -> None:
+        """Ask for the values of some words, to be written to memory and rounded once."""
         bounds = self.bounds
         if bounds is not None and bounds.width == 2**32:  # all words, in their order
             bounds = None
-        native.fill(
+        queue.put(
             address,
             key,
             rows,
@@ -79,6 +81,7 @@ class Values:
             shifted=self.shifted,
             first=0 if bounds is None else bounds.first,
             width=0 if bounds is None else bounds.width,
+            owner=owner,
         )
 
 
@@ -86,7 +89,9 @@ def draw(values: Values, key: Key, start: int, count: int) -> NDArray[np.float32
     """Values of the words `start` … `start + count − 1` of a stream, float32 [count]."""
     drawn = np.empty(count, np.float32)
     if native.backend().compiled:
-        values.write(drawn.ctypes.data, "float32", key, Rows(start, count))
+        queue = native.Queue()
+        values.put(queue, drawn.ctypes.data, "float32", key, Rows(start, count), drawn)
+        queue.run()
         return drawn
     for offset, size in pieces(count):
         drawn[offset : offset + size] = values.of(philox.words(key, start + offset, size))
@@ -108,7 +113,9 @@ def words(key: Key, start: int, count: int) -> NDArray[np.uint32]:
         return philox.words(key, start, count)
     start, count = _range(start, count)
     drawn = np.empty(count, np.uint32)
-    native.fill(drawn.ctypes.data, key, Rows(start, count), "words", "integer")
+    queue = native.Queue()
+    queue.put(drawn.ctypes.data, key, Rows(start, count), "words", "integer", owner=drawn)
+    queue.run()
     return drawn
 
 

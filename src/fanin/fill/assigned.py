@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fanin.assignment import KEPT, OF_TENSOR, Assignment
+from fanin.draw import Queue
 from fanin.errors import ArgumentError
 from fanin.fill.filling import realize_, taken
 from fanin.region import check_region, groups_of, mask
@@ -18,7 +19,12 @@ __all__ = ["assign_"]
 
 
 def assign_(
-    tensor: Tensor, assignment: Assignment, seed: int, name: str, window: Window | None = None
+    tensor: Tensor,
+    assignment: Assignment,
+    seed: int,
+    name: str,
+    window: Window | None = None,
+    queue: Queue | None = None,
 ) -> None:
     """Draw one parameter; then what belongs to its tensor: rows of their own scale, padding.
 
@@ -29,6 +35,8 @@ def assign_(
         name: under which it is drawn.
         window: which part the tensor is; all of it by default.  The part has the values that it
             would have in the whole.
+        queue: where what can wait is put, to be written together; the tensor has its values once
+            that is run.
 
     Raises:
         ArgumentError: the assignment cannot be, or is for another shape.
@@ -42,7 +50,11 @@ def assign_(
     """
     window = Window.whole(tensor.shape) if window is None else window
     padding, rows = (assignment.arguments.get(n) for n in ("padding", "rows"))
-    _write(tensor, assignment, seed, name, window)
+    if padding is not None or rows is not None:
+        queue = None  # what is drawn is worked on below
+    _write(tensor, assignment, seed, name, window, queue)
+    if padding is None and rows is None:
+        return
     with torch.no_grad():
         values = tensor.detach()
         if rows is not None:
@@ -55,7 +67,14 @@ def assign_(
             values[_held(window, 0, [int(padding)])] = 0
 
 
-def _write(tensor: Tensor, assignment: Assignment, seed: int, name: str, window: Window) -> None:
+def _write(
+    tensor: Tensor,
+    assignment: Assignment,
+    seed: int,
+    name: str,
+    window: Window,
+    queue: Queue | None,
+) -> None:
     """Draw a tensor, or the region of it that is named; what is kept is multiplied at most."""
     given, shape = assignment.arguments, window.shape
     try:
@@ -73,7 +92,7 @@ def _write(tensor: Tensor, assignment: Assignment, seed: int, name: str, window:
         return
     region = mask(shape, assignment.layout, given)
     if region is None:
-        realize_(tensor, whole, seed, name, window)
+        realize_(tensor, whole, seed, name, window, queue)
         return
     drawn = torch.empty_like(tensor.detach())
     realize_(drawn, whole, seed, name, window)

@@ -43,6 +43,7 @@ class _Job:
     seed: int
     name: str
     window: Window
+    queue: draw.Queue | None = None
 
     def key(self, stream: str) -> draw.Key:
         return draw.key(self.seed, self.name, stream, self.scheme.version)
@@ -114,7 +115,12 @@ def fill_(
 
 
 def realize_(
-    tensor: Tensor, assignment: Assignment, seed: int, name: str, window: Window | None = None
+    tensor: Tensor,
+    assignment: Assignment,
+    seed: int,
+    name: str,
+    window: Window | None = None,
+    queue: draw.Queue | None = None,
 ) -> None:
     """Fill a tensor as it was decided for it: `assignment.std` is the std of random weights.
 
@@ -124,6 +130,7 @@ def realize_(
         seed: 0 to 2⁶⁴ − 1.
         name: under which it is drawn.
         window: which part of the parameter the tensor is; all of it by default.
+        queue: where what can wait is put, to be written together.
 
     Raises:
         ArgumentError: the assignment cannot be, or is for another shape; the tensor is then as it
@@ -170,7 +177,8 @@ def realize_(
     if form == "matrix":
         divisor = _divisor(found, complete, assignment.fan, matrices, shape)
     gain = float(assignment.gain)
-    _write(tensor, _Job(found, complete, gain, float(std), divisor, matrices, seed, name, window))
+    job = _Job(found, complete, gain, float(std), divisor, matrices, seed, name, window, queue)
+    _write(tensor, job)
 
 
 def by_parts(assignment: Assignment) -> bool:
@@ -272,6 +280,7 @@ def _write(tensor: Tensor, job: _Job) -> None:
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         alias = tensor.detach()
         form, window = job.scheme.drawn(job.arguments), job.window
+        place: Any = {"window": window, "queue": job.queue}
         key = job.key(form)  # also checks seed and name
         centred = form == "normal" and job.arguments.get("centred")
         if form == "constant":
@@ -279,12 +288,12 @@ def _write(tensor: Tensor, job: _Job) -> None:
             _check_range(tensor, abs(value), job)
             alias.fill_(value)
         elif form == "uniform":
-            draw.uniform_(alias, key, job.std * math.sqrt(3), window=window)
+            draw.uniform_(alias, key, job.std * math.sqrt(3), **place)
         elif form == "trunc_normal":
             bounds = (job.arguments.get("low", -2.0), job.arguments.get("high", 2.0))
-            draw.trunc_normal_(alias, key, job.std, *bounds, window=window)
+            draw.trunc_normal_(alias, key, job.std, *bounds, **place)
         elif form == "normal" and not centred:
-            draw.normal_(alias, key, job.std, window=window)
+            draw.normal_(alias, key, job.std, **place)
         elif not window.is_whole:
             _cut_(alias, job)
         elif centred:
@@ -306,7 +315,7 @@ def _cut_(tensor: Tensor, job: _Job) -> None:
         _copy_(tensor, np.concatenate([np.empty((0, window.shape[1])), *drawn])[:, columns], job)
         return
     whole = torch.empty(window.shape, dtype=tensor.dtype, device="cpu")
-    _write(whole, replace(job, window=Window.whole(window.shape)))
+    _write(whole, replace(job, window=Window.whole(window.shape), queue=None))
     tensor.copy_(taken(whole, window))
 
 

@@ -8,6 +8,7 @@
 
 #include <fenv.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -140,29 +141,81 @@ typedef struct {
     uint64_t start, count, repeats, stride, step;
 } Rows;
 
+/* Values to write to `out`; `before` is the number of those of the tasks before. */
 typedef struct {
-    const Job *job;
-    const Rows *rows;
-    Fill fill;
-    uint64_t first, stop; /* of the elements of all runs */
+    Job job;
+    Rows rows;
     char *out;
+    uint64_t before;
+} Task;
+
+static uint64_t elements(const Task *task) { return task->rows.count * task->rows.repeats; }
+
+enum { MOST = 64 }; /* threads: many more than memory can be written with */
+
+/* Tasks that threads share.  The elements of all of them, one after the other, are cut into a part
+ * for each thread, and a part into tiles.  Who has taken the last tile of its own part helps with the
+ * others: a thread may start late, or be interrupted. */
+typedef struct {
+    const Task *tasks;
+    uint64_t count, tile;
+    Fill fill;
+    int parts;
+    struct {
+        _Atomic uint64_t next; /* the first element that nobody has taken */
+        uint64_t stop;
+    } part[MOST];
+} Work;
+
+typedef struct {
+    Work *work;
+    int own; /* part */
     pthread_t thread;
     int runs;
-} Share;
+} Worker;
 
-static void *work(void *argument) {
-    const Share *share = argument;
-    const Rows *rows = share->rows;
+/* Write elements first … stop − 1 of a task. */
+static void write_run(const Task *task, Fill fill, uint64_t first, uint64_t stop) {
+    const Rows *rows = &task->rows;
+    for (uint64_t at = first; at < stop;) {
+        const uint64_t row = at / rows->count, column = at % rows->count;
+        const uint64_t left = rows->count - column, most = stop - at;
+        const uint64_t size = left < most ? left : most;
+        fill(&task->job, rows->start + row * rows->stride + column, size,
+             task->out + (row * rows->step + column) * SIZES[task->job.form]);
+        at += size;
+    }
+}
+
+/* Write elements first … stop − 1 of all tasks. */
+static void write_tile(const Work *work, uint64_t first, uint64_t stop) {
+    uint64_t low = 0, high = work->count; /* the last task that starts at `first` or before */
+    while (high - low > 1) {
+        const uint64_t middle = low + (high - low) / 2;
+        if (work->tasks[middle].before <= first) low = middle;
+        else high = middle;
+    }
+    for (const Task *task = work->tasks + low; first < stop; task++) {
+        const uint64_t end = task->before + elements(task), most = end < stop ? end : stop;
+        write_run(task, work->fill, first - task->before, most - task->before);
+        first = most;
+    }
+}
+
+static void *run(void *argument) {
+    const Worker *worker = argument;
+    Work *work = worker->work;
     fenv_t before; /* the caller's mode of rounding, and of flushing to zero */
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
-    for (uint64_t at = share->first; at < share->stop;) {
-        const uint64_t row = at / rows->count, column = at % rows->count;
-        const uint64_t left = rows->count - column, most = share->stop - at;
-        const uint64_t size = left < most ? left : most;
-        share->fill(share->job, rows->start + row * rows->stride + column, size,
-                    share->out + (row * rows->step + column) * SIZES[share->job->form]);
-        at += size;
+    for (int turn = 0; turn < work->parts; turn++) {
+        const int part = (worker->own + turn) % work->parts;
+        const uint64_t stop = work->part[part].stop;
+        for (;;) {
+            const uint64_t at = atomic_fetch_add(&work->part[part].next, work->tile);
+            if (at >= stop) break;
+            write_tile(work, at, stop - at < work->tile ? stop : at + work->tile);
+        }
     }
     fesetenv(&before);
     return NULL;
@@ -182,29 +235,40 @@ void fanin_table(const uint32_t *columns) {
 /* Whether this machine has an instruction set. */
 int fanin_has(int set) { return code_of(set).fill != NULL; }
 
-enum { MOST = 64 }; /* threads: many more than memory can be written with */
+/* Elements of a tile.  Fewer, and two threads would ask for one large page of memory more often, which
+ * the system then clears twice; more, and at the end one thread waits longer for the other. */
+enum { FEWEST = 1 << 14, MANY = 1 << 18, TILES = 16 /* of a part, where that is between */ };
 
-/* Write the values of some runs to out, on up to `threads` threads; 0, or −1 where the instruction
- * set is absent. */
-int fanin_fill(const Job *job, const Rows *rows, void *out, int threads, int set) {
-    Share shares[MOST];
-    const Fill fill = code_of(set).fill;
-    const uint64_t total = rows->count * rows->repeats;
-    if (fill == NULL) return -1;
+/* Write the values of some tasks, on up to `threads` threads; 0, or −1 where the instruction set is
+ * absent. */
+int fanin_fill(Task *tasks, uint64_t count, int threads, int set) {
+    Work work = {tasks, count, 0, code_of(set).fill, 0, {{0}}};
+    Worker workers[MOST];
+    if (work.fill == NULL) return -1;
+    uint64_t total = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        tasks[i].before = total;
+        total += elements(&tasks[i]);
+    }
     if (threads > MOST) threads = MOST;
     if (threads < 1) threads = 1;
     /* whole pieces, so that no two threads write to one line of the cache but at an edge */
     const uint64_t step = (total / threads + PIECE) / PIECE * PIECE;
-    int used = 0;
-    for (uint64_t at = 0; at < total; at += step, used++) {
-        Share *share = &shares[used];
-        const uint64_t stop = total - at < step ? total : at + step;
-        *share = (Share){job, rows, fill, at, stop, out, 0, 0};
-        if (stop < total) share->runs = pthread_create(&share->thread, NULL, work, share) == 0;
-        if (!share->runs) work(share); /* the last one, and where no thread can be had */
+    work.tile = step / TILES / PIECE * PIECE;
+    if (work.tile < FEWEST) work.tile = FEWEST;
+    if (work.tile > MANY) work.tile = MANY;
+    for (uint64_t at = 0; at < total; at += step, work.parts++) {
+        atomic_init(&work.part[work.parts].next, at);
+        work.part[work.parts].stop = total - at < step ? total : at + step;
     }
-    for (int i = 0; i < used; i++)
-        if (shares[i].runs) pthread_join(shares[i].thread, NULL);
+    for (int i = work.parts; i-- > 0;) { /* the first is this thread's */
+        Worker *worker = &workers[i];
+        *worker = (Worker){&work, i, 0, 0};
+        if (i) worker->runs = pthread_create(&worker->thread, NULL, run, worker) == 0;
+        else run(worker); /* which also does the part of a thread that cannot be had */
+    }
+    for (int i = 1; i < work.parts; i++)
+        if (workers[i].runs) pthread_join(workers[i].thread, NULL);
     return 0;
 }
 
