@@ -33,7 +33,7 @@ from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, BatchError, FaninError, ModelError
 from fanin.planning import Plan, init_, plan
 from fanin.policies import decide
-from fanin.policies.auto import HEAD_GAIN, TABLE, auto, branch_factor, target_size
+from fanin.policies.auto import HEAD_GAIN, TABLE, auto, target_size
 from fanin.policies.choice import blueprint
 from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
@@ -402,7 +402,6 @@ class Routed(nn.Module):
     def forward(self, x):
         h = self.norm(x)
         shares = self.shares(self.gate(h))
-        shares = shares / shares.sum(-1, keepdim=True)
         experts = zip(self.up, self.down, strict=True)
         mixed = [
             down(up(h).relu()) * shares[..., k : k + 1] for k, (up, down) in enumerate(experts)
@@ -410,13 +409,61 @@ class Routed(nn.Module):
         return x + sum(mixed[1:], mixed[0])
 
 
-@pytest.mark.parametrize("shares", [lambda x: x.softmax(-1), torch.sigmoid], ids=["soft", "sig"])
-def test_a_router_is_not_what_is_added_to_the_stream(shares):
+def normed(x):
+    shares = x.sigmoid()
+    return shares / shares.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("shares", "adders"),
+    [(lambda x: x.softmax(-1), 2), (normed, 2), (torch.sigmoid, 4)],
+    ids=["softmax", "normed-sigmoid", "sigmoid"],
+)
+def test_a_router_is_not_what_is_added_to_the_stream(shares, adders: int):
+    """What it takes shares of that sum to one adds no more than one of them."""
     model = nn.Sequential(nn.Linear(8, 16), Routed(shares), Routed(shares), nn.Linear(16, 4))
     found = fanin.plan(model, torch.randn(32, 8))
-    assert "last layer of one of 4" in found["1.down.0.weight"].because
+    assert f"last layer of one of {adders}" in found["1.down.0.weight"].because
     assert "last layer" not in found["1.gate.weight"].because
     assert found["1.gate.weight"].std == pytest.approx(16**-0.5)
+
+
+class Mixture(nn.Module):
+    """Four experts as people write them; two of them for each sample."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.norm, self.gate = way, nn.LayerNorm(16), nn.Linear(16, 4)
+        self.experts = nn.ModuleList(blocks.mlp(16, 32, 16) for _ in range(4))
+
+    def forward(self, x):
+        h = self.norm(x)
+        shares = self.gate(h).softmax(-1)
+        top, chosen = shares.topk(2, -1)
+        if self.way == "einsum":
+            each = torch.stack([expert(h) for expert in self.experts], 1)
+            return x + torch.einsum("be,bed->bd", shares, each)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            row, place = torch.where(chosen == number)
+            mixed = expert(h[row]) * top[row, place, None]
+            if self.way == "index_add_":
+                out.index_add_(0, row, mixed)
+            else:
+                out[row] += mixed
+        return x + out
+
+
+@pytest.mark.parametrize("way", ["einsum", "index_add_", "+="])
+def test_experts_are_one_branch_however_they_are_summed(way: str):
+    model = nn.Sequential(nn.Linear(8, 16), Mixture(way), Mixture(way), nn.Linear(16, 4))
+    found = fanin.plan(model, torch.randn(64, 8))
+    for block in (1, 2):
+        assert found[f"{block}.gate.weight"].std == pytest.approx(16**-0.5)
+        for number in range(4):
+            last = found[f"{block}.experts.{number}.2.weight"]
+            assert "last layer of one of 2" in last.because
+            assert last.std == pytest.approx((2 / 32 / 2) ** 0.5, rel=0.02)
 
 
 def test_a_branch_of_another_kind_is_no_residual_branch_without_norms():
@@ -444,12 +491,16 @@ def test_a_layer_in_a_branch_is_measured_against_what_was_planned(
     for last, gated in itertools.product([False, True], repeat=2):
         here = replace(role, last=last, gated_branch=gated, activation="tanh", curve="tanh")
         chosen, base = auto(here, blueprint(found, meta=False)), keeps_scale(here)
-        if of:
-            assert chosen.gain == base.gain * target_size(here)
-            assert target_size(here) == branch_factor(here)
-        else:
-            assert branch_factor(here) == 1.0
+        if not of:
             assert "branch" not in chosen.because
+            continue
+        wanted = 1.0
+        if last and not gated and norm != "last":
+            wanted = of**-0.5
+        elif not last and not gated and norm == "none" and depth > 1:
+            wanted = of ** (-1 / (2 * depth - 2))
+        assert target_size(here) == pytest.approx(wanted)
+        assert chosen.gain == base.gain * target_size(here)
 
 
 def test_the_scale_of_a_norm_that_adds_one_is_zero():

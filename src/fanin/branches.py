@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
-from fanin.operations import ACTIVATIONS, RECURRENT
+from fanin.operations import ACTIVATIONS, QUOTIENTS, RECURRENT, SUMS
 
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
 _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
+# What has all of its operands in its values; elsewhere one can gate another.
+_GATHERS = SUMS | {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Branch:
         start: index of the call that both ways start from (-1: the batch).
         end: index of the call that adds.
         number: place along its stream, from 0.
-        of: layers that add to that stream, over its whole length.
+        of: layers that add to that stream, over its whole length; those of which shares are
+            taken that sum to one, such as experts, count as one.
         depth: layers with weights on the longest way through the branch.
         norm: "before" its first layer, "after" the sum, "last" (between its last layer and the
             sum), or "none".
@@ -48,7 +51,8 @@ class ResidualBranch:
 
     Attributes:
         number: place along its stream, from 0.
-        of: layers that add to that stream, over its whole length.
+        of: layers that add to that stream, over its whole length; those of which shares are
+            taken that sum to one, such as experts, count as one.
         norm: "before" its first layer, "after" the sum, "last" (between its last layer and the
             sum), or "none".
         layers: names of its layers.
@@ -153,7 +157,8 @@ def _branch(
     if not last:
         return None
     norm = _norm(architecture, add, region, layers)
-    branch = Branch(start, add.index, 0, 1, depths[long], norm, layers, last)
+    adders = len(set(last.values()))
+    branch = Branch(start, add.index, 0, adders, depths[long], norm, layers, tuple(sorted(last)))
     return branch, region
 
 
@@ -209,40 +214,61 @@ def _longest(calls: tuple[Call, ...], region: set[int], start: int) -> int:
     return max(depth.values())
 
 
-def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> tuple[int, ...]:
-    """The last weighted calls of a region, seen from its end."""
-    found, seen, queue = set(), set(), [end]
+def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> dict[int, int]:
+    """The last weighted calls of a region, seen from its end → what mixes each with others.
+
+    That is the gate whose outputs sum to one; the call itself where there is none.
+    """
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+    queue: list[tuple[int, int | None]] = [(end, None)]
     while queue:
-        index = queue.pop()
+        index, mixer = queue.pop()
         if index not in region or index in seen:
             continue
         seen.add(index)
-        if _counts(calls[index]):
-            found.add(index)
-        elif calls[index].op == "mul":  # a gate is not what is added: follow what it gates
-            factors = calls[index].behind
-            gated = [i for i in factors if not _opens(calls, i, region)]
-            queue += gated or factors
-        else:
-            queue += calls[index].behind
-    return tuple(sorted(found))
+        call = calls[index]
+        if _counts(call):
+            found[index] = index if mixer is None else mixer
+            continue
+        operands = call.behind
+        if len(operands) > 1 and call.op not in _GATHERS:
+            # A gate, or an index that a router picked, is not what is added: follow what it gates.
+            gates = {i: _gate(calls, i, region) for i in operands}
+            gated = tuple(i for i in operands if gates[i] is None)
+            if gated:
+                mixers = [gate.call for gate in gates.values() if gate is not None and gate.shares]
+                operands, mixer = gated, mixers[0] if mixers else mixer
+        queue += [(i, mixer) for i in operands]
+    return found
 
 
-def _opens(calls: tuple[Call, ...], end: int, region: set[int]) -> bool:
-    """Whether all of a factor is a gate: a sigmoid, or a router's softmax over experts."""
-    seen, queue, gates = set(), [end], 0
+@dataclass(frozen=True)
+class _Gate:
+    """A sigmoid or a softmax; `shares`: whether its outputs sum to one where they are used."""
+
+    call: int
+    shares: bool
+
+
+def _gate(calls: tuple[Call, ...], end: int, region: set[int]) -> _Gate | None:
+    """The gate that all of an operand comes from, such as a router's softmax over experts."""
+    seen, queue, gates = set(), [end], []
     while queue:
         index = queue.pop()
         if index in seen:
             continue
         seen.add(index)
         if index in region and calls[index].op in _GATES:
-            gates += 1
+            gates.append(index)
         elif index not in region or _counts(calls[index]):
-            return False
+            return None
         else:
             queue += calls[index].behind
-    return gates > 0
+    if not gates:
+        return None
+    shares = any(calls[i].op == "softmax" or calls[i].op in QUOTIENTS for i in seen)
+    return _Gate(max(gates), shares)
 
 
 def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...]) -> str:
@@ -279,7 +305,7 @@ def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, 
             number.append(number[before] + 1)
     adders: dict[int, int] = {}
     for place, branch in enumerate(found):
-        adders[stream[place]] = adders.get(stream[place], 0) + len(branch.last)
+        adders[stream[place]] = adders.get(stream[place], 0) + branch.of
     return tuple(
         replace(branch, number=number[place], of=adders[stream[place]])
         for place, branch in enumerate(found)
