@@ -760,7 +760,7 @@ def test_the_names_are_public():
         ({"only": 3}, "only: 3; paths"),
         ({"only": []}, "only: it is empty"),
         ({"only": ["1"]}, "only: the module '1' has no parameters"),
-        ({"only": ["0.weigth"]}, "did you mean '0.weight'"),
+        ({"only": ["0.weigth"]}, "did you mean 0.weight"),
         ({"only": [3]}, "only: 3 is the path of no parameter"),
     ],
     ids=str,

@@ -144,8 +144,9 @@ class TestRules:
         assert "there is no rule P291; did you mean P201" in result.stderr
         assert len(result.stderr.splitlines()) == 1
 
-    def test_an_unknown_name_offers_the_nearest_code(self) -> None:
-        assert "did you mean S101" in run("check", HEALTHY, "--select", "loked-units").stderr
+    def test_an_unknown_name_offers_the_nearest(self) -> None:
+        told = run("check", HEALTHY, "--select", "loked-units").stderr
+        assert "did you mean locked-units" in told
 
     def test_an_empty_selection_is_refused(self) -> None:
         result = run("check", HEALTHY, "--select", " , ")
@@ -285,8 +286,13 @@ class TestFailures:
             (["chek"], "fanin: No such command 'chek'"),
             (["check"], "fanin check: Missing argument 'TARGET'"),
             (["check", HEALTHY, "--sed", "1"], "fanin check: No such option"),
-            (["check", HEALTHY, "--seed", "-1"], "fanin check: Invalid value for '--seed'"),
-            (["check", HEALTHY, "--seed", "x"], "fanin check: Invalid value for '--seed'"),
+            (
+                ["check", HEALTHY, "--seed", "-1"],
+                "'--seed': '-1'; an integer from 0 to 2**64 - 1 is",
+            ),
+            (["check", HEALTHY, "--seed", "x"], "fanin check: Invalid value for '--seed': 'x'; an"),
+            (["compare", HEALTHY, "--steps", "0"], "'--steps': '0'; an integer of at least 1 is"),
+            (["compare", HEALTHY, "--rate", "x"], "'--rate': 'x'; a number is needed"),
             (["check", HEALTHY, "--dtype", "int8"], "fanin check: Invalid value for '--dtype'"),
             (["check", HEALTHY, "--device", "nowhere"], "fanin: device 'nowhere' cannot be used"),
             (["check", HEALTHY, "--input", "8y"], "fanin: --input 8y: allowed is"),

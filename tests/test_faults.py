@@ -126,7 +126,92 @@ def test_raw_inputs_are_named_where_they_saturate_the_first_layer():
     report = fanin.check(model, torch.randn(64, 16) * 150)
     (finding,) = [f for f in report.findings if f.code == "P206"]
     assert finding.layer == "0"
+    assert "The inputs are so large" in finding.message
     assert "Normalize the inputs" in finding.fix
+
+
+class Read(nn.Module):
+    """A recurrent layer, or cells step by step, behind a layer or none; or a gate beside a sum."""
+
+    def __init__(self, kind: str, times: float):
+        super().__init__()
+        self.before = nn.Linear(6, 6) if kind == "behind a layer" else nn.Identity()
+        self.head, self.kind = nn.Linear(24, 3), kind
+        if kind == "gate":
+            self.bounded, self.beside = nn.Linear(6, 24), nn.Linear(6, 24)
+            weight = self.bounded.weight
+        elif kind == "cell":
+            self.bounded = nn.LSTMCell(6, 24)
+            weight = self.bounded.weight_ih
+        else:
+            self.bounded = nn.GRU(6, 24, batch_first=True)
+            weight = self.bounded.weight_ih_l0
+        with torch.no_grad():
+            weight.mul_(times)
+
+    def forward(self, x):
+        x, state = self.before(x), None
+        if self.kind == "gate":
+            x = x[:, -1]
+            return self.head(self.beside(x) + self.bounded(x).sigmoid())
+        if self.kind != "cell":
+            return self.head(self.bounded(x)[0][:, -1])
+        for step in x.unbind(1):
+            state = self.bounded(step, state)
+        return self.head(state[0])
+
+
+@pytest.mark.parametrize("kind", ["layer", "cell", "behind a layer", "gate"])
+@pytest.mark.parametrize(
+    ("raw", "times", "told"),
+    [
+        (200.0, 1.0, "Normalize the inputs"),
+        (1.0, 200.0, "Draw smaller weights"),
+        (20.0, 60.0, "Draw smaller weights"),
+    ],
+)
+def test_gates_are_flat_because_of_raw_inputs_or_of_their_weights(
+    kind: str, raw: float, times: float, told: str
+):
+    torch.manual_seed(0)
+    report = fanin.check(Read(kind, times), raw * torch.randn(32, 9, 6), classify(32, 3))
+    (found,) = [f for f in report.findings if f.code == "P206"]
+    assert found.layers == ("bounded",)
+    assert told in found.fix
+    assert ("inputs are so large" in found.message) == ("inputs" in told)
+
+
+def test_a_large_bias_is_no_fault_of_raw_inputs():
+    torch.manual_seed(0)
+    model = Read("layer", 1.0)
+    nn.init.constant_(model.bounded.bias_ih_l0, -100.0)
+    report = fanin.check(model, 20 * torch.randn(32, 9, 6), classify(32, 3))
+    (found,) = [f for f in report.findings if f.code == "P206"]
+    assert "Draw smaller weights" in found.fix
+
+
+def _drown(model: nn.Sequential) -> None:
+    nn.init.normal_(model[2].bias, std=1e6)
+
+
+def _starve(model: nn.Sequential) -> None:
+    with torch.no_grad():
+        model[2].weight.mul_(1e-6)
+
+
+@pytest.mark.parametrize("also", [_drown, _starve])
+def test_a_small_table_is_no_excuse_for_what_collapses_behind_it(also):
+    """Biases that would drown any signal; a second layer next to zero, which SGD does not train."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(40, 16), nn.Flatten(), nn.Linear(48, 32, bias=also is _drown), nn.ReLU(),
+        nn.Linear(32, 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)
+    also(model)
+    report = fanin.check(model, torch.randint(0, 40, (64, 3)), classify(64, 5))
+    assert "P207" in {f.code for f in report.findings if f.severity == "error"}
 
 
 class Gated(nn.Module):

@@ -173,7 +173,9 @@ class TestEveryFigure:
     def test_an_unknown_kind_is_answered_with_those_there_are(
         self, made: dict[str, Report]
     ) -> None:
-        with pytest.raises(ArgumentError, match=r"kind: 'singal'; signal, correlation.*'signal'"):
+        with pytest.raises(
+            ArgumentError, match=r"kind: 'singal'; signal, correlation.*; did you mean signal\?"
+        ):
             made["healthy"].plot("singal")
         with pytest.raises(ArgumentError, match="kind: None; signal"):
             made["healthy"].plot(None)  # type: ignore[arg-type]
@@ -783,5 +785,7 @@ class TestComparison:
         assert figure.to_svg().startswith("<svg")
 
     def test_an_unknown_kind_is_answered_with_those_there_are(self) -> None:
-        with pytest.raises(ArgumentError, match=r"kind: 'los'; loss, accuracy.*'loss'"):
+        with pytest.raises(
+            ArgumentError, match=r"kind: 'los'; loss, accuracy.*; did you mean loss\?"
+        ):
             compared(one=(1.0,)).plot("los")

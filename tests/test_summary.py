@@ -11,6 +11,7 @@ from fanin.recipe import Mismatch
 from fanin.report.wording import listing
 from fanin.summary import _Path, table, to_text
 from fanin.verifying.result import Checked, Verification
+from fanin.wording import did_you_mean, listed
 
 LONG = "model.layers.{0..11}.self_attn.q_proj.weight (12×)"
 
@@ -59,3 +60,26 @@ def test_a_name_reads_the_same_wherever_it_is_shown():
     checked = Verification("file", "auto", 0, (Checked(name, "missing", shape=(2,)),))
     for shown in (plan, calibration, mismatch, checked, listing([name])):
         assert written in str(shown)
+
+
+def test_the_nearest_name_is_offered_as_it_is_written_and_on_one_line():
+    known = ["Head.weight", "body\x1b[31m.weight", "S101"]
+    assert did_you_mean("head.wieght", known, 1) == "; did you mean Head.weight?"
+    assert did_you_mean("body.weight", known, 1) == r"; did you mean body\x1b[31m.weight?"
+    assert did_you_mean("s101", known) == "; did you mean S101?"
+    assert did_you_mean("nothing like it", known) == ""
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        ([], ""),
+        (["a"], "a"),
+        (["a", "b"], "a; b"),
+        (["a", "b", "c"], "a; b; and 1 more group"),
+        (["a", "b", "c", "d"], "a; b; and 2 more groups"),
+    ],
+    ids=len,
+)
+def test_a_list_says_how_much_it_leaves_out(items: list[str], told: str):
+    assert listed(iter(items), 2, apart="; ", what="group") == told

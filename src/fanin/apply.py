@@ -21,6 +21,7 @@ from fanin.placement import Draw, Holders, Share, exchange_, made, prepared, sha
 from fanin.reading import bare, plain
 from fanin.recipe import check
 from fanin.started import started
+from fanin.wording import listed
 
 __all__ = ["Trial", "apply_", "by_path", "copied", "fitted", "kept", "lent", "trial"]
 
@@ -327,9 +328,8 @@ def fitted(
     )
     wrong = check(renamed, shapes)
     if wrong:
-        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        told = "; ".join(str(w) for w in wrong[:_NAMED])
-        raise RecipeError(f"recipe: it is for another model: {told}{more}")
+        told = listed(map(str, wrong), _NAMED, apart="; ")
+        raise RecipeError(f"recipe: it is for another model: {told}")
     return renamed
 
 

@@ -126,40 +126,76 @@ def low_rank_pairs(architecture: Architecture) -> dict[int, str]:
     return found
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One of the two ways on which a signal comes to a sum.
+
+    Attributes:
+        end: the last call, whose output is added.
+        calls: all calls on it, behind where both ways start.
+        depth: layers with weights on the longest way through them.
+        bent: whether an activation is among them.
+    """
+
+    end: int
+    calls: set[int]
+    depth: int
+    bent: bool
+
+
 def _branch(
     architecture: Architecture, add: Call, starts: Mapping[int, int]
 ) -> tuple[Branch, set[int]] | None:
+    """The branch that a sum ends, with all calls inside; None where it ends none."""
     calls = architecture.trace.calls
-    one, two = add.sources[0], next(i for i in add.sources if i != add.sources[0])
-    start, stream = _meeting(calls, one, two), None
-    for end, other in ((one, two), (two, one)):
-        # x + a(x) + b(x): the sum with a(x) is the stream that b(x) is added to
-        if end in starts and start != end and _meeting(calls, starts[end], other) == starts[end]:
-            start, stream = starts[end], end
+    one, two = dict.fromkeys(add.sources)
+    start, stream = _start(calls, one, two, starts)
     if start is None:
         return None
-    sides = {i: _region(calls, i, start) if i != stream else set() for i in (one, two)}
-    depths = {end: _longest(calls, region, start) for end, region in sides.items()}
-    bent = {end: any(calls[i].op in ACTIVATIONS for i in region) for end, region in sides.items()}
-    short, long = sorted(sides, key=lambda end: depths[end])
-    projected = depths[short] == 1 and depths[long] > 1 and bent[long] and not bent[short]
-    # Keys and a query that is spread over them are two readings of one signal, no way around.
-    projected = projected and calls[one].shape == calls[two].shape
-    if projected and _weights(calls, sides[short]) & _weights(calls, sides[long] - sides[short]):
-        return None  # a state: W x(t) + U h(t − 1), where h has seen x(t − 1) by the same W
-    if depths[long] == 0 or (depths[short] > 0 and not projected):
+    ways = []
+    for end in (one, two):
+        inside = _region(calls, end, start) if end != stream else set()
+        bent = any(calls[i].op in ACTIVATIONS for i in inside)
+        ways.append(_Way(end, inside, _longest(calls, inside, start), bent))
+    around, through = sorted(ways, key=lambda way: way.depth)
+    if through.depth == 0 or not _goes_around(calls, around, through, start):
         return None
-    if not all(i in sides[short] or i == start for k in sides[short] for i in calls[k].behind):
-        return None  # another signal joins on the way around: a gate, no residual connection
-    region = sides[long] - sides[short]
+    region = through.calls - around.calls
     layers = tuple(sorted(i for i in region if _counts(calls[i])))
-    last = _first_behind(calls, long, region)
+    last = _first_behind(calls, through.end, region)
     if not last:
         return None
     norm = _norm(architecture, add, region, layers)
     adders = len(set(last.values()))
-    branch = Branch(start, add.index, 0, adders, depths[long], norm, layers, tuple(sorted(last)))
+    branch = Branch(start, add.index, 0, adders, through.depth, norm, layers, tuple(sorted(last)))
     return branch, region
+
+
+def _start(
+    calls: tuple[Call, ...], one: int, two: int, starts: Mapping[int, int]
+) -> tuple[int | None, int | None]:
+    """The call from which both ways to a sum start; and which of the two is a sum of the stream.
+
+    In x + a(x) + b(x) the sum with a(x) is the stream that b(x) is added to: both start from x.
+    """
+    start, stream = _meeting(calls, one, two), None
+    for end, other in ((one, two), (two, one)):
+        if end in starts and start != end and _meeting(calls, starts[end], other) == starts[end]:
+            start, stream = starts[end], end
+    return start, stream
+
+
+def _goes_around(calls: tuple[Call, ...], around: _Way, through: _Way, start: int) -> bool:
+    """Whether the shorter way leads the signal past the layers: as it is, or by one projection."""
+    if around.depth > 0:
+        if around.depth > 1 or around.bent or through.depth == 1 or not through.bent:
+            return False
+        if calls[around.end].shape != calls[through.end].shape:
+            return False  # keys and a query that is spread over them: two readings of one signal
+        if _weights(calls, around.calls) & _weights(calls, through.calls - around.calls):
+            return False  # a state: W x(t) + U h(t − 1), where h has seen x(t − 1) by the same W
+    # Where another signal joins on the way around, it is a gate, no residual connection.
+    return all(i in around.calls or i == start for k in around.calls for i in calls[k].behind)
 
 
 def _weights(calls: tuple[Call, ...], region: set[int]) -> set[str]:

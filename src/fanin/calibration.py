@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +20,9 @@ from fanin.policies.auto import SIREN, target_size
 from fanin.reading import bare, reading
 from fanin.roles import Role, roles
 from fanin.summary import count, grouped
-from fanin.wording import visible
+from fanin.wording import did_you_mean, visible
 
 __all__ = ["Calibrated", "Calibration", "calibrate_"]
-
-_NEAR = 0.6  # how alike a name has to be to be offered
 
 # Why a parameter of each kind has no output whose size it decides.
 _REASONS = {
@@ -306,8 +303,7 @@ def _chosen(model: nn.Module, only: Iterable[str] | None) -> set[str]:
         elif path in modules:
             inside = list(modules[path].parameters())
         else:
-            near = difflib.get_close_matches(str(path), [*parameters, *modules], 1, _NEAR)
-            offered = f"; did you mean {near[0]!r}?" if near else ""
+            offered = did_you_mean(str(path), [*parameters, *modules], 1)
             raise ArgumentError(
                 f"only: {path!r} is the path of no parameter or module of the model{offered}"
             )

@@ -345,6 +345,7 @@ class _Adjust:
     # ---- one factor ------------------------------------------------------------------------------
 
     def _whole(self, name: str, target: Target, use: _Use) -> Tensor:
+        """Scale a weight by one factor, and let its bias take the means of its units away."""
         values, added = use.output.detach().double(), use.added()
         before = self._means.size(values, target.centred)
         product = values if added is None else values - added
@@ -352,17 +353,16 @@ class _Adjust:
         means = None if bias is None else self._of_units(product, use)
         if means is not None:
             factor, told = _ratio(self._means.size(product - means), target)
+            if told == WITHIN:  # the bias is moved all the same
+                factor, told = 1.0, ""
         elif target.exact and added is not None:
             eps = torch.finfo(use.output.dtype).eps
             factor, told = _solved(product, added, target, eps, self._means)
         else:
             factor, told = _ratio(before, target)
-        if means is not None and told == WITHIN:
-            factor, told = 1.0, ""
         if told or not self._scale(name, use, factor):
-            return self._left(
-                name, use, told or f"times {factor:.3g} it would leave the range of its dtype"
-            )
+            told = told or f"times {factor:.3g} it would leave the range of its dtype"
+            return self._left(name, use, told)
         moved, new = 0.0, _KEPT
         if bias is not None and means is not None:
             moved, new = self._centre(target, bias, -factor * means.flatten())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,8 +65,13 @@ def open_recurrent(
                 else _without_cudnn(func, x, given, part, *rest, batch_first)
             )
             along = sizes if packed else int(batch_first)
-            out = (out[0], _last(out[0], directions, along), *out[2:])
-        report(recurrent(name, x, start, part, directions, biases), out)
+            # The cell states [directions, …, units], side by side as the directions are in x.
+            cells = [cell.movedim(0, -2).flatten(-2) for cell in out[2:]]
+            apart = (cell.unflatten(-1, (directions, -1)).movedim(-2, 0) for cell in cells)
+            out = (out[0], _last(out[0], directions, along), *apart)
+        weighted = recurrent(name, x, start, part, directions, biases)
+        of_units = (c for c in cells if c.shape[-1] == out[0].shape[-1])  # not with a projection
+        report(replace(weighted, memory=next(of_units, None)), out)
         x = out[0]
         last.append(tuple(out[1:]))
         if dropout and training and layer < layers - 1:

@@ -55,6 +55,8 @@ class Weighted:
         blocks: equal parts of the weight that are matrices of their own (groups, gates).
         mean_fan_in: `fan_in` where outputs differ in it (a strided transposed convolution).
         padding: row of a table that stands for padding.
+        memory: last cell states of an LSTM, units last: where nothing else of it is read, their
+            gradient is that of the units.
     """
 
     op: str
@@ -68,6 +70,7 @@ class Weighted:
     blocks: int = 1
     mean_fan_in: float | None = None
     padding: int | None = None
+    memory: Tensor | None = None
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -251,8 +254,12 @@ def _biased_product(
     return _product(kind, left, right, bias if learned(bias) else None, learned(right))
 
 
-def _grouped_product(args: Sequence[Any]) -> Weighted:
+def _grouped_product(
+    args: Sequence[Any], _: Mapping[str, Any], learned: Learned
+) -> Weighted | None:
     """Each row of the input meets one expert of the weight [experts, in, out]."""
+    if len(args) < 2 or not learned(args[1]):
+        return None
     x, weight = args[:2]
     return Weighted(
         "grouped_mm",
@@ -266,8 +273,11 @@ def _grouped_product(args: Sequence[Any]) -> Weighted:
     )
 
 
-def _pick(weight: Tensor) -> Weighted:
+def _pick(args: Sequence[Any], _: Mapping[str, Any], learned: Learned) -> Weighted | None:
     """Rows of a table that an index picks: an embedding written by hand; or single numbers."""
+    if not args or not learned(args[0]):
+        return None
+    weight = args[0]
     if weight.dim() < 2:
         return Weighted("embedding", _operands(("weight", weight)), (), fan_in=1, layout="v")
     return Weighted(
@@ -282,7 +292,7 @@ def _pick(weight: Tensor) -> Weighted:
     )
 
 
-def _einsum(args: Sequence[Any], learned: Learned) -> Weighted | None:
+def _einsum(args: Sequence[Any], _: Mapping[str, Any], learned: Learned) -> Weighted | None:
     """Letters of the weight that reach the output count units; the others are summed (fan_in)."""
     equation, operands = args[0], args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
@@ -291,17 +301,14 @@ def _einsum(args: Sequence[Any], learned: Learned) -> Weighted | None:
     signals = tuple(t for t in operands if not learned(t))
     if main is None or not signals or not isinstance(equation, str):
         return None
-    left, _, out = equation.replace(" ", "").partition("->")
-    terms, letters = left.split(","), left.split(",")[main]
-    if "->" not in equation:
-        once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
-        out = ("..." if "..." in left else "") + "".join(once)
+    terms, out = _equation(equation)
+    letters = terms[main]
     others = [t for i, t in enumerate(operands) if i != main and learned(t)]
     named = _operands(
         ("weight", operands[main]), *((f"weight{i}", t) for i, t in enumerate(others, 1))
     )
-    tail = out.rpartition("...")[2]
     units = sorted((c for c in letters if c in out), key=out.index)
+    tail = out.rpartition("...")[2]  # its dimensions have a place, counted from the end
     if "." in letters or any(c not in tail for c in units) or len(terms) != len(operands):
         return Weighted("einsum", named, signals)
     axes = [letters.index(c) for c in units]
@@ -322,6 +329,19 @@ def _einsum(args: Sequence[Any], learned: Learned) -> Weighted | None:
         fan_out=math.prod(sizes[c] for c in units if c not in elsewhere),
         layout="".join(_axis(c, out, elsewhere) for c in letters),
     )
+
+
+def _equation(equation: str) -> tuple[list[str], str]:
+    """The letters of each operand, and of the output: where it is left out, those that stand once.
+
+    >>> _equation("bi, io"), _equation("...i, oi -> ...o")
+    ((['bi', 'io'], 'bo'), (['...i', 'oi'], '...o'))
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    if not arrow:
+        once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
+        out = ("..." if "..." in left else "") + "".join(once)
+    return left.split(","), out
 
 
 def _axis(letter: str, out: str, elsewhere: str) -> str:
@@ -469,41 +489,6 @@ SUMS = frozenset({"add", "sub", "radd", "rsub"})
 PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 
-_HANDLERS: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Weighted | None]] = {
-    "linear": _linear,
-    "embedding": _embedding,
-    "embedding_bag": _embedding,
-    "bilinear": _bilinear,
-    **{name: partial(_convolution, name) for name in _CONVOLUTIONS},
-    **{name: partial(_transposed, name) for name in _TRANSPOSED},
-    **{name: partial(_norm, name) for name in NORMS},
-    **{name: partial(_recurrent_cell, name) for name in RECURRENT_CELLS},
-}
-
-
-def describe(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
-) -> Weighted | None:
-    """How the call `name(*args, **kwargs)` uses parameters; None when it is not a known layer.
-
-    `learned` tells whether a value is a parameter or computed from parameters alone.
-    """
-    if name in _HANDLERS:
-        return _HANDLERS[name](args, kwargs)
-    if name == "einsum":
-        return _einsum(args, learned)
-    if name in _BIASED:
-        return _biased_product(name, args, kwargs, learned)
-    if name in _MATRIX_PRODUCTS:
-        return _plain_product(name, args, kwargs, learned)
-    if name in _GROUPED and len(args) > 1 and learned(args[1]):
-        return _grouped_product(args)
-    if name == "scaled_dot_product_attention":
-        return _attention(args, kwargs, learned)
-    if name in _PICKS and args and learned(args[0]):
-        return _pick(args[0])
-    return _elementwise(name, args, kwargs, learned)
-
 
 def _attention(args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned) -> Weighted:
     """Queries, keys, values or a mask that are learned keep their names as roles."""
@@ -516,8 +501,6 @@ def _attention(args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned)
 def _elementwise(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
 ) -> Weighted | None:
-    if name not in _ELEMENTWISE:
-        return None
     given = (*args, *kwargs.values())
     values = (t for a in given for t in (a if isinstance(a, (list, tuple)) else (a,)))
     tensors = [t for t in values if isinstance(t, Tensor)]
@@ -525,3 +508,40 @@ def _elementwise(
     roles = ["weight", *(f"weight{i}" for i in range(1, len(weights)))]
     signals = tuple(t for t in tensors if not learned(t))
     return Weighted(_ELEMENTWISE[name], tuple(zip(roles, weights, strict=True)), signals)
+
+
+# Layers, whatever their operands are computed from.
+_LAYERS: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], Weighted | None]] = {
+    "linear": _linear,
+    "embedding": _embedding,
+    "embedding_bag": _embedding,
+    "bilinear": _bilinear,
+    **{name: partial(_convolution, name) for name in _CONVOLUTIONS},
+    **{name: partial(_transposed, name) for name in _TRANSPOSED},
+    **{name: partial(_norm, name) for name in NORMS},
+    **{name: partial(_recurrent_cell, name) for name in RECURRENT_CELLS},
+}
+# Functions that are layers where one of their operands is learned.
+_USES: dict[str, Callable[[Sequence[Any], Mapping[str, Any], Learned], Weighted | None]] = {
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    **{name: partial(_plain_product, name) for name in _MATRIX_PRODUCTS},
+    **{name: partial(_biased_product, name) for name in _BIASED},
+    **dict.fromkeys(_GROUPED, _grouped_product),
+    **dict.fromkeys(_PICKS, _pick),
+    **{name: partial(_elementwise, name) for name in _ELEMENTWISE},
+}
+
+
+def describe(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], learned: Learned
+) -> Weighted | None:
+    """How the call `name(*args, **kwargs)` uses parameters; None when it is not a known layer.
+
+    `learned` tells whether a value is a parameter or computed from parameters alone.
+    """
+    if name in _LAYERS:
+        return _LAYERS[name](args, kwargs)
+    if name in _USES:
+        return _USES[name](args, kwargs, learned)
+    return None

@@ -29,10 +29,7 @@ from fanin.roles import Role, roles
 from fanin.summary import table, to_text
 from fanin.unsharded import is_sharded, unsharded, with_values
 
-__all__ = ["DTYPES", "Plan", "closed_forms", "init_", "plan"]
-
-#: What can be drawn.
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["Plan", "closed_forms", "init_", "plan"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -336,7 +333,7 @@ def _without_unfit(recipe: Recipe, model: nn.Module) -> Recipe:
     for name, parameter in model.named_parameters():
         if parameter.is_quantized:
             unfit[name] = "it is quantized"
-        elif parameter.dtype not in DTYPES:
+        elif parameter.dtype not in draw.DTYPES:
             unfit[name] = f"its dtype is {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter.numel() == 0:
             unfit[name] = "it is empty"

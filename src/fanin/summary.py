@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fanin.assignment import Assignment, Recipe
-from fanin.wording import visible
+from fanin.wording import listed, visible
 
-__all__ = ["count", "grouped", "listed", "pattern", "starred", "table", "to_text"]
+__all__ = ["count", "grouped", "pattern", "starred", "table", "to_text"]
 
-_NAMED = 3  # parameters listed by name for one reason
 _LISTED = 3  # numbers that are listed one by one in a name
 _BREAKS = re.compile(r"(?<=[. ])(?![^{}]*\})")  # not in {0..11}
 
@@ -84,16 +83,6 @@ def grouped(untouched: Mapping[str, str]) -> Iterator[str]:
         yield "left as they are"
     for told, names in by_reason.items():
         yield visible(f"  {listed(names)}: {told}")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are.
-
-    >>> listed(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""How a name of a model is written out, wherever one is shown."""
+"""How names are written out, wherever they are shown, and which known one was meant."""
 
 from __future__ import annotations
 
-__all__ = ["visible"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "listed", "visible"]
 
 
 def visible(text: str) -> str:
@@ -20,3 +23,44 @@ def visible(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def listed(items: Iterable[str], most: int = 3, *, apart: str = ", ", what: str = "") -> str:
+    """The first few, and how many more there are.
+
+    Args:
+        items: names, or longer pieces of text.
+        most: how many of them are written.
+        apart: what stands between them.
+        what: what one of them is, for the rest.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    >>> listed(["a: 1", "b: 2", "c: 2"], 2, apart="; ", what="layer")
+    'a: 1; b: 2; and 1 more layer'
+    """
+    every = list(items)
+    left = len(every) - most
+    shown = apart.join(every[:most])
+    if left <= 0:
+        return shown
+    before = " " if apart == ", " else apart
+    kind = f" {what}{'s' if left > 1 else ''}" if what else ""
+    return f"{shown}{before}and {left} more{kind}"
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3, *, alike: float = 0.6) -> str:
+    """Return "; did you mean …?" with the nearest known names, or nothing where none is near.
+
+    Args:
+        name: what was given; upper and lower case are the same.
+        known: every name there is.
+        most: how many are offered.
+        alike: share of the letters that has to agree, as `difflib` counts it.
+
+    >>> did_you_mean("gtp2", ["gpt2", "bert"])
+    '; did you mean gpt2?'
+    """
+    written = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), written, most, alike)
+    return f"; did you mean {' or '.join(visible(written[n]) for n in near)}?" if near else ""

@@ -190,8 +190,11 @@ def constant_lstm():
     return Net(), torch.randn(12, 7, 6), classify(12, 3)
 
 
-def _last_state_of_copies(cell, **kwargs):
-    """A loss that sees the last state of a recurrent layer, and never its sequence of states."""
+def _last_state_of_copies(cell, memory=False, **kwargs):
+    """A loss that sees the last state of a recurrent layer, and never its sequence of states.
+
+    Of an LSTM it is the hidden state, or with `memory` that of the cells.
+    """
 
     class Net(nn.Module):
         def __init__(self):
@@ -204,7 +207,7 @@ def _last_state_of_copies(cell, **kwargs):
 
         def forward(self, x):
             state = self.rnn(x)[1]
-            return self.head((state[0] if isinstance(state, tuple) else state)[-1])
+            return self.head((state[int(memory)] if isinstance(state, tuple) else state)[-1])
 
     return Net(), torch.randn(12, 7, 6), classify(12, 3)
 
@@ -217,6 +220,16 @@ def constant_gru_of_which_the_last_state_is_read():
 @FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
 def constant_lstm_of_which_the_last_state_is_read():
     return _last_state_of_copies(nn.LSTM, bidirectional=True)
+
+
+@FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
+def constant_lstm_of_which_the_cell_state_is_read():
+    return _last_state_of_copies(nn.LSTM, memory=True)
+
+
+@FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
+def constant_lstm_of_which_the_cell_states_of_both_directions_are_read():
+    return _last_state_of_copies(nn.LSTM, memory=True, bidirectional=True)
 
 
 @FAULTS(codes=("S101",), layers=("rnn",), **EITHER)
@@ -941,6 +954,36 @@ def collapse_behind_a_small_table_and_a_norm():
     nn.init.uniform_(model[0].weight, -1e-4, 1e-4)
     nn.init.normal_(model[3].bias, std=1e6)
     return model, torch.randint(0, 40, (64, 3)), classify(64, 3)
+
+
+def _small_tables(behind, size=1e-6):
+    """Two tables in front of a layer whose biases are of the usual size."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.kinds = nn.Embedding(40, 16), nn.Embedding(4, 16)
+            self.body, self.head = behind(), nn.Linear(32, 5)
+            with torch.no_grad():
+                self.words.weight.mul_(size)
+                self.kinds.weight.mul_(size)
+
+        def forward(self, tokens):
+            states = self.body(self.words(tokens) + self.kinds(tokens % 4))
+            return self.head((states[0] if isinstance(states, tuple) else states)[:, -1])
+
+    return Net(), torch.randint(0, 40, (64, 3)), classify(64, 5)
+
+
+@FAULTS(codes=("P207",), layers=("words", "kinds"), words=("rms of 1e-06",), **WARNING)
+def tables_next_to_zero_in_front_of_biases():
+    """Adam trains it as if the tables were of their usual size, SGD takes longer."""
+    return _small_tables(lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU()))
+
+
+@FAULTS(codes=("P207",), layers=("words", "kinds"), **WARNING)
+def tables_next_to_zero_in_front_of_an_lstm():
+    return _small_tables(lambda: nn.LSTM(16, 32, batch_first=True))
 
 
 # ── residual streams ─────────────────────────────────────────────────────────────────────────

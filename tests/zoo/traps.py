@@ -2299,3 +2299,54 @@ def a_mean_loss_spread_over_the_samples():
             return F.mse_loss(self.decode(code), x) * every + code.square().mean() * every
 
     return Net(), torch.randn(32, 16), torch.mean
+
+
+@TRAPS(absent=("P207",))
+def hidden_layer_of_which_float32_sees_nothing():
+    """At 1e-12 its outputs are its biases to the bit; it trains as from zero all the same."""
+    return _faint_layer(2, 1e-12)
+
+
+@TRAPS(absent=("P207",))
+def small_table_beside_one_of_the_usual_size():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.kinds = nn.Embedding(40, 16), nn.Embedding(4, 16)
+            self.body = mlp(16, 32, 5)
+            with torch.no_grad():
+                self.kinds.weight.mul_(1e-6)
+
+        def forward(self, tokens):
+            return self.body(self.words(tokens) + self.kinds(tokens % 4))
+
+    return Net(), torch.randint(0, 40, (64,)), classify(64, 5)
+
+
+@TRAPS(absent=("S101",))
+def lstm_of_copies_of_which_distinct_weights_read_the_cell_state():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 12, batch_first=True), nn.Linear(12, 3)
+            for parameter in self.rnn.parameters():
+                nn.init.constant_(parameter, 0.1)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[1][1][-1])
+
+    return Net(), torch.randn(12, 7, 6), classify(12, 3)
+
+
+@TRAPS(absent=("P206",))
+def raw_inputs_that_a_norm_takes_in_front_of_an_lstm():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.rnn = nn.LayerNorm(6), nn.LSTM(6, 24, batch_first=True)
+            self.head = nn.Linear(24, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(self.norm(x))[0][:, -1])
+
+    return Net(), 100 * torch.randn(32, 9, 6), classify(32, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from fanin.catalogue.scaled import SCALED
 from fanin.catalogue.scheme import Argument, Scheme
 from fanin.catalogue.structured import STRUCTURED
 from fanin.errors import ArgumentError
+from fanin.wording import did_you_mean
 
 __all__ = ["ALIASES", "SCHEMES", "document", "find"]
 
@@ -50,8 +50,6 @@ ALIASES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_OFFERED = 3  # nearest names in an error
-_NEAR = 0.6  # of difflib's ratio: "xavier" still finds "xavier_normal"
 _WIDTH = 100  # of a document, as of the rules' documents
 
 
@@ -72,8 +70,7 @@ def find(name: str) -> Scheme:
         found = SCHEMES.get(ALIASES.get(form, form))
         if found is not None:
             return found
-    near = difflib.get_close_matches(plain, [*SCHEMES, *ALIASES], _OFFERED, _NEAR)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; fanin.schemes holds all"
+    hint = did_you_mean(plain, [*SCHEMES, *ALIASES]) or "; fanin.schemes holds all"
     raise ArgumentError(f"scheme: there is no {_line(name)!r}{hint}")
 
 

@@ -8,7 +8,6 @@ stdout holds the result and nothing else: what the user's own code prints goes t
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import sys
 
@@ -44,6 +43,7 @@ from fanin.findings import RULES, document
 from fanin.policies import decisions
 from fanin.report import text
 from fanin.targets import load
+from fanin.wording import did_you_mean
 
 __all__ = ["cli", "main"]
 
@@ -145,9 +145,7 @@ def _explained(name: str) -> str:
         text = scheme_document(name)
     except ArgumentError:
         known = [*RULES, *(rule.name for rule in RULES.values()), *SCHEMES, *ALIASES]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        near = near or difflib.get_close_matches(name.upper(), RULES, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, known, alike=0.5)
         raise ArgumentError(f"there is no rule or scheme {name!r}{hint}") from None
     return f"{text}\n{decisions()}" if name.lower() == "auto" else text
 

@@ -9,7 +9,14 @@ import click
 import torch
 from torch import nn
 
-from fanin.cli.options import device_option, html_option, input_option, json_option
+from fanin.cli.options import (
+    Integer,
+    Number,
+    device_option,
+    html_option,
+    input_option,
+    json_option,
+)
 from fanin.cli.output import deliver, require_writable
 from fanin.cli.program import debug_option
 from fanin.cli.progress import ShareBar
@@ -54,7 +61,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
 )
 @click.option(
     "--steps",
-    type=click.IntRange(1),
+    type=Integer(1),
     metavar="N",
     default=200,
     show_default=True,
@@ -63,7 +70,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
 @click.option(
     "--rate",
     "rates",
-    type=float,
+    type=Number(),
     multiple=True,
     metavar="R",
     help="Learning rate; repeatable, the best is shown.  Default: 0.1 for sgd, 0.001 for adam.",

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from fanin.assignment import Recipe
+from fanin.cli.options import DTYPES, Integer
 from fanin.cli.progress import ByteBar
-from fanin.streaming import DTYPES, SHARD_SIZE, Written, ranks_of, write
+from fanin.streaming import SHARD_SIZE, Written, ranks_of, write
 
 __all__ = ["FolderOptions", "folder_options", "own_dtype", "write_folder"]
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{letter}I": 2 ** (10 * k) for k, letter in enumerate("KMGT", 1)}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT]?I?)B?", re.IGNORECASE)
@@ -64,13 +64,13 @@ _OPTIONS = (
     ),
     click.option(
         "--jobs",
-        type=click.IntRange(1, 64),
+        type=Integer(1, 64),
         metavar="N",
         help="With --out: threads that draw and write; default: one for each processor, up to 8.",
     ),
     click.option(
         "--dtype",
-        type=click.Choice(list(_DTYPES)),
+        type=click.Choice(list(DTYPES)),
         help="With --out: of the floating-point tensors; default: that of the configuration.",
     ),
     click.option(
@@ -94,7 +94,7 @@ def own_dtype(model: nn.Module) -> torch.dtype | None:
     The model itself is built, planned and checked in float32.
     """
     dtype = getattr(getattr(model, "config", None), "dtype", None)
-    return dtype if dtype in DTYPES else None
+    return dtype if dtype in DTYPES.values() else None
 
 
 def write_folder(
@@ -120,7 +120,7 @@ def write_folder(
                 place,
                 seed=seed,
                 shard_size=options.shard_size or SHARD_SIZE,
-                dtype=_DTYPES[options.dtype] if options.dtype else own_dtype(model),
+                dtype=DTYPES[options.dtype] if options.dtype else own_dtype(model),
                 jobs=options.jobs,
                 frozen=frozen,
                 overwrite=options.overwrite,

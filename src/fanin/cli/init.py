@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fanin.apply import by_path
 from fanin.checkpoint import save
 from fanin.cli.folder import FolderOptions, folder_options, own_dtype, write_folder
-from fanin.cli.options import input_option, json_option, seed_option
+from fanin.cli.options import Number, input_option, json_option, seed_option
 from fanin.cli.output import (
     STDOUT,
     destination,
@@ -33,9 +33,8 @@ from fanin.planning import Plan
 from fanin.planning import plan as plan_model
 from fanin.started import give_own_
 from fanin.streaming import ranks_of
-from fanin.summary import listed
 from fanin.targets import Target, load
-from fanin.wording import visible
+from fanin.wording import listed, visible
 
 __all__ = ["init", "plan", "read_recipe"]
 
@@ -72,7 +71,7 @@ _SHARED = (
     ),
     click.option(
         "--gain",
-        type=float,
+        type=Number(),
         default=1.0,
         show_default=True,
         help="Multiplies what the scheme draws (not auto).",
@@ -214,14 +213,7 @@ def init(
                 **arguments,
             )
         if output is not None:
-            progress("drawing")
-            dtype = own_dtype(loaded.model)
-            if dtype is not None:
-                loaded.model.to(dtype)
-            given.apply_(loaded.model, seed, frozen=frozen)
-            progress(f"writing {output}")
-            with replacing("--output", output) as path:
-                save(loaded.model, path, given, seed)
+            _write_file(loaded.model, given, output, progress, seed=seed, frozen=frozen)
     told = f"{output}: {len(given)} parameters drawn with seed {seed}"
     if folder is not None:
         own = _own_starts(loaded, given, seed, frozen=frozen)
@@ -233,6 +225,20 @@ def init(
     if not quiet:
         show(told)
     return 0
+
+
+def _write_file(
+    model: nn.Module, plan: Plan, output: str, progress: Progress, *, seed: int, frozen: bool
+) -> None:
+    """Draw a model in memory, and write it to one file."""
+    progress("drawing")
+    dtype = own_dtype(model)
+    if dtype is not None:
+        model.to(dtype)
+    plan.apply_(model, seed, frozen=frozen)
+    progress(f"writing {output}")
+    with replacing("--output", output) as path:
+        save(model, path, plan, seed)
 
 
 def _own_starts(loaded: Target, plan: Plan, seed: int, *, frozen: bool) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from fanin import draw
 from fanin.cli.output import STDOUT, destination
 from fanin.findings import RULES
+from fanin.wording import did_you_mean
 
 __all__ = [
+    "DTYPES",
+    "Integer",
+    "Number",
     "device_option",
     "dtype_option",
     "html_option",
@@ -22,7 +26,34 @@ __all__ = [
     "select_option",
 ]
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+#: What can be drawn and trained, by name.
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in draw.DTYPES}
+
+
+class Integer(click.IntRange):
+    """An integer of a range, refused in the words of the library."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the integer; anything else is a click.BadParameter."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            most = "2**64 - 1" if self.max == 2**64 - 1 else self.max
+            allowed = f"of at least {self.min}" if most is None else f"from {self.min} to {most}"
+            self.fail(f"{value!r}; an integer {allowed} is needed", param, ctx)
+
+
+class Number(click.types.FloatParamType):
+    """A number, refused in the words of the library."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; anything else is a click.BadParameter."""
+        try:
+            return float(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r}; a number is needed", param, ctx)
 
 
 def _codes(
@@ -34,8 +65,7 @@ def _codes(
     codes = tuple(by_name.get(word, word) for word in words if word)
     for code in codes:
         if not any(known.startswith(code) for known in RULES):
-            near = difflib.get_close_matches(code, [*RULES, *by_name], n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(by_name.get(n, n) for n in near)}?" if near else ""
+            hint = did_you_mean(code, [*RULES, *(r.name for r in RULES.values())], alike=0.5)
             raise click.BadParameter(f"there is no rule {code}{hint}")
     if values and not codes:
         raise click.BadParameter("it names no rule")
@@ -52,7 +82,7 @@ input_option = click.option(
 )
 seed_option = click.option(
     "--seed",
-    type=click.IntRange(0, 2**64 - 1),
+    type=Integer(0, 2**64 - 1),
     metavar="N",
     default=0,
     show_default=True,
@@ -63,7 +93,7 @@ device_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
+    type=click.Choice(list(DTYPES)),
     help="What the training will run in: values beyond its range are found.",
 )
 select_option = click.option(

@@ -9,7 +9,7 @@ import sys
 import click
 
 from fanin.cli.init import read_recipe
-from fanin.cli.options import json_option
+from fanin.cli.options import Integer, json_option
 from fanin.cli.output import STDOUT, require_writable, show, write_json
 from fanin.cli.program import debug_option
 from fanin.cli.progress import ShareBar
@@ -57,7 +57,7 @@ def _fused(
 @click.option("--recipe", metavar="FILE", help="That was applied; default: from CHECKPOINT.")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**64 - 1),
+    type=Integer(0, 2**64 - 1),
     metavar="N",
     help="Of the draw; default: from CHECKPOINT.",
 )
@@ -79,7 +79,7 @@ def _fused(
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(1),
+    type=Integer(1),
     metavar="N",
     default=1,
     show_default=True,

@@ -20,10 +20,11 @@ can change a bit, and torch's, numpy's and Python's own random states are neithe
 from fanin.draw.matrices import hadamard, hadamard_rows, orthogonal
 from fanin.draw.native import Backend, Queue, backend
 from fanin.draw.philox import Key, integer, key
-from fanin.draw.tensors import normal_, trunc_normal_, uniform_
+from fanin.draw.tensors import DTYPES, normal_, trunc_normal_, uniform_
 from fanin.draw.values import normal, words
 
 __all__ = [
+    "DTYPES",
     "Backend",
     "Key",
     "Queue",

@@ -29,9 +29,10 @@ from fanin.draw.values import Values, draw
 from fanin.errors import ArgumentError
 from fanin.window import Window
 
-__all__ = ["normal_", "require_fillable", "trunc_normal_", "uniform_"]
+__all__ = ["DTYPES", "normal_", "require_fillable", "trunc_normal_", "uniform_"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+#: What can be drawn.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # A smaller std would make std·2⁻²⁸ a subnormal float32, of fewer bits or, on some machines, zero.
 _SMALLEST = 2.0**-98
 
@@ -166,7 +167,7 @@ def require_fillable(tensor: Any) -> None:
         problem = "it has no shape yet: run the model once"
     elif tensor.is_nested or tensor.layout != torch.strided:
         problem = f"{'nested' if tensor.is_nested else tensor.layout} is not dense"
-    elif tensor.dtype not in _DTYPES:
+    elif tensor.dtype not in DTYPES:
         problem = f"its dtype is {tensor.dtype}"
     elif tensor.device.type == "meta":
         problem = "it is on the meta device, without memory: use to_empty(device=…) first"

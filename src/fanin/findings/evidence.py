@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,6 +87,11 @@ class Evidence:
     def zeros(self) -> frozenset[str]:
         """Parameters whose entries are all zero."""
         return frozenset(a.name for a in self.audits if a.zero)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, float]:
+        """Root mean square of each parameter's entries."""
+        return {a.name: a.rms for a in self.audits}
 
     def place(self, call: Call) -> str:
         """Name of the layer a call belongs to, else of the module it ran in."""

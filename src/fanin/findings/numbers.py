@@ -10,6 +10,7 @@ from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.numbers import TINY
 from fanin.summary import count
+from fanin.wording import listed
 
 __all__ = ["HUGE", "RULES"]
 
@@ -27,13 +28,12 @@ def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
     bad = [a for a in evidence.audits if a.nonfinite]
     if bad:
         entries = count(sum(a.nonfinite for a in bad), "entry", "entries")
-        counts = [f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad[:4]]
-        more = f" (+{len(bad) - 4})" if len(bad) > 4 else ""
+        counts = (f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad)
         yield finding(
             "N401",
             "error",
             (a.name for a in bad),
-            measured=f"{'; '.join(counts)}{more} not finite",
+            measured=f"{listed(counts, 4, apart='; ')} not finite",
             expected="0",
             message=f"NaN or infinite: {entries} in {count(len(bad), 'parameter')}.",
         )
@@ -63,7 +63,7 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
         "N402",
         "error" if harmed else "warning",
         names,
-        measured="; ".join(texts[:4]) + (f" (+{len(texts) - 4})" if len(texts) > 4 else ""),
+        measured=listed(texts, 4, apart="; "),
         expected=f"entries between {TINY:g} and {HUGE:g}",
         message="A parameter holds values that no scheme draws: memory that was allocated and not "
         "written.",

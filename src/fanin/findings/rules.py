@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
 from fanin.errors import ArgumentError
 from fanin.findings.catalogue import RULES
+from fanin.wording import did_you_mean
 
 __all__ = ["Finding", "document", "finding"]
 
@@ -58,8 +58,7 @@ def document(code_or_name: str) -> str:
             place = files("fanin.findings") / "documents" / f"{rule.code}.md"
             return place.read_text(encoding="utf-8")
     known = [*RULES, *(rule.name for rule in RULES.values())]
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(wanted, known, alike=0.5)  # "dead" is half of "dead-units"
     raise ArgumentError(f"code: there is no rule {code_or_name!r}{hint} (fanin explain lists all)")
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.operations import RECURRENT_LAYERS
 from fanin.summary import count
-from fanin.symmetry import FROZEN_ZERO, NO_SLOPE, Deadlock, UnitClass
+from fanin.symmetry import FROZEN_ZERO, NO_SLOPE, TWO_ZEROS, UNUSED, Deadlock, UnitClass
+from fanin.wording import listed
 
 __all__ = ["RULES"]
 
@@ -69,8 +70,7 @@ def _locked(
     by_layer: dict[str, list[UnitClass]],
     width: dict[str, tuple[int, int]],
 ) -> Finding:
-    shown = [f"{n}: {width[n][0]} distinct of {width[n][1]} units" for n in names[:4]]
-    more = f" (+{len(names) - 4} layers)" if len(names) > 4 else ""
+    shown = (f"{n}: {width[n][0]} distinct of {width[n][1]} units" for n in names)
     copies = [c for n in names for c in by_layer[n]]
     certified = [i for c in copies for i in c.certificate]
     differences = [v for i in certified for v in (i.inputs, i.outputs, i.gradients, i.updates)]
@@ -81,7 +81,7 @@ def _locked(
         "S101",
         severity,
         [*names, *(m for m in modules if m)],
-        measured="; ".join(shown) + more,
+        measured=listed(shown, 4, apart="; ", what="layer"),
         expected="; ".join(f"{n}: {width[n][1]}" for n in names[:4]) + " distinct units",
         message=f"{_where(names, by_layer)} are copies: same inputs, outputs, gradients and "
         f"updates over {evidence.symmetry.steps} steps (largest difference {worst:.1g}).",
@@ -100,11 +100,14 @@ def _units(groups: list[tuple[int, ...]]) -> str:
     def one(group: tuple[int, ...]) -> str:
         if len(group) > 4 and group == tuple(range(group[0], group[-1] + 1)):
             return f"{group[0]}–{group[-1]}"
-        text = " = ".join(str(i) for i in group[:6])
-        return text + (f" = … (+{len(group) - 6})" if len(group) > 6 else "")
+        return _equal([str(i) for i in group], 6)
 
-    text = ", ".join(one(g) for g in groups[:4])
-    return text + (f" and {len(groups) - 4} more groups" if len(groups) > 4 else "")
+    return listed(map(one, groups), 4, what="group")
+
+
+def _equal(names: Sequence[str], most: int) -> str:
+    left = len(names) - most
+    return " = ".join(names[:most]) + (f" = … (+{left})" if left > 0 else "")
 
 
 _DEAD_WHY = (
@@ -138,7 +141,7 @@ def deadlocks(evidence: Evidence) -> Iterator[Finding]:
 
     A frozen zero that the signal goes around switches a branch off, maybe on purpose.
     """
-    found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != "unused")
+    found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != UNUSED)
     off = tuple(d for d in found if d.cause == FROZEN_ZERO)
     if off and _learns_around(evidence, off):
         found = tuple(d for d in found if d.cause != FROZEN_ZERO)
@@ -155,7 +158,7 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
         why, fix = _FROZEN_WHY, _FROZEN_FIX
     if NO_SLOPE in causes:
         why, fix = _SLOPE_WHY, _SLOPE_FIX
-    factors = "two zero factors" in causes
+    factors = TWO_ZEROS in causes
     total, steps = len(evidence.seen.gradients), evidence.symmetry.steps
     layers = [*_blamed(evidence, found), *(d.layer for d in found), *(d.parameter for d in found)]
     return finding(
@@ -164,8 +167,8 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
         layers,
         measured=f"{len(found)} of {total} parameters got no gradient in {steps} steps",
         expected="a gradient in every used parameter after a step or two",
-        message=f"No update ever reaches {_names(d.parameter for d in found)}: "
-        f"{' and '.join(causes)} ({_names(held)}).",
+        message=f"No update ever reaches {listed(d.parameter for d in found)}: "
+        f"{' and '.join(causes)} ({listed(held)}).",
         why=None if factors else why,
         fix=None if factors else fix,
     )
@@ -200,11 +203,6 @@ def _blamed(evidence: Evidence, found: tuple[Deadlock, ...]) -> list[str]:
     return guilty or causes or first
 
 
-def _names(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
 def self_breaking(evidence: Evidence) -> Iterator[Finding]:
     """S103: classes that start equal and were shown to separate."""
     found = [c for c in evidence.symmetry.classes if c.kind == "self-breaking"]
@@ -228,13 +226,11 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
     groups = evidence.symmetry.clones
     if not groups:
         return
-    shown = [" = ".join(g[:4]) + (f" = … (+{len(g) - 4})" if len(g) > 4 else "") for g in groups]
-    more = f" and {len(groups) - 3} more groups" if len(groups) > 3 else ""
     yield finding(
         "S104",
         "warning",
         [*(n for g in groups for n in g), *_owners(evidence, groups)],
-        measured="; ".join(shown[:3]) + more,
+        measured=listed((_equal(g, 4) for g in groups), apart="; ", what="group"),
         expected="every untied weight drawn on its own",
         message="Different, untied parameters start bit-identical.",
     )
@@ -246,14 +242,14 @@ def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:
     users = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}
     found = [r for r in evidence.repeats if users.get(r[0], r[0]) not in locked]
     if found:
+        shown = (
+            f"{n}: {again} of {rows} rows (or columns) repeat another" for n, again, rows in found
+        )
         yield finding(
             "S104",
             "warning",
             [*(n for n, _, _ in found), *(users.get(n, n) for n, _, _ in found)],
-            measured="; ".join(
-                f"{n}: {again} of {rows} rows (or columns) repeat another"
-                for n, again, rows in found[:4]
-            ),
+            measured=listed(shown, 4, apart="; "),
             expected="every row drawn on its own",
             message="Rows of one weight are bit-identical to others, as if two shards had been "
             "drawn with one seed.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.summary import count
+from fanin.wording import listed
 
 __all__ = ["RULES"]
 
@@ -38,14 +39,12 @@ def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
     if not unused:
         return
     used = {n for layer in evidence.seen.architecture.layers for n in layer.parameters}
-    more = f" (+{len(unused) - 3})" if len(unused) > 3 else ""
     aside = " (they run, but their output is not used)" if used.issuperset(unused) else ""
     yield finding(
         "W501",
         "warning",
         [*unused, *_whole_modules(evidence, unused)],
-        measured=f"{count(len(unused), 'parameter')} without a path to the loss: "
-        f"{', '.join(unused[:3])}{more}",
+        measured=f"{count(len(unused), 'parameter')} without a path to the loss: {listed(unused)}",
         expected="every trainable parameter used",
         message=f"Trainable parameters play no part in the loss{aside}.",
     )
@@ -135,7 +134,7 @@ def idle_initializer(evidence: Evidence) -> Iterator[Finding]:
             "W504",
             "warning",
             [*evidence.lost, *(n.rpartition(".")[0] for n in evidence.lost)],
-            measured=f"a draw into the weight computed from {', '.join(evidence.lost[:3])}",
+            measured=f"a draw into the weight computed from {listed(evidence.lost)}",
             expected="a draw into the parameters that the weight is computed from",
             message="An initializer had no effect: it drew a computed weight, which the next "
             "forward pass computes again.",
@@ -146,14 +145,15 @@ def clamped_outliers(evidence: Evidence) -> Iterator[Finding]:
     """W505: entries clamped onto a bound that lies far out in the tail."""
     odd = [a for a in evidence.audits if a.outliers]
     if odd:
+        shown = (
+            f"{a.name}: {a.outliers} entries at ±{a.bound:g} ({a.bound / a.rms:.0f} × rms)"
+            for a in odd
+        )
         yield finding(
             "W505",
             "warning",
             [*(a.name for a in odd), *(a.name.rpartition(".")[0] for a in odd)],
-            measured="; ".join(
-                f"{a.name}: {a.outliers} entries at ±{a.bound:g} ({a.bound / a.rms:.0f} × rms)"
-                for a in odd[:3]
-            ),
+            measured=listed(shown, apart="; "),
             expected="no entry beyond 8 σ",
             message="A few entries lie exactly on a bound far out in the tail of the others.",
         )

@@ -6,7 +6,6 @@ after the name: ``"leaky_relu(0.2)"``, ``"sin(30)"``.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -18,6 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from fanin.errors import ArgumentError
+from fanin.wording import did_you_mean
 
 __all__ = ["NAMES", "Activation", "Function", "arguments", "find", "function"]
 
@@ -334,9 +334,8 @@ def find(name: str) -> Activation:
     parsed = _CALL.fullmatch(name)
     known = _SQUASHED.get(_squashed(parsed[1])) if parsed else None
     if parsed is None or known is None:
-        near = difflib.get_close_matches(name.lower(), [*NAMES, *_ALIASES], n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(NAMES)}"
-        raise ArgumentError(f"activation: {name!r} is not known; {hint}")
+        hint = did_you_mean(name, [*NAMES, *_ALIASES]) or f"; known are {', '.join(NAMES)}"
+        raise ArgumentError(f"activation: {name!r} is not known{hint}")
     builder = _BUILDERS[known]
     given = [text for text in (parsed[2] or "").split(",") if text.strip()]
     allowed = arguments(known)

@@ -14,7 +14,7 @@ from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
 from fanin.policies.signal import keeps_scale
 from fanin.roles import Role
 
-__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "branch_factor", "head_gain", "target_size"]
+__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     (
@@ -173,7 +173,7 @@ def _in_branch(role: Role) -> Choice:
             "identity (Fixup)"
         )
         return Choice("zeros", because)
-    base, factor = keeps_scale(role), branch_factor(role)
+    base, factor = keeps_scale(role), _branch_factor(role)
     if factor == 1.0:
         return base
     if role.last:
@@ -189,7 +189,7 @@ def _in_branch(role: Role) -> Choice:
     return replace(base, gain=base.gain * factor, because=because)
 
 
-def branch_factor(role: Role) -> float:
+def _branch_factor(role: Role) -> float:
     """What a layer's place in a residual branch multiplies the size of its output with.
 
     1 where the place asks for nothing.
@@ -233,4 +233,4 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
         return 1.0
     # What reads a table has no factor in its plan; measured, its branch counts as any other.
     size = None if _by_branch(role) else deep_size(role, drawn)
-    return branch_factor(role) if size is None else size
+    return _branch_factor(role) if size is None else size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import math
 import tomllib
@@ -17,13 +16,12 @@ from fanin.recipe.folding import order
 from fanin.recipe.patterns import LARGEST, Tree, parse, spread
 from fanin.recipe.scale import Unit, check_scale, units
 from fanin.recipe.writing import FORMAT
+from fanin.wording import did_you_mean
 
 __all__ = ["from_toml"]
 
 _T = TypeVar("_T")
 _Table = Mapping[str, Any]
-
-_NEAR = 0.5  # of difflib's ratio: "gian" finds "gain"
 
 _TOP = ("format", "scheme", "assignment", "untouched")
 _UNTOUCHED = ("parameter", "because")
@@ -274,9 +272,8 @@ def _loaded(text: str) -> _Table:
 def _known(place: str, table: _Table, fields: Sequence[str]) -> None:
     for field in table:
         if field not in fields:
-            near = difflib.get_close_matches(field, fields, 1, _NEAR)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(fields)}"
-            raise RecipeError(f"{place}: there is no field {_short(field)}; {hint}")
+            hint = did_you_mean(field, fields, 1) or f"; known are {', '.join(fields)}"
+            raise RecipeError(f"{place}: there is no field {_short(field)}{hint}")
 
 
 def _required(

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fanin import draw
 from fanin.apply import Trial, trial
 from fanin.assignment import REPAIR, Assignment
 from fanin.checking import examined
 from fanin.errors import ArgumentError
 from fanin.findings import Evidence, Finding
 from fanin.numbers import Record
-from fanin.planning import DTYPES, Plan
+from fanin.planning import Plan
 from fanin.reading import bare
 from fanin.repair.case import Case
 from fanin.repair.changes import Change, changes
@@ -107,12 +108,9 @@ def repair_(
     >>> mended.changed, mended.before.ok, mended.after.ok
     (('0.weight',), False, True)
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
-    switches = {"warnings": warnings, "preserve": preserve, "frozen": frozen}
-    for name, given in {**switches, "all_or_nothing": all_or_nothing}.items():
-        if not isinstance(given, (bool, np.bool_)):
-            raise ArgumentError(f"{name}: {given!r:.40}; True or False is needed")
+    _check_arguments(
+        model, warnings=warnings, preserve=preserve, frozen=frozen, all_or_nothing=all_or_nothing
+    )
     model = bare(model)
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
     tell = progress or (lambda _: None)
@@ -149,6 +147,14 @@ def repair_(
         met=state.met,
         frozen=tuple(held) if failed and not frozen else (),
     )
+
+
+def _check_arguments(model: object, **switches: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    for name, given in switches.items():
+        if not isinstance(given, (bool, np.bool_)):
+            raise ArgumentError(f"{name}: {given!r:.40}; True or False is needed")
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ class _Surgery:
 
     def _drawable(self, role: Role) -> bool:
         """Whether a parameter's values can be drawn: no complex ones, none in short integers."""
-        return self.look.model.get_parameter(role.parameter).dtype in DTYPES
+        return self.look.model.get_parameter(role.parameter).dtype in draw.DTYPES
 
     def _rounds(self, bench: Trial, case: Case, outputs: Sequence[Tensor] | None) -> _State:
         """Treat and check until nothing is left, or nobody has anything to offer."""

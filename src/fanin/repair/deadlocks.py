@@ -13,11 +13,12 @@ from fanin.operations import NORMS
 from fanin.repair.case import Case
 from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire
-from fanin.symmetry import NO_SLOPE
+from fanin.symmetry import NO_SLOPE, UNUSED
+from fanin.wording import listed
 
 __all__ = ["dead_units", "gradient_deadlock"]
 
-_NO_START = ("unused", NO_SLOPE)  # no values of the parameters end these
+_NO_START = (UNUSED, NO_SLOPE)  # no values of the parameters end these
 # How much a zero is meant: what comes first is given a value first.
 _ORDINARY, _SCALE, _LAST, _MEANT = range(4)
 _SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
@@ -57,9 +58,7 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
 
 
 def _others(group: Sequence[str], name: str) -> str:
-    rest = [n for n in group if n != name]
-    more = f" and {len(rest) - 2} more" if len(rest) > 2 else ""
-    return ", ".join(rest[:2]) + more if rest else "the layers before it"
+    return listed((n for n in group if n != name), 2) or "the layers before it"
 
 
 def _groups(case: Case) -> Iterator[list[str]]:

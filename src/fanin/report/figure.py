@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tempfile
 import textwrap
@@ -15,6 +14,7 @@ from typing import Any
 import vl_convert
 
 from fanin.errors import ArgumentError
+from fanin.wording import did_you_mean
 
 __all__ = ["HEIGHT", "THEMES", "Figure", "complete", "config", "known", "nothing"]
 
@@ -225,9 +225,8 @@ def known(kind: object, kinds: Mapping[str, str]) -> str:
     """
     if isinstance(kind, str) and kind in kinds:
         return kind
-    near = difflib.get_close_matches(str(kind), kinds, 1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    raise ArgumentError(f"kind: {kind!r:.40}; {', '.join(kinds)} are known{meant}")
+    hint = did_you_mean(str(kind), kinds, 1)
+    raise ArgumentError(f"kind: {kind!r:.40}; {', '.join(kinds)} are known{hint}")
 
 
 def nothing(kind: str, title: str, said: str) -> Figure:

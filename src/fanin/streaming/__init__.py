@@ -9,6 +9,6 @@ writing   write: all of it
 """
 
 from fanin.streaming.ranks import PATIENCE, Ranks, ranks_of
-from fanin.streaming.writing import DTYPES, SHARD_SIZE, Written, write
+from fanin.streaming.writing import SHARD_SIZE, Written, write
 
-__all__ = ["DTYPES", "PATIENCE", "SHARD_SIZE", "Ranks", "Written", "ranks_of", "write"]
+__all__ = ["PATIENCE", "SHARD_SIZE", "Ranks", "Written", "ranks_of", "write"]

@@ -28,6 +28,7 @@ from types import ModuleType
 
 from fanin.errors import ArgumentError
 from fanin.streaming.shards import INDEX, SINGLE, Shard
+from fanin.wording import listed
 
 fcntl: ModuleType | None
 try:
@@ -42,7 +43,6 @@ _MANIFEST = "manifest.json"
 _FORMAT = 1
 # Files that transformers would read as part of the checkpoint.
 _WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors|model\.safetensors\.index\.json")
-_NAMED = 3  # files named in one error
 _SPARE = 1 << 20  # bytes left free, for manifests and folders
 
 
@@ -112,10 +112,9 @@ class Folder:
         if folders:
             raise ArgumentError(f"{self.path}: {folders[0]} is a folder there; move it elsewhere")
         if there and not overwrite:
-            more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
             verb = "is" if len(there) == 1 else "are"
             raise ArgumentError(
-                f"{self.path}: {', '.join(there[:_NAMED])}{more} {verb} already there; --overwrite "
+                f"{self.path}: {listed(there)} {verb} already there; --overwrite "
                 "(overwrite=True) replaces an older checkpoint once the new one is complete"
             )
 

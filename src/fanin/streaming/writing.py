@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fanin.assignment import Recipe
-from fanin.draw import key
+from fanin.draw import DTYPES, key
 from fanin.errors import ArgumentError, ModelError
 from fanin.reading import bare
 from fanin.streaming.beside import beside, metadata, run_of
@@ -27,13 +27,11 @@ from fanin.streaming.ranks import PATIENCE, Ranks, Signs
 from fanin.streaming.shards import Shard, split
 from fanin.summary import count
 
-__all__ = ["DTYPES", "SHARD_SIZE", "Progress", "Written", "write"]
+__all__ = ["SHARD_SIZE", "Progress", "Written", "write"]
 
 #: Bytes of one file: what the hub of Hugging Face recommends at most is 50 GB; smaller files are
 #: shared more evenly, and less is lost when a run ends.
 SHARD_SIZE = 5 * 10**9
-#: What floating-point tensors can be written as.
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MOST_JOBS = 64  # threads with a piece of memory each: 256 MiB
 _DEFAULT_JOBS = 8  # more draw faster than disks write
 _MOST_FILES = 99_999  # five digits in their names
@@ -165,19 +163,13 @@ def _lead(
 ) -> int:
     """What the first process, or the only one, does; returns how many files it kept."""
     before = folder.manifest()
-    same = before is not None and before.run == manifest.run
-    if before is not None and not same and not overwrite:
-        raise ArgumentError(
-            f"{folder.path}: an unfinished checkpoint is there ({before.told}), and this is "
-            f"another ({manifest.told}); finish that one, delete {folder.staging}, or take "
-            "--overwrite (overwrite=True)"
-        )
-    if before is not None and same and before.moving:
-        folder.moving = True
-        manifest = replace(manifest, moving=True)
     if before is None and not overwrite and folder.is_complete():
         folder.clear()  # what a run that was ended at its very end has left
         return len(folder.shards)
+    same = before is not None and _is_continued(folder, before, manifest, overwrite)
+    if before is not None and same and before.moving:
+        folder.moving = True
+        manifest = replace(manifest, moving=True)
     folder.require_free(overwrite)
     existed = folder.path.exists()
     with folder.locked(0) as lock:
@@ -237,6 +229,19 @@ def _follow(
     if not folder.is_complete():
         raise ArgumentError(f"{folder.path}: process 0 of {ranks.world} ended before the work did")
     return kept
+
+
+def _is_continued(folder: Folder, before: Manifest, manifest: Manifest, overwrite: bool) -> bool:
+    """Whether this run goes on with the one that was not finished; raises where none may."""
+    if before.run == manifest.run:
+        return True
+    if not overwrite:
+        raise ArgumentError(
+            f"{folder.path}: an unfinished checkpoint is there ({before.told}), and this is "
+            f"another ({manifest.told}); finish that one, delete {folder.staging}, or take "
+            "--overwrite (overwrite=True)"
+        )
+    return False
 
 
 def _all_finished(folder: Folder) -> bool:

@@ -16,7 +16,8 @@ from types import ModuleType
 from torch import nn
 
 from fanin.errors import TargetError
-from fanin.targets.source import Source, did_you_mean, first_line, kind
+from fanin.targets.source import Source, first_line, kind
+from fanin.wording import did_you_mean, listed
 
 __all__ = ["from_file", "from_module"]
 
@@ -98,8 +99,9 @@ def _source(target: str, module: ModuleType, folder: Path, name: str) -> Source:
     factory = getattr(module, name, None)
     if factory is None:
         there = _callables(module)
-        listed = f"; it defines {', '.join(there[:8])}" if there else "; it defines no function"
-        raise TargetError(f"{target}: there is no {name}{listed}{did_you_mean(name, there)}")
+        defined = listed(there, 8) or "no function"
+        hint = did_you_mean(name, there)
+        raise TargetError(f"{target}: there is no {name}; it defines {defined}{hint}")
     if isinstance(factory, nn.Module) or not callable(factory):
         raise TargetError(
             f"{target}: {name} is {kind(factory)}; it must be a function "

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fanin.errors import TargetError
-from fanin.targets.source import Loss, Source, did_you_mean, first_line, guarded, package
+from fanin.targets.source import Loss, Source, first_line, guarded, package
+from fanin.wording import did_you_mean
 
 __all__ = ["source"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fanin.errors import MissingPackageError, TargetError
 
-__all__ = ["Infer", "Loss", "Source", "did_you_mean", "first_line", "guarded", "kind", "package"]
+__all__ = ["Infer", "Loss", "Source", "first_line", "guarded", "kind", "package"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,17 +66,6 @@ def package(name: str, target: str) -> Any:
         raise TargetError(f"{name} cannot be imported: {first_line(error)}") from error
     except Exception as error:
         raise TargetError(f"{name} cannot be imported: {first_line(error)}") from error
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" for the nearest known names, or nothing.
-
-    Example:
-        >>> did_you_mean("gtp2", ["gpt2", "bert"])
-        '; did you mean gpt2?'
-    """
-    names = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def kind(value: object) -> str:

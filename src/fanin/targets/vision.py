@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fanin.errors import TargetError
-from fanin.targets.source import Loss, Source, did_you_mean, guarded, package
+from fanin.targets.source import Loss, Source, guarded, package
+from fanin.wording import did_you_mean
 
 __all__ = ["timm", "torchvision"]
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fanin.plain import as_json
 from fanin.summary import count, pattern, starred, to_text
-from fanin.wording import visible
+from fanin.wording import listed, visible
 
 __all__ = ["Checked", "State", "Verification", "render"]
 
@@ -28,7 +28,6 @@ State = Literal[
 #: States of tensors that the recipe does not draw.
 _ASIDE = ("left as it was", "not in the recipe")
 _DIGITS = {"float64": 17, "float32": 9, "float16": 5, "bfloat16": 4}  # that tell two values apart
-_NAMED = 3  # names listed before the rest fold into a number
 _GAPS = 8  # cells between the four columns and around them
 _NAME, _WHAT = 12, 24  # cells that names, and what is told, keep in a narrow terminal
 
@@ -266,5 +265,4 @@ def _aside(found: Verification) -> Iterator[str]:
             told = f"{tensor.state}: {tensor.told}" if tensor.told else tensor.state
             grouped.setdefault(told, []).append(tensor.name)
     for told, names in grouped.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        yield visible(f"{', '.join(names[:_NAMED])}{more}: {told}")
+        yield visible(f"{listed(names)}: {told}")

@@ -19,21 +19,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fanin import draw
 from fanin.errors import ArgumentError
+from fanin.streaming.entries import CODES
 from fanin.window import Window
+from fanin.wording import listed
 
 __all__ = ["Checkpoint", "Stored", "open_checkpoint"]
 
-# What can be drawn, as safetensors names it.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
+_DTYPES = {CODES[dtype]: dtype for dtype in draw.DTYPES}
 _INDEX = ".safetensors.index.json"
 _FILE = ".safetensors"
-_NAMED = 3  # files named in one error
 
 _SPAN = 1 << 20  # elements read at once to take some of them
 
@@ -151,9 +147,7 @@ def _inside(folder: Path) -> Path:
         if len(found) == 1:
             return folder / found[0]
         if found:
-            more = " …" if len(found) > _NAMED else ""
-            told = ", ".join(found[:_NAMED])
-            raise ArgumentError(f"{folder}: it holds {told}{more}; name one of them")
+            raise ArgumentError(f"{folder}: it holds {listed(found)}; name one of them")
     raise ArgumentError(f"{folder}: it holds no model{_FILE} and no model{_INDEX}")
 
 

@@ -1,0 +1,40 @@
+"""Which units are copies of one another, and the proof of it.
+
+Units whose pre-activations and cotangents agree are candidates.  On a float64 copy of the
+parameters a few steps of permutation-equivariant training (per-tensor normalized gradients) are
+taken: what is still equal is locked, what has separated was breaking by itself, and a parameter
+that never received a gradient is deadlocked.  A model without candidates pays for no copy and no
+step.
+
+result      what is found
+steps       the virtual steps
+copies      units that agree: candidates, locked, breaking by themselves, mirrored
+deadlocks   parameters that never move, and what holds them
+examining   examine: all of it
+"""
+
+from fanin.symmetry.examining import examine
+from fanin.symmetry.result import (
+    FROZEN_ZERO,
+    NO_SLOPE,
+    TWO_ZEROS,
+    UNUSED,
+    Deadlock,
+    Identity,
+    Symmetry,
+    UnitClass,
+)
+from fanin.symmetry.steps import LOCK_TOLERANCE
+
+__all__ = [
+    "FROZEN_ZERO",
+    "LOCK_TOLERANCE",
+    "NO_SLOPE",
+    "TWO_ZEROS",
+    "UNUSED",
+    "Deadlock",
+    "Identity",
+    "Symmetry",
+    "UnitClass",
+    "examine",
+]

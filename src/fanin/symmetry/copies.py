@@ -1,0 +1,218 @@
+"""Units that agree: suspects of one pass, and what the virtual steps show of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from fanin.architecture import Architecture, Layer
+from fanin.layers import fingerprints, tolerance_of, unit_labels
+from fanin.operations import PASSIVE
+from fanin.probe import Pass
+from fanin.sketch import classes, labels
+from fanin.symmetry.result import Identity, UnitClass
+from fanin.symmetry.steps import STEPS, Key, VirtualRun, counterpart
+
+__all__ = ["suspects", "unit_classes"]
+
+
+def suspects(seen: Pass) -> frozenset[Key]:
+    """Layers where some units agree to the precision of the pass."""
+    # A head's units are told apart by the target alone: those of a zero head for classes that the
+    # batch lacks are equal, and there is nothing to mend.
+    found, heads = set(), seen.architecture.heads
+    for layer in seen.architecture.layers:
+        if layer.units is None or layer.units < 2 or not layer.trainable or layer in heads:
+            continue
+        forward, cotangent = fingerprints(layer, seen.cells)
+        if forward is None or cotangent is None or not np.any(np.isfinite(forward)):
+            continue
+        tolerance = tolerance_of(layer, seen.cells)
+        both = unit_labels(layer, seen.cells, tolerance)
+        moving = np.flatnonzero(np.linalg.norm(forward, axis=1) > 0)
+        if (
+            (both is not None and classes(both))
+            or classes(labels(forward[moving], tolerance))
+            or _mirrored(forward, cotangent, tolerance)
+        ):
+            found.add((layer.op, layer.weight))
+    return frozenset(found)
+
+
+def _mirrored(
+    forward: np.ndarray, cotangent: np.ndarray, tolerance: float
+) -> list[tuple[int, ...]]:
+    """Pairs of units that are each other's negative, forward and backward."""
+    if (
+        forward.shape != cotangent.shape
+        or not np.isfinite([_scale(forward), _scale(cotangent)]).all()
+    ):
+        return []
+    moving = np.flatnonzero(
+        (np.linalg.norm(forward, axis=1) > 0) & (np.linalg.norm(cotangent, axis=1) > 0)
+    )
+    if len(moving) < 2:
+        return []
+    f, c = forward[moving], cotangent[moving]
+    lead = np.abs(f).argmax(axis=1)
+    sign = np.sign(f[np.arange(len(f)), lead])[:, None]
+    scaled = np.hstack([sign * f / _scale(f), sign * c / _scale(c)])
+    pairs = classes(labels(scaled, tolerance))
+    opposite = [p for p in pairs if len(set(sign[list(p), 0])) == 2]
+    return [tuple(int(moving[i]) for i in p) for p in opposite]
+
+
+def _scale(vectors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(vectors)))) or 1.0
+
+
+def unit_classes(run: VirtualRun) -> tuple[tuple[UnitClass, ...], dict[str, int]]:
+    """Locked, self-breaking and mirrored classes, and distinct units by layer name."""
+    found: list[UnitClass] = []
+    distinct: dict[str, int] = {}
+    for layer in run.seen.architecture.layers:
+        if (layer.op, layer.weight) not in run.keep or layer.units is None:
+            continue
+        locked = _locked(run, layer)
+        gone = sum(len(c) - 1 for c in locked)
+        distinct[layer.name] = layer.units - gone
+        found += [
+            UnitClass(layer.name, c, "locked", STEPS, _certificate(run, layer, c)) for c in locked
+        ]
+        found += _breaking(run, layer, locked)
+        found += _mirrors(run, layer)
+    return tuple(found), distinct
+
+
+def _locked(run: VirtualRun, layer: Layer) -> list[tuple[int, ...]]:
+    """Units that agree in every pass."""
+    numbers = None
+    for seen in run.passes:
+        now = _joint(layer, seen, run.precision.lock)
+        if now is None or (numbers is not None and len(now) != len(numbers)):
+            return []
+        if numbers is not None:
+            now = np.unique(numbers * (now.max() + 1) + now, return_inverse=True)[1]
+        numbers = now
+    if numbers is None:
+        return []
+    parts = [p for c in classes(numbers) for p in _alike(run, layer, c)]
+    return sorted(parts)
+
+
+def _alike(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The parts of a class that are copies.
+
+    Units that never received a gradient are copies only where their weights agree too; units of
+    different weights are merely silent on this batch.  So are rows of zeros that are added to
+    another signal, as LoRA's B is: it is that signal that holds them, while others move.
+    """
+    silent = all(_silent(p, layer, members) for p in run.passes)
+    rows = run.kept(0, layer, "weight")
+    if not silent or rows is None or max(members) >= len(rows):
+        return [members]
+    flat = rows[list(members)].reshape(len(members), -1).cpu().numpy()
+    if not flat.any():
+        apart = len(members) < len(rows) and _summed(run.seen.architecture, layer)
+        return [] if apart else [members]
+    return [tuple(members[i] for i in part) for part in classes(labels(flat, run.precision.lock))]
+
+
+def _breaking(run: VirtualRun, layer: Layer, locked: list[tuple[int, ...]]) -> list[UnitClass]:
+    """Classes that start with equal, non-zero pre-activations and separate."""
+    forward, _ = fingerprints(counterpart(run.passes[0], layer), run.passes[0].cells)
+    if forward is None:
+        return []
+    moving = np.flatnonzero(np.linalg.norm(forward, axis=1) > 0)
+    together = {frozenset(c) for c in locked}
+    result = []
+    for part in classes(labels(forward[moving], run.precision.lock)):
+        members = tuple(int(moving[i]) for i in part)
+        step = _separated(run, layer, members)
+        if frozenset(members) not in together and step is not None:
+            certificate = _certificate(run, layer, members)
+            result.append(UnitClass(layer.name, members, "self-breaking", step, certificate))
+    return result
+
+
+def _separated(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> int | None:
+    for step, seen in enumerate(run.passes):
+        forward, _ = fingerprints(counterpart(seen, layer), seen.cells)
+        if forward is None:
+            continue
+        apart = set(labels(forward, run.precision.lock)[list(members)])
+        if len(apart) == len(members):
+            return step
+    return None
+
+
+def _mirrors(run: VirtualRun, layer: Layer) -> list[UnitClass]:
+    held: set[tuple[int, ...]] | None = None
+    for seen in run.passes:
+        forward, cotangent = fingerprints(counterpart(seen, layer), seen.cells)
+        if forward is None or cotangent is None:
+            return []
+        now = set(_mirrored(forward, cotangent, run.precision.lock))
+        held = now if held is None else held & now
+    return [UnitClass(layer.name, pair, "mirrored", STEPS) for pair in sorted(held or ())]
+
+
+def _certificate(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> tuple[Identity, ...]:
+    rows = []
+    for step in range(STEPS):
+        weight, later = run.kept(step, layer, "weight"), run.kept(step + 1, layer, "weight")
+        update = None if weight is None or later is None else later - weight
+        inputs = _difference(run.kept(step, layer, "input"), members)
+        output = run.kept(step, layer, "output")
+        rows.append(
+            Identity(
+                step=step,
+                inputs=inputs,
+                outputs=inputs if output is None else _difference(output, members),
+                gradients=_difference(run.kept(step, layer, "gradient"), members, update),
+                updates=_difference(update, members),
+            )
+        )
+    return tuple(rows)
+
+
+def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
+    cotangent = fingerprints(counterpart(seen, layer), seen.cells)[1]
+    return cotangent is not None and not cotangent[list(members)].any()
+
+
+# With one signal alone: a frozen batch norm adds a constant, a bias of its own a parameter.
+_HANDING_ON = PASSIVE | {"mul", "div", "scale", "add", "sub", "shift"}
+
+
+def _summed(read: Architecture, layer: Layer) -> bool:
+    """Whether a layer's output meets another signal in a sum before anything bends it."""
+    queue = list(layer.calls)
+    while queue:
+        for after in read.followers.get(queue.pop(), ()):
+            if after.op in ("add", "sub") and len(after.inputs) > 1:
+                return True
+            if after.op in _HANDING_ON and len(after.inputs) == 1:
+                queue.append(after.index)
+    return False
+
+
+def _joint(layer: Layer, seen: Pass, tolerance: float) -> np.ndarray | None:
+    """The class of each unit of a pass, by what it receives and by its cotangent."""
+    there = counterpart(seen, layer)
+    if fingerprints(there, seen.cells)[1] is None:
+        return None
+    return unit_labels(there, seen.cells, tolerance)
+
+
+def _difference(rows: Tensor | None, members: tuple[int, ...], like: Tensor | None = None) -> float:
+    """Largest absolute difference between members; 0 for a gradient that never came."""
+    if rows is None:
+        return 0.0 if like is not None else math.nan
+    inside = [m for m in members if m < len(rows)]
+    if len(inside) < 2:
+        return math.nan
+    part = rows[inside]
+    return float((part - part[:1]).abs().max()) if part.numel() else 0.0

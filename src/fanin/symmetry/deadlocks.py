@@ -1,0 +1,134 @@
+"""Parameters that no virtual step moved, each with what holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fanin.architecture import Architecture
+from fanin.calls import Call
+from fanin.probe import Pass
+from fanin.symmetry.result import DEAD_UNITS, FROZEN_ZERO, NO_SLOPE, TWO_ZEROS, Cause, Deadlock
+from fanin.symmetry.steps import VirtualRun
+
+__all__ = ["deadlocks"]
+
+# A cotangent below the least float32 is zero there: the far tail of GELU has one in float64.
+LEAST = 1e-45
+_NAMED = 8  # of what holds one parameter
+# Functions without slope; and those that have none over a single value.
+_FLAT = frozenset({"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside"})
+_RELATIVE = frozenset({"softmax", "log_softmax", "normalize", "layer_norm", "rms_norm"})
+_PRODUCTS = frozenset(
+    {"mul", "matmul", "mm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
+)
+
+
+def deadlocks(run: VirtualRun, stuck: list[str]) -> tuple[Deadlock, ...]:
+    """Parameters of `stuck` that no virtual step moved, each with what holds it."""
+    held = [n for n in stuck if n not in run.moved]
+    if not held:
+        return ()
+    holders = _Holders(run, held)
+    found = (holders.of(name) for name in held)
+    return tuple(d for d in found if d is not None)
+
+
+class _Holders:
+    """What can hold a parameter: zeros that stay zero, and layers that are dead in every pass."""
+
+    def __init__(self, run: VirtualRun, held: list[str]) -> None:
+        self._run = run
+        self._read = read = run.passes[0].architecture
+        dead = {i for i, c in run.passes[0].cells.items() if c.dead == 1.0}
+        self._dead = {i for i in dead if all(_dead_at(p, i) for p in run.passes)}
+        self._held_zeros = [n for n in held if n in run.zero]
+        still = [*self._held_zeros, *sorted(run.frozen & run.zero)]
+        # each zero → the calls that multiply with it, which pass neither signal nor cotangent
+        self._zeros = {n: at for n in still if (at := read.factors({n}))}
+        self._stops = self._dead.union(*self._zeros.values())
+
+    def of(self, name: str) -> Deadlock | None:
+        """What holds one parameter; None where it may get no gradient for another reason."""
+        users = [layer for layer in self._read.layers if name in layer.parameters]
+        if not users:
+            return None
+        layer = users[0].name
+        beside = _beside(self._read, name, self._held_zeros) if name in self._run.zero else ()
+        if beside:
+            return Deadlock(name, layer, TWO_ZEROS, beside)
+        own = {i for user in users for i in user.calls}
+        # Where no cotangent comes back to it, what holds it lies towards the loss; else its input
+        # is zero, and that lies towards the batch.
+        silent = self._is_silent(own)
+        factors, dead = self._met(name, own, silent)
+        if factors or dead:
+            cause = self._cause(name, factors)
+            return Deadlock(name, layer, cause, tuple(dict.fromkeys([*factors, *dead]))[:_NAMED])
+        functions = self._without_slope(own) if silent else ()
+        return Deadlock(name, layer, NO_SLOPE, functions) if functions else None
+
+    def _is_silent(self, own: set[int]) -> bool:
+        """Whether no cotangent ever came back to these calls."""
+        cells = (p.cells[i] for p in self._run.passes for i in own if i in p.cells)
+        return not any((c.cotangent_squares or 0.0) > LEAST**2 for c in cells)
+
+    def _met(self, name: str, own: set[int], silent: bool) -> tuple[list[str], list[str]]:
+        """Zeros, and dead layers, that are the first on the way from a parameter's calls."""
+        read, frozen = self._read, self._run.frozen
+        reach = read.first_met(own, self._stops, onward=silent)
+        others = {n: at for n, at in self._zeros.items() if n != name}
+        partners = {n for n, at in others.items() if silent and _multiplied(read, own, at)}
+        factors = [n for n, at in others.items() if (at & reach) - own or n in partners]
+        if read.open_way(own, self._stops, onward=silent):  # a zero gradient of another cause
+            factors = [n for n in factors if n not in frozen or n in partners]
+        met = reach | own if silent else reach
+        return factors, [y.name for y in read.layers if set(y.calls) & self._dead & met]
+
+    def _cause(self, name: str, factors: list[str]) -> Cause:
+        if factors and self._run.frozen.issuperset(factors):
+            return FROZEN_ZERO
+        return TWO_ZEROS if factors or name in self._run.zero else DEAD_UNITS
+
+    def _without_slope(self, start: set[int]) -> tuple[str, ...]:
+        """Functions that get a gradient, and hand none of it back to what `start` makes.
+
+        Where anything moves, only those that are known to have none: a loss may be weighted with
+        zero on purpose.
+        """
+        heard = frozenset[int]().union(*(p.heard for p in self._run.passes))
+        met, seen, queue = [], set(start), list(start)
+        while queue:
+            for call in self._read.followers.get(queue.pop(), ()):
+                if call.index in heard:
+                    met.append(call)
+                elif call.index not in seen:
+                    seen.add(call.index)
+                    queue.append(call.index)
+        known = [c for c in met if _has_no_slope(c) or not self._run.moved]
+        return tuple(dict.fromkeys(f"{c.op} in {c.module}" if c.module else c.op for c in known))
+
+
+def _dead_at(seen: Pass, index: int) -> bool:
+    return index in seen.cells and seen.cells[index].dead == 1.0
+
+
+def _has_no_slope(call: Call) -> bool:
+    return call.op in _FLAT or (call.op in _RELATIVE and 1 in call.shape[1:])
+
+
+def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:
+    """Zeros that one weight is computed from together with a parameter: the factors of a LoRA."""
+    operands = (o for call in read.trace.calls for o in call.operands if name in o.parameters)
+    found = {n for o in operands for n in o.parameters}
+    return tuple(n for n in zeros if n in found and n != name)
+
+
+def _multiplied(read: Architecture, one: set[int], other: set[int]) -> bool:
+    """Whether two layers side by side meet in a product first, as queries and keys do."""
+    if one & other:
+        return False
+    common = read.descendants(one) & read.descendants(other)
+    first = min(common, default=None)
+    if first is None or first in one | other:
+        return False
+    return read.trace.calls[first].op in _PRODUCTS

@@ -1,0 +1,176 @@
+"""A few virtual steps of training on a copy of the parameters, each pass watched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import Layer
+from fanin.nested import map_batch
+from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
+
+__all__ = [
+    "DOUBLE",
+    "LOCK_TOLERANCE",
+    "SINGLE",
+    "STEPS",
+    "Key",
+    "Precision",
+    "VirtualRun",
+    "counterpart",
+]
+
+# Virtual steps: a zero factor delays by one step each, and no intended start stacks more than two.
+STEPS = 4
+STEP_SIZE = 0.1  # of each tensor's own RMS; large enough to separate, small enough to kill nothing
+# Equal values drift apart by round-off alone, by a factor of about two a step; 1e-16 · 2⁴ is far
+# below.
+LOCK_TOLERANCE = 1e-9
+# In float64 a sum that cancels exactly leaves about 1e-16 of its terms.
+NOISE = 1e-12
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the virtual steps are computed in, and what its rounding asks for.
+
+    Attributes:
+        dtype: of parameters, buffers and batch.
+        lock: relative difference below which two units are the same.
+        noise: share of the largest gradient below which one is nothing but rounding.
+    """
+
+    dtype: torch.dtype
+    lock: float
+    noise: float
+
+
+DOUBLE = Precision(torch.float64, LOCK_TOLERANCE, NOISE)
+# For a model that takes no float64, such as one with a kernel of its own.  Of the 101 faults and
+# traps of tests/zoo that take steps, 99 get the same findings in either, two an S103 (info) more.
+SINGLE = Precision(torch.float32, 1e-4, 1e-6)
+
+#: Operation and weights of a layer: the same in every pass.
+Key = tuple[str, tuple[str, ...]]
+Kept = Literal["weight", "gradient", "input", "output"]
+
+
+class VirtualRun:
+    """A few training steps on a copy of the parameters, and what they showed.
+
+    Attributes:
+        seen: the pass of the model itself that was suspicious.
+        keep: layers of which every pass keeps what their units received and gave.
+        precision: of the steps.
+        zero: parameters that start at zero.
+        frozen: parameters that take no gradient.
+        passes: of every step, and one after the last.
+        moved: parameters that received a gradient in any of them.
+    """
+
+    def __init__(
+        self, subject: Subject, seen: Pass, keep: frozenset[Key], precision: Precision
+    ) -> None:
+        self._subject, self.seen, self.keep = subject, seen, keep
+        self.precision = precision
+        self._batch = map_batch(self._copy, subject.batch)
+        self._originals = dict(subject.model.named_parameters())
+        self._copies = {
+            n: self._copy(p.detach()).clone().requires_grad_(p.requires_grad)
+            for n, p in self._originals.items()
+        }
+        named = subject.model.named_buffers()
+        self._buffers = {n: self._copy(b.detach()).clone() for n, b in named}
+        self.zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
+        self.frozen = {n for n, p in self._copies.items() if not p.requires_grad}
+        self._listen = any(g == 0.0 for g in seen.gradients.values())
+        self.passes: list[Pass] = []
+        self.moved: set[str] = set()
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        dtype = self.precision.dtype
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def train(self) -> VirtualRun:
+        """Take the virtual steps; the last pass only looks."""
+        for step in range(STEPS + 1):
+            seen, gradients = self._pass()
+            self.passes.append(seen)
+            moving = {
+                n: g
+                for n, g in gradients.items()
+                if g is not None and not self._noise(n, seen, step)
+            }
+            self.moved |= moving.keys()
+            if step < STEPS:
+                self._step(moving)
+        return self
+
+    def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
+        subject = self._subject
+        recorder = Recorder(subject.seed, subject.samples, keep=self.keep, listen=self._listen)
+        tensors = {**self._copies, **self._buffers}
+        named_buffers = dict(subject.model.named_buffers())
+        substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
+        substitute |= {id(named_buffers[n]): b for n, b in self._buffers.items()}
+
+        model = subject.model
+        if isinstance(model, nn.DataParallel):  # functional_call refuses it
+            model = model.module
+            tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(model, tensors, args, kwargs)
+
+        return run_pass(
+            replace(subject, batch=map_batch(lambda t: t.detach().clone(), self._batch)),
+            recorder,
+            Stand(call, self._copies, substitute, self.precision.dtype),
+        )
+
+    def _noise(self, name: str, seen: Pass, step: int) -> bool:
+        """Whether a gradient is nothing but the round-off of a sum that cancels."""
+        rms = seen.gradients[name]
+        if not rms or not math.isfinite(rms):
+            return True
+        largest = max(g for g in seen.gradients.values() if g is not None and math.isfinite(g))
+        if rms > self.precision.noise * largest:
+            return False
+        first = self.seen.gradients.get(name)
+        return step > 0 or not first or not 0.5 < first / rms < 2.0
+
+    @torch.no_grad()
+    def _step(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            parameter = self._copies[name]
+            largest = float(gradient.abs().max())
+            rms = largest * float((gradient / largest).abs().square().mean().sqrt())
+            scale = float(parameter.abs().square().mean().sqrt())
+            if scale == 0.0:
+                width = parameter[0].numel() if parameter.dim() > 1 else 100
+                scale = 1.0 / max(width, 1) ** 0.5
+            parameter.add_(gradient, alpha=-STEP_SIZE * scale / rms)
+
+    def kept(self, step: int, layer: Layer, what: Kept) -> Tensor | None:
+        """What the pass of a step kept of a layer, one row for each unit."""
+        seen = self.passes[step]
+        for index in counterpart(seen, layer).calls:
+            cell: Cell | None = seen.cells.get(index)
+            if cell is not None and what in cell.kept:
+                return cell.kept[what]
+        return None
+
+
+def counterpart(seen: Pass, layer: Layer) -> Layer:
+    """The same layer as it was seen in another pass."""
+    for other in seen.architecture.layers:
+        if other.op == layer.op and other.weight == layer.weight:
+            return other
+    return layer
