@@ -64,6 +64,8 @@ def find(name: str) -> Scheme:
     """
     if not isinstance(name, str):
         raise ArgumentError(f"scheme: {name!r} is not the name of a scheme, such as 'he_normal'")
+    if name in SCHEMES:  # the usual case, once for each parameter
+        return SCHEMES[name]
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip()).lower().replace("-", "_")
     plain = plain.rstrip("_")
     for form in (name, plain, re.sub("_(init|initializer)$", "", plain)):

@@ -34,7 +34,8 @@ MODES = ("fan_in", "fan_out", "fan_avg", "fan_geo")
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number (True and False are none)."""
     try:
-        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+        is_real = isinstance(value, (float, Real))  # float is asked for itself, which is quicker
+        return is_real and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an int beyond the range of floats
         return False
 

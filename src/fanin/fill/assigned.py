@@ -17,6 +17,8 @@ from fanin.window import Window
 
 __all__ = ["assign_"]
 
+_OF_PARTS = frozenset(OF_TENSOR) - {"groups"}  # which say what is done beside the scheme
+
 
 def assign_(
     tensor: Tensor,
@@ -85,8 +87,10 @@ def _write(
         with torch.no_grad():
             tensor.detach().mul_(assignment.gain)
         return
-    extra = {k: v for k, v in given.items() if k not in OF_TENSOR or k == "groups"}
-    whole = replace(assignment, arguments=extra)
+    whole = assignment
+    if not given.keys().isdisjoint(_OF_PARTS):
+        own = {name: value for name, value in given.items() if name not in _OF_PARTS}
+        whole = replace(assignment, arguments=own)
     if given.get("split") is not None:
         _split_(tensor, assignment, whole, seed, name, window)
         return
