@@ -84,6 +84,24 @@ def test_an_error_in_the_middle_puts_everything_back(monkeypatch, stop: int, err
     assert len(seen) == stop
 
 
+def test_of_two_assignments_of_one_parameter_the_last_one_counts():
+    """As in a recipe for a model whose tables were not tied; the second may build on the first."""
+    first = Assignment("weight", "normal", 1.0, 0.5, None, "", (300, 300), "oi")
+    other = dataclasses.replace(first, scheme="uniform", std=2.0)
+    half = dataclasses.replace(other, arguments={"outputs": tuple(range(150))})
+    alone = {}
+    for name, assignments in {"other": (other,), "first": (first,)}.items():
+        model = nn.Linear(300, 300, bias=False)
+        apply_(Recipe(assignments, {}), model, seed=3)
+        alone[name] = model.weight.detach().clone()
+    for _ in range(5):  # threads that both write would not do the same each time
+        apply_(Recipe((first, other), {}), model, seed=3)
+        assert torch.equal(model.weight, alone["other"])
+        apply_(Recipe((first, half), {}), model, seed=3)
+        assert torch.equal(model.weight[:150], alone["other"][:150])
+        assert torch.equal(model.weight[150:], alone["first"][150:])
+
+
 def test_an_error_once_all_is_written_puts_everything_back(monkeypatch):
     """What waits is written together at the end."""
     run = draw.Queue.run

@@ -410,10 +410,10 @@ def test_an_error_between_two_writes_takes_the_first_one_back(monkeypatch):
 
     draw, written = apply.assign_, []
 
-    def failing(tensor, assignment, *rest):
+    def failing(tensor, assignment, seed, name, window, queue):
         if written:
             raise MemoryError("no memory left")
-        draw(tensor, assignment, *rest)
+        draw(tensor, assignment, seed, name, window)  # at once, without the queue
         written.append(assignment.parameter)
 
     model, batch, loss = BY_NAME["zeros-under-sigmoid"].build()

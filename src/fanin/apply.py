@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from fanin.placement import Draw, Holders, Share, exchange_, made, prepared, sha
 from fanin.reading import bare, plain
 from fanin.recipe import check
 from fanin.started import started
+from fanin.window import Window
 from fanin.wording import listed
 
 __all__ = ["Trial", "apply_", "by_path", "copied", "fitted", "kept", "lent", "trial"]
@@ -87,16 +88,38 @@ def apply_(
         pieces = [_piece(place, shares[place.parameter]) for place in chosen]
         apart = [p for p in pieces if p.share.spread and factored(p.assignment)]
         exchange_(apart, seed)  # first: who fails by itself below leaves nobody waiting
-        queue = Queue()
-        for piece in pieces:
-            held = piece.share
-            if held.spread and (factored(piece.assignment) or not held.window.count):
-                continue  # exchanged, or another's
-            assign_(held.tensor, piece.assignment, seed, piece.name, held.window, queue)
-        queue.run()
+        with _together() as assign:
+            for piece in pieces:
+                held = piece.share
+                if held.spread and (factored(piece.assignment) or not held.window.count):
+                    continue  # exchanged, or another's
+                assign(held.tensor, piece.assignment, seed, piece.name, held.window)
         devices = (whole.tensor.device for whole in shares.values())
         keep.buffers(buffers, device or next(devices, torch.device("cpu")))
     return tuple(drawn)
+
+
+@contextmanager
+def _together() -> Iterator[Callable[..., None]]:
+    """`assign_`, whose values are all there when the block ends: most are drawn together then."""
+    queue = Queue()
+    waiting: set[str] = set()
+
+    def assign(
+        tensor: Tensor,
+        assignment: Assignment,
+        seed: int,
+        name: str,
+        window: Window | None = None,
+    ) -> None:
+        if name in waiting:  # a recipe may have a tied parameter under each of its names
+            queue.run()
+            waiting.clear()
+        waiting.add(name)
+        assign_(tensor, assignment, seed, name, window, queue)
+
+    yield assign
+    queue.run()
 
 
 @dataclass(frozen=True)
@@ -180,14 +203,15 @@ def lent(
     tensors = dict(model.named_parameters())
     own: dict[str, Tensor] = {}
     try:
-        for assignment in recipe.assignments:
-            parameter = tensors[assignment.parameter]
-            if frozen or parameter.requires_grad:
-                with torch.inference_mode(False):  # what is made in that mode stays in it
-                    drawn = empty_like(parameter.data)
-                    assign_(drawn, assignment, seed, plain(assignment.parameter))
-                own[assignment.parameter] = parameter.data
-                parameter.data = drawn
+        with _together() as assign:
+            for assignment in recipe.assignments:
+                parameter = tensors[assignment.parameter]
+                if frozen or parameter.requires_grad:
+                    with torch.inference_mode(False):  # what is made in that mode stays in it
+                        drawn = empty_like(parameter.data)
+                        assign(drawn, assignment, seed, plain(assignment.parameter))
+                    own[assignment.parameter] = parameter.data
+                    parameter.data = drawn
         yield
     finally:
         for name, data in own.items():
@@ -219,12 +243,13 @@ class Trial:
     def use(self, assignments: Iterable[Assignment], seed: int) -> None:
         """Put the model back, then write these."""
         self._keeper.restore()
-        for assignment in assignments:
-            name = assignment.parameter
-            if name not in self._seen:
-                self._keeper(self._tensors[name])
-                self._seen.add(name)
-            assign_(self._tensors[name], assignment, seed, plain(name))
+        with _together() as assign:
+            for assignment in assignments:
+                name = assignment.parameter
+                if name not in self._seen:
+                    self._keeper(self._tensors[name])
+                    self._seen.add(name)
+                assign(self._tensors[name], assignment, seed, plain(name))
 
     def originals(self) -> dict[str, Tensor]:
         """The values that the parameters had, of all that were written so far."""
