@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import fanin
 from fanin.opened import open_recurrent
@@ -118,3 +119,44 @@ def test_on_the_cpu_the_flag_is_never_written(
     torch.manual_seed(0)
     monkeypatch.setattr(torch._C, "_set_cudnn_enabled", refuse)
     assert work(Recurrent(kind).eval(), torch.randn(8, 5, 8)) is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_last_states_have_the_bits_that_torch_gives(options: dict[str, bool], packed: bool):
+    torch.manual_seed(0)
+    layer = nn.LSTM(8, 12, **options)
+    x = torch.randn(5, 4, 8)
+    batch = nn.utils.rnn.pack_sequence([x[:, i] for i in range(4)]) if packed else x
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    class Opened(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if getattr(func, "__name__", "") != "lstm":
+                return func(*args, **(kwargs or {}))
+            return open_recurrent(
+                "lstm", func, args, lambda w, out: seen.append((out[0], w.memory))
+            )
+
+    with Opened():
+        output, (hidden, cells) = layer(batch)
+    plain, (plain_hidden, plain_cells) = layer(batch)
+    assert torch.equal(hidden, plain_hidden)
+    assert torch.equal(cells, plain_cells)
+    if not packed:
+        assert torch.equal(output, plain)
+    ((states, memory),) = seen
+    assert memory is not None
+    assert memory.shape[-1] == states.shape[-1]
+    assert torch.equal(memory[..., :12], plain_cells[0])
+    (gradient,) = torch.autograd.grad(cells.sum(), memory)
+    assert bool((gradient == 1).all())
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_a_projected_state_is_not_that_of_the_cells():
+    layer, seen = nn.LSTM(8, 12, proj_size=6), []
+    states = (torch.zeros(1, 4, 6), torch.zeros(1, 4, 12))
+    args = (torch.randn(5, 4, 8), states, layer._flat_weights, True, 1, 0.0, False, False, False)
+    open_recurrent("lstm", torch.lstm, args, lambda w, _: seen.append(w.memory))
+    assert seen == [None]

@@ -206,6 +206,9 @@ OF_ERRORS = {
 
 # Warnings, mended on request.
 OF_WARNINGS = {
+    "tables-next-to-zero-in-front-of-biases": {"words.weight": 40 * 16, "kinds.weight": 4 * 16},
+    "tables-next-to-zero-in-front-of-an-lstm": {"words.weight": 40 * 16, "kinds.weight": 4 * 16},
+    "tied-table-next-to-zero": {"tokens.weight": 101 * 32},
     "one-cloned-pair": {"0.weight": 20},
     "locked-channels-of-a-convolution": {"0.weight": 4 * 27, "3.weight": 4 * 54},
     "identical-heads": {"attention.qkv.weight": 3 * 24 * 32, "attention.proj.weight": 24 * 32},

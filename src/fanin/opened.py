@@ -67,7 +67,9 @@ def open_recurrent(
             along = sizes if packed else int(batch_first)
             # The cell states [directions, …, units], side by side as the directions are in x.
             cells = [cell.movedim(0, -2).flatten(-2) for cell in out[2:]]
-            apart = (cell.unflatten(-1, (directions, -1)).movedim(-2, 0) for cell in cells)
+            apart = (
+                cell.reshape(*cell.shape[:-1], directions, -1).movedim(-2, 0) for cell in cells
+            )
             out = (out[0], _last(out[0], directions, along), *apart)
         weighted = recurrent(name, x, start, part, directions, biases)
         of_units = (c for c in cells if c.shape[-1] == out[0].shape[-1])  # not with a projection

@@ -176,9 +176,7 @@ class Recorder:
             _on_gradient(output, lambda g: self._backward(cell, g, dims, occurrence, keep))
         if weighted.memory is not None and weighted.memory.requires_grad:
             # The output's own gradient, where it has one, comes later and stays.
-            _on_gradient(
-                weighted.memory, lambda g: self._backward(cell, g, dims, occurrence, keep)
-            )
+            _on_gradient(weighted.memory, lambda g: self._backward(cell, g, dims, occurrence, keep))
 
     def _backward(
         self, cell: Cell, gradient: Tensor, dims: tuple[int, ...], occurrence: int, keep: bool

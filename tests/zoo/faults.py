@@ -986,6 +986,16 @@ def tables_next_to_zero_in_front_of_an_lstm():
     return _small_tables(lambda: nn.LSTM(16, 32, batch_first=True))
 
 
+@FAULTS(codes=("P207",), **WARNING)
+def tied_table_next_to_zero():
+    """The head is the table again: one weight, not two in a row."""
+    model = blocks.LanguageModel(tied=True)
+    with torch.no_grad():
+        model.tokens.weight.mul_(1e-6)
+    tokens = torch.randint(0, 101, (8, 12))
+    return model, tokens, blocks.next_token(tokens)
+
+
 # ── residual streams ─────────────────────────────────────────────────────────────────────────
 
 

@@ -113,6 +113,7 @@ def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if level == 1:
         zero = [n for n in names if n in case.zeros and case.roles[n].kind == "weight"]
         made = [case.alive(n, "a zero that every input passes") for n in zero]
+        made += _enlarged(case, case.parameters_at(finding.layers, ("table",)))
         return made or _calibrated(case, finding.layers, up=True, only=list(_faint(case, names)))
     return measured if level == 2 else _anew(case, finding, level - 2)
 
@@ -123,6 +124,14 @@ def _faint(case: Case, names: Iterable[str]) -> Iterator[str]:
         plan = case.planned.get(name)
         if plan is not None and 0 < case.audits[name].rms < TINY * plan.std:
             yield name
+
+
+def _enlarged(case: Case, tables: Iterable[str]) -> Iterator[Assignment]:
+    """Tables far smaller than new ones brought to the size of these: no pass measures a table."""
+    for name in _faint(case, tables):
+        plan, own = case.planned[name], case.audits[name].rms
+        because = f"{own / plan.std:.3g} times the size of a new one: scaled up to it"
+        yield case.scaled(name, _short(plan.std / own), because)
 
 
 def loss_above_chance(case: Case, finding: Finding, level: int) -> list[Assignment]:
