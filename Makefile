@@ -7,6 +7,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+SOURCES := hatch_build.py $(wildcard src/fanin/draw/compiled/*.[ch])  # compiled at installation
 
 # The networks here are small: one thread per process is fastest, above all with parallel tests.
 export OMP_NUM_THREADS ?= 1
@@ -29,11 +30,11 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fanin needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 

@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
         if (room == NULL) return 4;
         if (rows.count) {
             Task task = {job, rows, room, 0};
-            fanin_fill(&task, 1, 3, set);
+            fanin_write(&task, 1, 3, set);
         } else {
             if (fread(room, size, 1, stdin) != 1) return 3;
             if (fanin_map(&job, (uint32_t *)room, size / 4, set)) return 5;

@@ -94,7 +94,7 @@ def test_what_is_drawn_on_arm_is_what_is_drawn_here(program: Path):
         size = rows.count * rows.repeats * SIZES[form]
         room = ctypes.create_string_buffer(size)
         task = native._Task(job, rows, ctypes.addressof(room))
-        library.fanin_fill(task, 1, 1, native.SETS["scalar"])
+        library.fanin_write(task, 1, 1, native.SETS["scalar"])
         given += asked(job, rows, size)
         expected.append(room.raw)
     got, at = answers(program, given), 0

@@ -299,39 +299,51 @@ def test_an_unknown_choice_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
         fanin.fill_(torch.ones(3), "normal")
 
 
-def test_without_the_library_the_reference_draws_and_says_why():
-    """In a process of its own: what is loaded stays loaded."""
-    told = subprocess.run(
-        [sys.executable, "-c", _HIDDEN], capture_output=True, text=True, check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert "numpy reference (no compiled draw" in told.stdout
-    assert str(draw.normal(KEY, 3).tolist()) in told.stdout
-
-
 _HIDDEN = """
 from pathlib import Path
+import torch
+import fanin
 from fanin.draw import native, backend, normal, key
 native.LIBRARY = Path("/nowhere/draw.so")
 print(backend(), normal(key(3, "layer.weight"), 3).tolist())
+fanin.init_(torch.nn.Linear(4, 3), torch.randn(8, 4))
 """
 
 
-def test_a_library_that_draws_other_bits_is_not_used(tmp_path: Path):
-    """One that was built from other sources: of an older version, or by a faulty compiler."""
-    folder = tmp_path / "compiled"
-    shutil.copytree(native.LIBRARY.parent, folder, ignore=shutil.ignore_patterns("*.so"))
-    kernel = folder / "kernel.h"
-    source = kernel.read_text(encoding="utf-8")
-    kernel.write_text(source.replace("SRL(sum, 7)", "SRL(sum, 6)"), encoding="utf-8")
-    assert compiled(folder / "draw.c", folder / "draw.so") == ""
-    hidden = _HIDDEN.replace("/nowhere/draw.so", str(folder / "draw.so"))
-    told = subprocess.run(
-        [sys.executable, "-c", hidden], capture_output=True, text=True, check=True,
+def told_by(library: Path | None) -> str:
+    """What a new process prints that draws with this library: what is loaded stays loaded."""
+    source = _HIDDEN if library is None else _HIDDEN.replace("/nowhere/draw.so", str(library))
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert "numpy reference (no compiled draw: it draws other bits" in told.stdout
-    assert str(draw.normal(KEY, 3).tolist()) in told.stdout
+    assert str(draw.normal(KEY, 3).tolist()) in done.stdout  # the bits of the reference
+    return done.stdout
+
+
+def built_from(folder: Path, name: str, old: str, new: str) -> Path:
+    """A library of other sources, in which `new` stands for `old`."""
+    shutil.copytree(native.LIBRARY.parent, folder, ignore=shutil.ignore_patterns("*.so"))
+    source = (folder / name).read_text(encoding="utf-8")
+    assert old in source
+    (folder / name).write_text(source.replace(old, new), encoding="utf-8")
+    assert compiled(folder / "draw.c", folder / "draw.so") == ""
+    return folder / "draw.so"
+
+
+def test_without_the_library_the_reference_draws_and_says_why():
+    assert "numpy reference (no compiled draw: it is built where" in told_by(None)
+
+
+def test_a_library_that_draws_other_bits_is_not_used(tmp_path: Path):
+    """Of an older version, or by a faulty compiler."""
+    library = built_from(tmp_path / "compiled", "kernel.h", "SRL(sum, 7)", "SRL(sum, 6)")
+    assert "numpy reference (no compiled draw: it draws other bits" in told_by(library)
+
+
+def test_a_library_of_a_version_with_other_functions_is_not_used(tmp_path: Path):
+    library = built_from(tmp_path / "compiled", "draw.c", "fanin_write(", "fanin_fill(")
+    assert "numpy reference (no compiled draw: it cannot be loaded" in told_by(library)
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_what_is_there(

@@ -56,7 +56,6 @@ _TIMED, _TIMES = 1 << 14, 5
 #: What is drawn, and how it is written.
 KINDS = {"words": 0, "normal": 1, "uniform": 2, "between": 3}
 FORMS = {"integer": 0, "float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}
-_ABSENT = "it is built where a C compiler is found"
 # Elements in one call, which Ctrl-C has to wait for: a tenth of a second.
 _SLICE = 1 << 26
 # Fewer are drawn on one thread: starting another takes as long as some ten thousand of them.
@@ -146,9 +145,15 @@ def _chosen(choice: str) -> Backend:
         allowed = ", ".join([REFERENCE, *there])
         raise ArgumentError(f"{CHOICE}: {choice!r}; this machine has {allowed}")
     if not there:
-        built = "it draws other bits: install anew" if _library() else _ABSENT
-        return Backend(REFERENCE, f"no compiled draw: {built}")
+        return Backend(REFERENCE, f"no compiled draw: {_why_not()}")
     return Backend(choice or there[0])
+
+
+def _why_not() -> str:
+    if not LIBRARY.exists():
+        return "it is built where a C compiler is found"
+    wrong = "cannot be loaded" if _library() is None else "draws other bits"
+    return f"it {wrong}: install anew"
 
 
 @lru_cache(maxsize=1)
@@ -185,7 +190,7 @@ def _agrees(library: ctypes.CDLL, number: int) -> bool:
     key, start, count = Key(2**64 - 1, 0x0123456789ABCDEF), 2**34 - 100, 256
     job = _Job(key.low, key.high, 0, 0, 0.0, 0.0, 0, KINDS["normal"], FORMS["integer"])
     drawn = np.empty(count, np.int32)
-    library.fanin_fill(_Task(job, _Rows(start, count, 1), drawn.ctypes.data), 1, 1, number)
+    library.fanin_write(_Task(job, _Rows(start, count, 1), drawn.ctypes.data), 1, 1, number)
     lower = [2**k + d for k in range(3, 32) for d in (-1, 0, 1)] + [0]
     ends = np.array([*lower, *(2**32 - 1 - end for end in lower)], np.uint32)
     mapped = ends.copy()
@@ -197,15 +202,20 @@ def _agrees(library: ctypes.CDLL, number: int) -> bool:
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
-    """The library, with its table set; None where it was not built for this machine."""
+    """The library, with its table set; None where there is none of this version and machine.
+
+    A function that takes other arguments than in the version before has another name, too.
+    """
     try:
         library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        for name in ("fanin_has", "fanin_map", "fanin_table", "fanin_write"):
+            getattr(library, name)
+    except (OSError, AttributeError):
         return None
     columns = np.ascontiguousarray(COLUMNS, dtype=np.uint32)
     library.fanin_table.argtypes = (ctypes.c_void_p,)
     library.fanin_table(columns.ctypes.data)
-    library.fanin_fill.argtypes = (
+    library.fanin_write.argtypes = (
         ctypes.POINTER(_Task), ctypes.c_uint64, ctypes.c_int, ctypes.c_int,
     )  # fmt: skip
     library.fanin_map.argtypes = (
@@ -279,12 +289,14 @@ class Queue:
         Args:
             threads: at most; torch's number of threads by default.
         """
+        if not self._tasks:  # as always where nothing is compiled
+            return
         library = _library()
-        assert library is not None  # compiled code was asked for
+        assert library is not None  # nothing is asked for without
         tasks = (_Task * len(self._tasks))(*self._tasks)
         most = torch.get_num_threads() if threads is None else threads
         used = most if self._count >= _ALONE else 1
-        library.fanin_fill(tasks, len(tasks), used, SETS[backend().name])
+        library.fanin_write(tasks, len(tasks), used, SETS[backend().name])
         self._tasks, self._held, self._count = [], [], 0
 
 

@@ -241,7 +241,7 @@ enum { FEWEST = 1 << 14, MANY = 1 << 18, TILES = 16 /* of a part, where that is 
 
 /* Write the values of some tasks, on up to `threads` threads; 0, or −1 where the instruction set is
  * absent. */
-int fanin_fill(Task *tasks, uint64_t count, int threads, int set) {
+int fanin_write(Task *tasks, uint64_t count, int threads, int set) {
     Work work = {tasks, count, 0, code_of(set).fill, 0, {{0}}};
     Worker workers[MOST];
     if (work.fill == NULL) return -1;
