@@ -37,6 +37,7 @@ ORDER = (
     "operations",
     "nested",
     "opened",
+    "scripted",
     "guard",
     "unsharded",
     "calls",

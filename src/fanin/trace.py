@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
+from fanin import scripted
 from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
@@ -33,6 +34,7 @@ from fanin.operations import (
     PASSIVE,
     PRODUCTS,
     QUOTIENTS,
+    RECURRENT,
     RECURRENT_LAYERS,
     Weighted,
     describe,
@@ -425,6 +427,11 @@ class Watch(TorchFunctionMode):
             inputs=tuple(sorted(set(sources))),
             shape=tuple(output.shape),
             operands=tuple(self._operand(role, t) for role, t in uses.weights),
+            learned=tuple(
+                self._operand("state" if i and uses.op in RECURRENT else "input", t)
+                for i, t in enumerate(uses.inputs)
+                if self.learned(t)
+            ),
             units=units,
             fan_in=uses.fan_in,
             fan_out=uses.fan_out,
@@ -485,7 +492,7 @@ def trace(
     watch.note_batch(batch)
     what = "forward"
     try:
-        with watch.places(), watch:
+        with watch.places(), scripted.seen(), watch:
             output = model(*args, **kwargs)
             what, length = "loss", len(watch.calls)
             value = None if loss is None else loss(output)
