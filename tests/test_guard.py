@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from zoo import seeded
 from zoo.checks import unchanged
 
 import fanin
+from fanin.errors import ForwardError
 from fanin.guard import Guard, untouched
 
 
@@ -270,3 +272,47 @@ def test_random_states_go_on_as_if_nothing_had_been_drawn(draw: Callable[[], Any
             return [first, draw()]
 
     assert drawn(lambda: fanin.check(model, x)) == drawn(lambda: None)
+
+
+class Policy(nn.Module):
+    """Its distribution refuses NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mean = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.log_std = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return torch.distributions.Normal(self.mean(self.body(x).tanh()), self.log_std.exp())
+
+
+def _likelihood(found):
+    return -found.log_prob(torch.zeros(16, 2)).mean()
+
+
+def test_a_forward_that_refuses_nan_does_not_hide_where_it_is():
+    torch.manual_seed(0)
+    model, batch = Policy(), torch.randn(16, 4)
+    with torch.no_grad():
+        model.body.weight[0, 0] = math.nan
+    with unchanged(model, batch):
+        report = fanin.check(model, batch, _likelihood)
+    assert [(f.code, f.layers) for f in report.findings] == [("N401", ("body.weight",))]
+    assert "refuses them (ValueError)" in report.findings[0].message
+    with unchanged(model, batch):
+        planned = fanin.plan(model, batch)
+    assert planned["body.weight"].std > 0
+    repair = fanin.repair_(model, batch, _likelihood)
+    assert repair.after.ok
+    assert repair.changed == ("body.weight",)
+    assert sum(change.entries for change in repair.changes) == 1
+
+
+def test_an_error_of_the_forward_that_is_not_for_nan_is_told():
+    model, batch = Policy(), torch.randn(16, 5)
+    with torch.no_grad():
+        model.body.weight[0, 0] = math.nan
+    with unchanged(model, batch), pytest.raises(ForwardError, match="shapes cannot be multiplied"):
+        fanin.check(model, batch, _likelihood)
+    with unchanged(model, batch), pytest.raises(ForwardError, match="shapes cannot be multiplied"):
+        fanin.plan(model, batch)

@@ -17,7 +17,7 @@ from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
-from fanin.guard import private, watching
+from fanin.guard import finite_again, private, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
@@ -126,10 +126,18 @@ def examined(
     check_batch(model, batch)
     limit = _limit(model, dtype)
     samples = _samples(batch)
-    with watching(model) as guard:
-        subject = Subject(model, batch, loss, guard, seed, samples)
-        evidence = _look(subject, limit, tell, record)
-    findings = tuple(f for f in judge(evidence) if f.code in chosen)
+    tell("reading the parameters")
+    audits = audit(model)
+
+    def look() -> tuple[Subject, Evidence]:
+        with watching(model) as guard:
+            subject = Subject(model, batch, loss, guard, seed, samples)
+            return subject, _look(subject, audits, limit, tell, record)
+
+    (subject, evidence), refused = finite_again(model, look)
+    evidence = replace(evidence, refused=refused)
+    known = _OF_ENTRIES if evidence.refused else chosen
+    findings = tuple(f for f in judge(evidence) if f.code in chosen & known)
     ignored = tuple(code for code in RULES if code not in chosen)
     seconds = time.perf_counter() - started
     return _report(subject, evidence, findings, ignored, seconds), evidence
@@ -137,13 +145,12 @@ def examined(
 
 def _look(
     subject: Subject,
+    audits: tuple[Audit, ...],
     limit: tuple[float, str],
     tell: Callable[[str], None],
     record: Record | None,
 ) -> Evidence:
     """Everything the rules judge; a second pass only where the first made something not finite."""
-    tell("reading the parameters")
-    audits = audit(subject.model)
     tell("running forward and backward")
     seen = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
     if not _finite(seen) and seen.first_bad is None:
@@ -224,6 +231,8 @@ def _blame_loss(seen: Pass, audits: tuple[Audit, ...]) -> None:
         raise LossError(f"loss: it is {seen.loss} although the model's layers give finite values")
 
 
+# Findings that need no pass.
+_OF_ENTRIES = {"N401", "N402"}
 # bfloat16 reaches as far as float32; only a dtype that ends below this has a range to look at.
 _NARROW = 1e38
 # A square of anything beyond this leaves float32; the loss cannot be blamed for that.

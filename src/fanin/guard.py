@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fanin.errors import ForwardError
 from fanin.nested import map_batch
 
-__all__ = ["Guard", "private", "random_state", "reseed", "untouched", "watching"]
+__all__ = ["Guard", "finite_again", "private", "random_state", "reseed", "untouched", "watching"]
 
+_T = TypeVar("_T")
 _CONTAINERS = (list, dict, set)
 
 
@@ -252,3 +254,34 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
             torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
         )
     return bool(torch.equal(a, b))
+
+
+def finite_again(model: nn.Module, run: Callable[[], _T]) -> tuple[_T, str]:
+    """The result of a run; of a second one if the model refuses that parameters are not finite.
+
+    `torch.distributions` and some losses raise for NaN.  In the second run zeros stand in the place
+    of every entry that is not finite.
+
+    Returns:
+        the result, and the name of what the first run raised ("" if nothing).
+
+    Raises:
+        ForwardError: that of the first run, where all parameters are finite or zeros do not help.
+    """
+    try:
+        return run(), ""
+    except ForwardError as error:
+        dense = (p for p in model.parameters() if not p.is_meta and p.layout == torch.strided)
+        spoiled = [p for p in dense if not bool(p.detach().isfinite().all())]
+        if not spoiled:
+            raise
+        own = [p.data for p in spoiled]
+        try:
+            for parameter in spoiled:
+                parameter.data = parameter.data.nan_to_num(0.0, 0.0, 0.0)
+            return run(), type(error.__cause__ or error).__name__
+        except ForwardError:
+            raise error from error.__cause__
+        finally:
+            for parameter, data in zip(spoiled, own, strict=True):
+                parameter.data = data

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, read
 from fanin.calls import Call
 from fanin.errors import BatchError, ForwardError, ModelError
-from fanin.guard import Guard, private, reseed, watching
+from fanin.guard import Guard, finite_again, private, reseed, watching
 from fanin.nested import arguments, map_batch, tensors_in
 from fanin.operations import Weighted
 from fanin.trace import Watch, reject_unwatchable, trace
@@ -61,19 +61,22 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     check_batch(model, batch)
     # What a forward makes by itself (masks, positions) has to be on meta too.
     made = torch.device("meta") if meta else nullcontext()
-    with watching(model) as guard, made:
-        reseed(0)
-        own = {name for name, _ in model.named_parameters()}
-        try:
-            architecture = _watched(model, private(batch), guard)
-        except ForwardError as error:
-            if not meta:
-                raise
-            raise ForwardError(
-                f"{error} (on the meta device no value can be looked at: plan the model, or a "
-                "smaller one, on a real device)"
-            ) from error
-        changed = guard.changed()
+    own = {name for name, _ in model.named_parameters()}
+
+    def read() -> tuple[Architecture, list[str]]:
+        with watching(model) as guard, made:
+            reseed(0)
+            return _watched(model, private(batch), guard), guard.changed()
+
+    try:
+        (architecture, changed), _ = finite_again(model, read)  # what will be drawn anew may be NaN
+    except ForwardError as error:
+        if not meta:
+            raise
+        raise ForwardError(
+            f"{error} (on the meta device no value can be looked at: plan the model, or a "
+            "smaller one, on a real device)"
+        ) from error
     # A forward may add modules, which are gone again.
     kept = tuple(p for p in architecture.parameters if p.name in own)
     architecture = replace(architecture, parameters=kept)

@@ -40,6 +40,11 @@ class Station:
     cell: Cell
     layer: Layer | None
 
+    @property
+    def shown(self) -> str:
+        """The place in words."""
+        return self.place or "the model itself"
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -64,6 +69,8 @@ class Evidence:
             construction).
         lost: parameters that a weight is computed from, where an initializer drew that weight and
             not them (a watched construction).
+        refused: what the forward or the loss raised where entries are not finite; the pass was then
+            made with zeros in their place.
     """
 
     seen: Pass
@@ -82,6 +89,7 @@ class Evidence:
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()
     lost: tuple[str, ...] = ()
+    refused: str = ""
 
     @cached_property
     def zeros(self) -> frozenset[str]:

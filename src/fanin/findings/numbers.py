@@ -29,13 +29,19 @@ def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
     if bad:
         entries = count(sum(a.nonfinite for a in bad), "entry", "entries")
         counts = (f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad)
+        message = f"NaN or infinite: {entries} in {count(len(bad), 'parameter')}."
+        if evidence.refused:
+            message += (
+                f" The forward pass refuses them ({evidence.refused}); what follows was measured "
+                "with zeros in their place, and nothing else is judged."
+            )
         yield finding(
             "N401",
             "error",
             (a.name for a in bad),
             measured=f"{listed(counts, 4, apart='; ')} not finite",
             expected="0",
-            message=f"NaN or infinite: {entries} in {count(len(bad), 'parameter')}.",
+            message=message,
         )
 
 
