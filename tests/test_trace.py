@@ -19,9 +19,11 @@ from zoo.traps import Spectral
 
 import fanin
 from fanin.architecture import Architecture, read
-from fanin.errors import ForwardError
+from fanin.calls import BATCH
+from fanin.errors import ForwardError, ModelError
 from fanin.guard import Guard, untouched
 from fanin.nested import arguments, tensors_in
+from fanin.reading import reading
 from fanin.trace import Watch, trace
 
 pytestmark = QUIET
@@ -660,3 +662,64 @@ def test_a_forward_that_fails_by_itself_names_no_module():
 
     with pytest.raises(ForwardError, match=r"its forward raised ValueError: not today$"):
         fanin.check(Own(2, 2), torch.randn(3, 2))
+
+
+class Frames(nn.Module):
+    """Reads pictures as bytes and scales them by itself, as agents of video games do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(4, 16, 4, 2), nn.ReLU(), nn.Conv2d(16, 16, 4, 2))
+        self.head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 5))
+
+    def forward(self, frames):
+        return self.head(self.body(frames.float() / 255))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "code"),
+    [("body.2.weight", 1.0, ""), ("body.2.weight", 100.0, "P202"), ("body.2.bias", -1e4, "P205")],
+)
+def test_pictures_of_bytes_are_a_signal_like_those_of_floats(name: str, factor: float, code: str):
+    model, frames = Frames(), torch.randint(0, 256, (16, 4, 32, 32), dtype=torch.uint8)
+    parameter = model.get_parameter(name)
+    with torch.no_grad():
+        parameter.mul_(factor) if factor > 0 else parameter.fill_(factor)
+    labels = torch.randint(0, 5, (16,))
+
+    def loss(out):
+        return F.cross_entropy(out, labels)
+
+    of_bytes, of_floats = (fanin.check(model, batch, loss) for batch in (frames, frames.float()))
+    assert of_bytes.findings == of_floats.findings
+    assert not code or code in [f.code for f in of_bytes.findings]
+
+
+def test_bytes_beside_tokens_are_a_mask():
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(20, 16), nn.Linear(16, 3)
+
+        def forward(self, tokens, mask):
+            h = self.table(tokens)
+            scores = (h @ h.mT / 4).masked_fill(mask[:, 0] == 0, -1e9)
+            return self.head(scores.softmax(-1) @ h)
+
+    tokens, mask = torch.randint(0, 20, (8, 6)), torch.ones(8, 1, 6, 6, dtype=torch.uint8)
+    seen = reading(Tagger(), (tokens, mask))
+    assert [call.entry for call in seen.trace.calls if call.op == "embedding"] == [True]
+    assert not any(BATCH in call.inputs for call in seen.trace.calls)
+
+
+def test_nested_tensors_without_a_shape_are_one_clear_error():
+    def forward(self, x):
+        return torch.nested.to_padded_tensor(
+            torch.nested.as_nested_tensor([self.first(x)[i, : i + 1] for i in range(3)]).relu(), 0.0
+        )
+
+    model, x = Net(forward, first=nn.Linear(4, 6)), torch.randn(3, 5, 4)
+    for verb in (fanin.check, fanin.plan, fanin.init_, fanin.repair_):
+        with pytest.raises(ModelError, match="strided layout"):
+            verb(model, x)

@@ -19,7 +19,7 @@ from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
 from fanin.guard import finite_again, private, watching
 from fanin.layers import LayerStats, layer_stats
-from fanin.nested import arguments, tensors_in
+from fanin.nested import arguments, signals_in, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
 from fanin.prediction import between_samples, predictions
 from fanin.probe import Pass, Recorder, Subject, relative_spread, run_pass
@@ -375,8 +375,8 @@ def _input_variation(batch: Any, samples: int | None) -> float | None:
 
 
 def _input_rms(batch: Any) -> float | None:
-    """Root mean square of the largest floating input; None without one."""
-    inputs = [t for t in tensors_in(arguments(batch)) if t.is_floating_point() and t.numel()]
+    """Root mean square of the largest input that is a signal; None without one."""
+    inputs = [t for t in signals_in(arguments(batch)) if not t.is_complex() and t.numel()]
     dense = [t.detach().double() for t in inputs if t.layout == torch.strided]
     return max((float(t.square().mean().sqrt()) for t in dense), default=None)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["arguments", "map_batch", "map_tensors", "tensors_in"]
+__all__ = ["arguments", "map_batch", "map_tensors", "signals_in", "tensors_in"]
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -37,6 +38,26 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for item in vars(value).values():
             yield from tensors_in(item)
+
+
+def signals_in(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch whose values are a signal: those with floating or complex numbers.
+
+    In a batch without any, bytes of three dimensions or more are: pictures, which a model turns to
+    floats by itself.  Other integers are tokens, labels or masks; beside tokens, bytes are a mask.
+
+    >>> import torch
+    >>> frames, labels = torch.zeros(4, 3, 8, 8).byte(), torch.zeros(4).long()
+    >>> [tuple(tensor.shape) for tensor in signals_in((frames, labels))]
+    [(4, 3, 8, 8)]
+    """
+    tensors = list(tensors_in(batch))
+    floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+    tokens = any(t.dim() > 1 and t.dtype in (torch.int32, torch.int64) for t in tensors)
+    if floating or tokens:
+        yield from floating
+    else:
+        yield from (t for t in tensors if t.dim() > 2 and t.dtype == torch.uint8)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -26,7 +26,7 @@ from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
-from fanin.nested import arguments, map_tensors, tensors_in
+from fanin.nested import arguments, map_tensors, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent
 from fanin.operations import (
     ACTIVATIONS,
@@ -114,10 +114,10 @@ class Watch(TorchFunctionMode):
     # ---- provenance -----------------------------------------------------------------------------
 
     def note_batch(self, batch: Any) -> None:
-        """Mark every tensor of the batch as a signal."""
+        """Mark every tensor of the batch, as a signal or as integers."""
+        signals = {id(tensor) for tensor in signals_in(batch)}
         for tensor in tensors_in(batch):
-            floating = tensor.is_floating_point() or tensor.is_complex()
-            self._note(tensor, _Record(BATCH if floating else INTEGERS))
+            self._note(tensor, _Record(BATCH if id(tensor) in signals else INTEGERS))
 
     def producers(self, value: Any) -> tuple[int, ...]:
         """Indices of the calls that made the tensors of `value`."""
@@ -414,6 +414,11 @@ class Watch(TorchFunctionMode):
         option: float | None = None,
         curve: str | None = None,
     ) -> Call:
+        if output.is_nested and output.layout == torch.strided:
+            raise ModelError(
+                f"model: {self._stack[-1] or 'its forward'} makes a nested tensor of the strided "
+                "layout, which has no shape and cannot be watched; use layout=torch.jagged"
+            )
         uses = weighted or Weighted(op, (), ())
         units = None
         if uses.unit_dims:
