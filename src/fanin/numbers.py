@@ -175,6 +175,10 @@ _UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 
 
 _DRAWS = frozenset({"normal_", "uniform_"})
+# What hands out the memory of a tensor; whatever is written to that is not seen.
+_HANDS_OUT = frozenset(
+    {"numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage"}
+)
 
 
 class _Watch(TorchFunctionMode):
@@ -202,8 +206,8 @@ class _Watch(TorchFunctionMode):
             if name != "requires_grad_":
                 for tensor in tensors_in((args[:1], kwargs.get("tensor"), kwargs.get("out"))):
                     self._record._empty.pop(_key(tensor), None)
-        elif kwargs.get("out") is not None:
-            for tensor in tensors_in(kwargs["out"]):
+        elif kwargs.get("out") is not None or name in _HANDS_OUT:
+            for tensor in tensors_in(kwargs.get("out", args[:1])):
                 self._record._empty.pop(_key(tensor), None)
         return out
 
@@ -250,6 +254,7 @@ def recording() -> Iterator[Record]:
 
 def _key(tensor: Tensor) -> int:
     try:
-        return int(tensor.untyped_storage()._cdata)
+        with torch._C.DisableTorchFunction():  # a record may be under way
+            return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
         return id(tensor)
