@@ -713,6 +713,7 @@ def test_bytes_beside_tokens_are_a_mask():
     assert not any(BATCH in call.inputs for call in seen.trace.calls)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_nested_tensors_without_a_shape_are_one_clear_error():
     def forward(self, x):
         return torch.nested.to_padded_tensor(
