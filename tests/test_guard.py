@@ -15,7 +15,7 @@ from zoo import seeded
 from zoo.checks import unchanged
 
 import fanin
-from fanin.errors import ForwardError
+from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, untouched
 
 
@@ -316,3 +316,9 @@ def test_an_error_of_the_forward_that_is_not_for_nan_is_told():
         fanin.check(model, batch, _likelihood)
     with unchanged(model, batch), pytest.raises(ForwardError, match="shapes cannot be multiplied"):
         fanin.plan(model, batch)
+
+
+def test_a_loss_that_is_not_finite_by_itself_names_what_made_it_so():
+    model, batch = nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1)), torch.randn(16, 4)
+    with unchanged(model, batch), pytest.raises(LossError, match="nan .*; sqrt gives the first"):
+        fanin.check(model, batch, lambda out: (out - 2).sqrt().mean())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin import draw
-from fanin.architecture import parameters_of
+from fanin.architecture import Key, parameters_of
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
@@ -183,7 +183,7 @@ def _look(
 def _layers(
     subject: Subject,
     seen: Pass,
-    distinct: Mapping[str, int | None],
+    distinct: Mapping[Key, int],
     audits: tuple[Audit, ...],
     inside: Mapping[str, int],
 ) -> tuple[LayerStats, ...]:
@@ -192,7 +192,7 @@ def _layers(
     foretold = predictions(seen, sizes, subject.samples)
     found = []
     for layer in seen.architecture.layers:
-        stats = layer_stats(layer, seen, distinct.get(layer.name, layer.units))
+        stats = layer_stats(layer, seen, distinct.get(layer.key, layer.units))
         told = foretold.get(layer.name)
         found.append(
             replace(
@@ -228,7 +228,10 @@ def _blame_loss(seen: Pass, audits: tuple[Audit, ...]) -> None:
     huge = any(c.max_abs > _HUGE for c in cells)
     inside = seen.first_bad is not None and seen.first_bad[0].index < seen.architecture.trace.length
     if not math.isfinite(seen.loss) and not explained and not huge and not inside:
-        raise LossError(f"loss: it is {seen.loss} although the model's layers give finite values")
+        told = f"loss: it is {seen.loss} although the model's layers give finite values"
+        if seen.first_bad is not None:
+            told += f"; {seen.first_bad[0].op} gives the first that is not"
+        raise LossError(told)
 
 
 # Findings that need no pass.
