@@ -320,5 +320,5 @@ def test_an_error_of_the_forward_that_is_not_for_nan_is_told():
 
 def test_a_loss_that_is_not_finite_by_itself_names_what_made_it_so():
     model, batch = nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1)), torch.randn(16, 4)
-    with unchanged(model, batch), pytest.raises(LossError, match="nan .*; sqrt gives the first"):
+    with unchanged(model, batch), pytest.raises(LossError, match="sqrt gives the first"):
         fanin.check(model, batch, lambda out: (out - 2).sqrt().mean())
