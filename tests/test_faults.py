@@ -82,6 +82,21 @@ def test_a_lock_is_proven_by_four_identities_at_each_step(name: str):
                 assert 0 <= value < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("head-that-shouts", "output layer smaller"),
+        ("regression-with-weights-ten-times-too-large", "output layer smaller"),
+        ("raw-pixels-into-a-relu-network", "Normalize the inputs"),
+        ("cosines-enlarged-64-times", "scale s of a cosine head"),
+        ("variance-whose-logarithm-is-huge", "in front of an exponential"),
+    ],
+)
+def test_a_loss_that_starts_high_comes_with_what_helps(name: str, advice: str):
+    (fix,) = (f.fix for f in check_case(BY_NAME[name]).findings if f.code == "O301")
+    assert advice in fix
+
+
 @pytest.mark.parametrize("name", ["constant-first-layer", "two-shards-drawn-with-one-seed"])
 def test_units_that_separate_are_said_to_separate_and_when(name: str):
     symmetry = check_case(BY_NAME[name]).symmetry
@@ -106,6 +121,26 @@ def test_a_deadlock_lists_exactly_the_parameters_that_never_move(
     deadlocks = check_case(BY_NAME[name]).symmetry.deadlocks
     assert {d.parameter for d in deadlocks} == parameters
     assert cause is None or {cause} <= {d.cause for d in deadlocks}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+@pytest.mark.parametrize(("moving", "severity"), [(False, "error"), (True, "warning")])
+def test_weights_that_stay_where_nothing_is_measured_are_reported(moving: bool, severity: str):
+    """An error where no other weight moves."""
+    torch.manual_seed(0)
+    hidden, around = mlp(8, 16, 8), mlp(8, 8, 8)
+    for layer in (hidden[0], hidden[2]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    scripted = torch.jit.script(hidden)
+    model = nn.Sequential(Lambda(lambda x: scripted(x) + moving * around(x)))
+    model.scripted, model.around = scripted, around.requires_grad_(moving)
+    report = fanin.check(model, torch.randn(32, 8), regress(32, 8))
+    (finding,) = [f for f in report.findings if f.code == "S102"]
+    assert finding.severity == severity
+    assert finding.layers[:2] == ("scripted.0", "scripted.2")
+    assert finding.message.endswith("nothing that was watched says why.")
+    assert fanin.repair_(model, torch.randn(32, 8), regress(32, 8), warnings=True).ok
 
 
 def test_select_and_ignore_leave_findings_out():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_properties import networks
-from test_roles import HandNorm, Separate, eager
+from test_roles import HandNorm, Hyper, Separate, attended, eager
 from torch import Tensor, nn
 from zoo import Case, blocks, seeded
 from zoo.bad_input import BAD
@@ -169,6 +169,45 @@ def normed_chain(depth: int) -> tuple[nn.Module, Any]:
     return nn.Sequential(*steps, nn.Linear(16, 4)), torch.randn(64, 16)
 
 
+class Prefix(nn.Module):
+    """A learned prefix, made longer by an MLP, and a learned first state."""
+
+    def __init__(self):
+        super().__init__()
+        self.prefix, self.first = nn.Parameter(torch.zeros(5, 8)), nn.Parameter(torch.zeros(1, 16))
+        self.grow = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 16))
+        self.cell, self.head = nn.GRUCell(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        tokens = torch.cat([self.grow(self.prefix).expand(len(x), -1, -1), x], 1)
+        return self.head(self.cell(tokens.mean(1), self.first.expand(len(x), -1)))
+
+
+class Factored(nn.Module):
+    """Rows of two tables, multiplied: the output, or the input of a layer."""
+
+    def __init__(self, deep=False):
+        super().__init__()
+        self.users, self.items = nn.Embedding(20, 8), nn.Embedding(20, 8)
+        self.shift, self.head = nn.Embedding(20, 1), nn.Linear(8, 1) if deep else None
+
+    def forward(self, user, item):
+        both = self.users(user) * self.items(item)
+        return self.shift(user) + (self.head(both) if self.head else both.sum(-1, keepdim=True))
+
+
+class Token(nn.Module):
+    """A learned token beside those of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.body, self.head = mlp(16, 16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.body(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 0])
+
+
 def near(value: float) -> Any:
     return pytest.approx(value, rel=1e-6)
 
@@ -309,6 +348,14 @@ RULES: dict[str, Rule] = {
         "output layer too",
         lambda a: a.scheme == "lecun_normal" and a.fan == 32,
     ),
+    "table whose rows reach the output past every layer, no norms": Rule(
+        lambda: (Factored(), (torch.arange(20), torch.arange(20))),
+        "users.weight",
+        lambda: (Factored(deep=True), (torch.arange(20), torch.arange(20))),
+        "users.weight",
+        "past every layer",
+        lambda a: (a.scheme, a.std) == ("normal", 0.3),
+    ),
     "other tables": Rule(
         lambda: looked_up(nn.Linear(8, 8), nn.Tanh()),
         "0.weight",
@@ -317,7 +364,31 @@ RULES: dict[str, Rule] = {
         "one row is looked up",
         lambda a: (a.scheme, a.std) == ("normal", 1.0),
     ),
-    "biases, norm shifts, score biases": Rule(
+    "its output is the weights of another layer": Rule(
+        lambda: (Hyper("bmm"), (torch.randn(7, 4), torch.randn(7, 6))),
+        "maker.weight",
+        lambda: attended("linear heads"),
+        "k.weight",
+        "the weights of another layer",
+        lambda a: a.std == pytest.approx(math.sqrt(2 / 8) / math.sqrt(6), rel=0.5),
+    ),
+    "learned input of a layer": Rule(
+        lambda: (Prefix(), torch.randn(12, 6, 16)),
+        "prefix",
+        lambda: (Token(), torch.randn(12, 6, 16)),
+        "token",
+        "learned input",
+        lambda a: (a.scheme, a.std) == ("normal", 1.0),
+    ),
+    "learned token or position": Rule(
+        lambda: (Token(), torch.randn(12, 6, 16)),
+        "token",
+        lambda: (Prefix(), torch.randn(12, 6, 16)),
+        "prefix",
+        "small beside the signal",
+        lambda a: (a.scheme, a.std) == ("normal", 0.02),
+    ),
+    "biases, norm shifts, score biases, first states": Rule(
         zoo("gru-classifier"),
         "rnn.bias_ih_l0",
         zoo("lstm-classifier"),
@@ -899,6 +970,100 @@ def test_reasons_read_well_for_one_branch_and_for_several(scheme: str, count: in
         for chosen in (scheme, "auto"):
             for a in plan(*build(), chosen):
                 reads_well(a.because)
+
+
+# ── learned inputs ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_learned_input_has_the_variance_that_layers_expect(device):
+    found = plan(Prefix().to(device), torch.randn(12, 6, 16))
+    assert not found.untouched
+    assert (found["prefix"].scheme, found["prefix"].std) == ("normal", 1.0)
+    assert "learned input" in found["prefix"].because
+    assert "its input is learned" in found["grow.0.weight"].because
+    assert found["grow.0.weight"].std == pytest.approx(8**-0.5)
+    assert found["first"].scheme == "zeros"
+
+
+def test_what_else_is_computed_of_a_learned_input_is_left_with_that_reason():
+    class Net(Prefix):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x):
+            made = self.grow(self.norm(self.prefix)).expand(len(x), -1, -1)
+            return self.head(torch.cat([made, x], 1).mean(1))
+
+    told = plan(Net(), torch.randn(12, 6, 16)).untouched
+    assert told["norm.weight"].startswith("the input of a layer is computed from it")
+    assert "does not use it" in told["first"]
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Fields(nn.Module):
+    """A factorization machine beside an MLP (DeepFM), or the MLP alone."""
+
+    def __init__(self, products):
+        super().__init__()
+        self.products, self.table, self.weights = products, nn.Embedding(40, 8), nn.Embedding(40, 1)
+        self.net = mlp(32, 16, 1)
+
+    def forward(self, x):
+        rows = self.table(x)
+        out = self.net(rows.flatten(1))
+        if not self.products:
+            return out
+        pairs = (rows.sum(1) ** 2 - (rows**2).sum(1)).sum(1, keepdim=True) / 2
+        return out + pairs + self.weights(x).sum(1)
+
+
+def test_rows_that_are_multiplied_into_the_output_are_small():
+    torch.manual_seed(0)
+    model, batch = Fields(True), torch.randint(40, (128, 4))
+    found = init_(model, batch)
+    assert [found[n].std for n in ("table.weight", "weights.weight")] == [0.3, 0.3]
+    logits = model(batch).detach()
+    assert float(F.binary_cross_entropy_with_logits(logits, (logits < 0).float())) < 1.2
+    assert plan(Fields(False), batch)["table.weight"].std == 1.0
+
+
+@pytest.mark.parametrize("end", [nn.Linear(8, 3), nn.Conv1d(6, 3, 1), nn.GRU(8, 8)])
+def test_rows_that_every_layer_of_a_stream_adds_to_have_unit_size(end):
+    model = nn.Sequential(nn.Embedding(20, 8), Residual(*square()), end)
+    assert plan(model, torch.randint(20, (5, 6)))["0.weight"].std == 1.0
+
+
+# ── hypernetworks ────────────────────────────────────────────────────────────────────────────
+
+
+class TwoMade(nn.Module):
+    """Two layers whose weights are made, relu between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Sequential(nn.Linear(4, 64), nn.ReLU())
+        self.first, self.second = nn.Linear(64, 40 * 10), nn.Linear(64, 5 * 40)
+
+    def forward(self, z, x):
+        code = self.code(z)
+        h = torch.bmm(self.first(code).view(-1, 40, 10), x[:, :, None]).relu()
+        return torch.bmm(self.second(code).view(-1, 5, 40), h)
+
+
+def test_generated_weights_start_like_any_other():
+    """Chang et al. 2020: the variance of what is made is 1/fan_in, 2/fan_in behind relu."""
+    model, batch = TwoMade(), (torch.randn(256, 4), torch.randn(256, 10))
+    init_(model, batch)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    code = model.code(batch[0])
+    assert float(model.first(code).std()) == pytest.approx(10**-0.5, rel=0.3)
+    assert float(model.second(code).std()) == pytest.approx((2 / 40) ** 0.5, rel=0.3)
+    assert float(model(*batch).std()) == pytest.approx(1.0, rel=0.4)
 
 
 # ── what is left as it is ────────────────────────────────────────────────────────────────────

@@ -30,6 +30,8 @@ BY_NAME = {case.name: case for case in FAULTS}
 HOPELESS = {
     "logarithm-of-negative-numbers": "the logarithm meets negative numbers at any weights",
     "unused-parameter": "no value makes the forward pass use it",
+    "zeros-in-an-ensemble-under-vmap": "what its parameters do is not seen, so they have no plan",
+    "cosines-enlarged-64-times": "the head is normalized, and what enlarges it is no parameter",
     **dict.fromkeys(
         (
             "frozen-zero-readout",
@@ -37,6 +39,9 @@ HOPELESS = {
             "lora-whose-frozen-factor-is-zero",
             "branch-switched-off-with-trainable-layers-inside",
             "queries-frozen-at-zero",
+            "frozen-table-of-zeros-beside-positions",
+            "frozen-first-layer-next-to-zero",
+            "scores-that-do-not-see-what-they-score",
         ),
         "a repair leaves frozen parameters as they are",
     ),
@@ -920,6 +925,46 @@ def test_a_fault_without_a_remedy_is_told_as_such():
     done = by_name("logarithm-of-negative-numbers", warnings=False)
     assert not done.repair.ok
     assert "no remedy for N403" in str(done.repair)
+
+
+class Towers(nn.Module):
+    """Two towers whose ends are brought to length one, and compared."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = mlp(16, 32, 32), mlp(16, 32, 32)
+        self.end_a, self.end_b = (nn.Linear(32, 8, bias=False) for _ in range(2))
+
+    def forward(self, x, y):
+        a, b = self.end_a(self.a(x)), self.end_b(self.b(y))
+        return 10 * (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
+
+
+def test_an_output_layer_of_zeros_that_is_divided_by_its_length_is_drawn_alone():
+    torch.manual_seed(0)
+    model, batch = Towers(), (torch.randn(16, 16), torch.randn(16, 16))
+    zero_(model.end_a)
+    done = mend(model, batch, lambda o: F.cross_entropy(o, torch.arange(16)))
+    assert done.repair.ok
+    assert done.entries == {"end_a.weight": 256}
+
+
+def test_an_output_layer_of_zeros_stays_where_something_else_makes_the_nan():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = mlp(16, 32, 32), nn.Linear(32, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            h = self.b(self.a(x))
+            return self.head(h / h.norm(dim=1, keepdim=True))
+
+    torch.manual_seed(0)
+    model = Net()
+    zero_(model.b, model.head)
+    done = mend(model, torch.randn(32, 16), classify(32, 4))
+    assert done.repair.ok
+    assert done.entries == {"b.weight": 256}
 
 
 def test_select_and_ignore_choose_what_is_mended():

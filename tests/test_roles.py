@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from test_fans import ROWS, Row, tolerance
 from torch import Tensor, nn
+from torch.func import functional_call
 from zoo import blocks, seeded
 from zoo.blocks import Lambda, Residual, Scaled
 from zoo.checks import QUIET
@@ -18,7 +19,7 @@ from zoo.healthy import HEALTHY
 
 import fanin
 from fanin.branches import Branch
-from fanin.neighbours import Input
+from fanin.neighbours import Generated, Input
 from fanin.reading import reading
 from fanin.roles import Role, roles
 
@@ -1235,6 +1236,199 @@ def test_norms_end_a_stretch_and_sums_end_a_chain():
     assert [found[f"{i}.weight"].run for i in (0, 3, 6, 9)] == [1, 1, 1, 1]
     assert [found[f"{i}.weight"].chain for i in (0, 3, 6, 9)] == [6, 6, 6, 6]
     assert (found["13.weight"].run, found["13.weight"].chain) == (1, 1)
+
+
+class Adapted(nn.Module):
+    """One step of gradient descent inside of the forward pass (MAML), then the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x, y):
+        first = dict(self.net.named_parameters())
+        loss = F.mse_loss(functional_call(self.net, first, (x,)), y)
+        steps = torch.autograd.grad(loss, list(first.values()), create_graph=True)
+        fast = {name: p - 0.1 * g for (name, p), g in zip(first.items(), steps, strict=True)}
+        return F.mse_loss(functional_call(self.net, fast, (x,)), y)
+
+
+def test_the_last_layer_of_a_model_that_adapts_itself_is_its_output_layer():
+    found = seen(Adapted(), (torch.randn(8, 2), torch.randn(8, 3)))
+    assert {n for n, role in found.items() if role.head} == {"net.2.weight", "net.2.bias"}
+
+
+@pytest.mark.parametrize("more", ["matmul", "scale"])
+def test_an_output_layer_that_does_more_is_none(more):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.head = nn.Linear(5, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            h = self.inlet(x).relu()
+            weight = self.head.weight
+            h = h @ weight if more == "matmul" else (h[:, None] * weight).mean(1)
+            return self.head(h.relu())
+
+    assert not seen(Net(), torch.randn(4, 5))["head.weight"].head
+
+
+# ── hypernetworks, and products of signals that are none ─────────────────────────────────────
+
+
+class Hyper(nn.Module):
+    """A layer whose weights another one makes, for each sample."""
+
+    def __init__(self, how, inputs=6, outputs=5):
+        super().__init__()
+        self.how, self.inputs, self.outputs = how, inputs, outputs
+        self.code = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        self.maker = nn.Linear(8, outputs * inputs + outputs)
+        self.head = nn.Linear(outputs, 3)
+
+    def forward(self, z, x):
+        made = self.maker(self.code(z))
+        shift = made[:, self.outputs * self.inputs :]
+        weight = made[:, : self.outputs * self.inputs].view(-1, self.outputs, self.inputs)
+        h = {
+            "bmm": lambda: torch.bmm(weight, x[:, :, None])[:, :, 0],
+            "turned": lambda: torch.bmm(x[:, None], weight.transpose(1, 2))[:, 0],
+            "matmul": lambda: (weight @ x[:, :, None]).squeeze(-1),
+            "einsum": lambda: torch.einsum("boi,bi->bo", weight, x),
+            "linear": lambda: torch.stack([F.linear(a, w) for a, w in zip(x, weight, strict=True)]),
+            "conv": lambda: F.conv1d(
+                x.view(1, -1, 1), weight.flatten(0, 1)[..., None], groups=7
+            ).view(7, -1),
+        }[self.how]()
+        return self.head(torch.tanh(h + shift))
+
+
+@pytest.mark.parametrize("inputs", [6, 5])
+@pytest.mark.parametrize("how", ["bmm", "turned", "matmul", "einsum", "linear", "conv"])
+def test_a_layer_may_make_the_weights_of_another(how, inputs):
+    found = seen(Hyper(how, inputs), (torch.randn(7, 4), torch.randn(7, inputs)))
+    assert {n: r.generates for n, r in found.items() if r.generates is not None} == {
+        "maker.weight": Generated(inputs, Input("data"))
+    }
+
+
+def attended(how: str, tokens: int = 6, packed: bool = False) -> tuple[nn.Module, Any]:
+    """Attentions and other products of signals, with 4 heads of 2."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.head = (nn.Linear(8, 8) for _ in range(4))
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1) if packed else (self.q(x), self.k(x), self.v(x))
+            parts = [t.view(*t.shape[:2], 4, 2) for t in (q, k, v)]
+            a, b, c = (t.transpose(1, 2) for t in parts)
+            mixed = {
+                "softmax": lambda: (q @ k.mT).softmax(-1) @ v,
+                "heads": lambda: ((a @ b.mT).softmax(-1) @ c).transpose(1, 2).flatten(2),
+                "linear": lambda: q @ (k.mT @ v),
+                "linear heads": lambda: (a @ (b.mT @ c)).transpose(1, 2).flatten(2),
+                "sigmoid": lambda: torch.bmm(torch.bmm(q, k.mT).sigmoid(), v),
+                "einsum": lambda: torch.einsum(
+                    "bhts,bshd->bthd",
+                    torch.einsum("bthd,bshd->bhts", *parts[:2]).relu(),
+                    parts[2],
+                ).flatten(2),
+                "states": lambda: torch.einsum(
+                    "bthd,bhde->bthe", parts[0], torch.einsum("bthd,bthe->bhde", *parts[1:])
+                ).flatten(2),
+                "pointer": lambda: torch.bmm(k, q[:, 0, :, None]) + v,
+                "outer": lambda: (q[:, 0, :, None] @ k[:, 0, None, :]).relu().mean() + v,
+                "pair": lambda: F.linear(q[0], k[0]).mean() + v,
+                "score": lambda: torch.bmm(q[:, :1], k[:, 0, :, None]) + v,
+            }[how]()
+            return self.head(mixed)
+
+    return Net(), torch.randn(3, tokens, 8)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("softmax", "heads", "linear", "linear heads", "sigmoid", "einsum", "states"),
+        *("pointer", "outer", "pair", "score"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [2, 4, 6])
+@pytest.mark.parametrize("packed", [False, True])
+def test_signals_that_are_multiplied_are_no_weights(how, tokens, packed):
+    found = seen(*attended(how, tokens, packed))
+    assert all(role.generates is None for role in found.values())
+
+
+# ── learned inputs ───────────────────────────────────────────────────────────────────────────
+
+
+class Queries(nn.Module):
+    """Learned queries that one layer reads and nothing else."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.seeds = how, nn.Parameter(torch.randn(1, 4, 8))
+        self.q, self.k, self.v, self.head = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        seeds = {
+            "plain": lambda: self.seeds,
+            "expand": lambda: self.seeds.expand(len(x), -1, -1),
+            "repeat": lambda: self.seeds.repeat(len(x), 1, 1),
+        }[self.how]()
+        queries = self.q(seeds).expand(len(x), -1, -1)
+        return self.head(F.scaled_dot_product_attention(queries, self.k(x), self.v(x)))
+
+
+@pytest.mark.parametrize("how", ["plain", "expand", "repeat"])
+def test_what_a_layer_reads_may_be_a_parameter(how):
+    found = seen(Queries(how), torch.randn(3, 6, 8))
+    assert found["seeds"].kind == "input"
+    assert found["q.weight"].input.kind == "learned"
+    assert found["k.weight"].input.kind == "data"
+    report = fanin.check(Queries(how), torch.randn(3, 6, 8))
+    assert not report.unnamed
+
+
+def test_the_first_states_and_the_first_input_of_recurrent_layers_may_be_parameters():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.h, self.c = (nn.Parameter(torch.zeros(1, 1, 8)) for _ in range(2))
+            self.start = nn.Parameter(torch.randn(1, 8))
+            self.reader = nn.LSTM(5, 8, batch_first=True)
+            self.writer, self.head = nn.GRUCell(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            first = tuple(s.expand(-1, len(x), -1).contiguous() for s in (self.h, self.c))
+            _, (h, _) = self.reader(x, first)
+            return self.head(self.writer(self.start.expand(len(x), -1), h[0]))
+
+    found = kinds(Net(), torch.randn(4, 6, 5))
+    assert (found["h"], found["c"], found["start"]) == ("state", "state", "input")
+
+
+def test_a_learned_input_that_does_more_is_what_else_it_does():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.latents, self.norm = nn.Parameter(torch.randn(4, 8)), nn.LayerNorm(8)
+            self.q, self.k, self.v, self.head = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            latents = self.latents.expand(len(x), -1, -1)
+            queries = self.q(self.norm(latents))
+            found = F.scaled_dot_product_attention(queries, self.k(x), self.v(x))
+            return self.head(latents + found)
+
+    found = kinds(Net(), torch.randn(3, 6, 8))
+    assert found["latents"] == "token"
+    assert found["norm.weight"] == "computed"  # what q reads, but not alone
 
 
 # ── what is not known ────────────────────────────────────────────────────────────────────────

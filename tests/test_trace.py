@@ -321,6 +321,13 @@ def test_a_tied_weight_is_two_layers_of_one_parameter():
     assert {y.parameters for y in layers.values()} == {("embed.weight",)}
 
 
+def test_a_weight_that_is_also_used_transposed_is_two_layers():
+    model = Net(lambda m, x: F.linear(m.a(x).tanh(), m.a.weight.T), a=nn.Linear(8, 8))
+    layers = named(model, torch.randn(16, 8))
+    assert {n: y.calls for n, y in layers.items()} == {"a": 1, "a.weight": 1}
+    assert layers["a.weight"].parameters == ("a.weight",)
+
+
 def test_a_module_used_twice_is_one_layer_of_two_calls():
     model = Net(lambda m, x: m.a(m.a(x).tanh()), a=nn.Linear(8, 8))
     layers = named(model, torch.randn(16, 8))

@@ -12,7 +12,19 @@ from torch import nn
 from fanin.calls import INTEGERS, Call, Trace
 from fanin.operations import ADDING, BENDING, NORMS, PASSIVE
 
-__all__ = ["Architecture", "Layer", "Parameter", "parameters_of", "read", "weighted_source"]
+__all__ = [
+    "Architecture",
+    "Key",
+    "Layer",
+    "Parameter",
+    "key_of",
+    "parameters_of",
+    "read",
+    "weighted_source",
+]
+
+#: What makes two calls one layer: operation, main weight, whether it is transposed, its layout.
+Key = tuple[str, tuple[str, ...], bool, str]
 
 _NORMALIZING = NORMS | {"normalize", "softmax", "local_response_norm"}
 _ROOTS = frozenset(
@@ -48,8 +60,11 @@ class Parameter:
 class Layer:
     """One weighted layer: all the calls that use the same weight in the same way.
 
+    A weight that is used both as it is and transposed makes two layers.
+
     Attributes:
         name: module path where the module is this one layer, else the weight's parameter path.
+        key: what its calls have in common, the same in every pass.
         op: canonical operation.
         weight: parameters that make up the main weight.
         parameters: every parameter it uses, the main weight's first.
@@ -62,6 +77,7 @@ class Layer:
     """
 
     name: str
+    key: Key
     op: str
     weight: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -260,24 +276,28 @@ class Architecture:
 def read(trace: Trace, model: nn.Module) -> Architecture:
     """Group the calls of `trace` into the layers of `model`."""
     parameters = parameters_of(model)
-    groups: dict[tuple[str, tuple[str, ...]], list[Call]] = {}
+    groups: dict[Key, list[Call]] = {}
     for call in trace.calls:
         if call.operands and not call.op.startswith("unnamed:") and call.operands[0].parameters:
-            groups.setdefault((call.op, call.operands[0].parameters), []).append(call)
+            groups.setdefault(key_of(call), []).append(call)
     aliases = {p.name: p.aliases for p in parameters}
     owners = {key: _owner(calls[0], aliases) for key, calls in groups.items()}
-    shared = Counter(owner for owner, _ in owners.values())
+    shared = Counter(owner for owner, _ in {(owners[key][0], key[1]) for key in groups})
     holders = {above for owner, _ in owners.values() for above in _above(owner)}
     followers = _followers(trace)
     trainable = {p.name for p in parameters if p.trainable}
     layers = []
+    taken: set[str] = set()
     for key, calls in groups.items():
         owner, path = owners[key]
         names = tuple(dict.fromkeys(p for c in calls for p in c.parameters))
-        whole = shared[owner] == 1 and owner != "" and owner not in holders
+        first = owner != "" and owner not in taken
+        whole = first and shared[owner] == 1 and owner not in holders
+        taken.add(owner)
         layers.append(
             Layer(
                 name=owner if whole else path,
+                key=key,
                 op=key[0],
                 weight=key[1],
                 parameters=names,
@@ -290,6 +310,12 @@ def read(trace: Trace, model: nn.Module) -> Architecture:
             )
         )
     return Architecture(tuple(layers), parameters, _unnamed(trace, parameters), trace)
+
+
+def key_of(call: Call) -> Key:
+    """The key of the layer that a weighted call belongs to."""
+    main = call.operands[0]
+    return call.op, main.parameters, main.turned, call.layout
 
 
 def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
@@ -364,7 +390,7 @@ def _unnamed(trace: Trace, parameters: tuple[Parameter, ...]) -> tuple[tuple[str
     seen: dict[str, set[str]] = {}
     named: set[str] = set()
     for call in trace.calls:
-        for operand in call.operands:
+        for operand in (*call.operands, *call.learned):
             for name in operand.parameters:
                 if call.op.startswith("unnamed:"):
                     function = call.op.removeprefix("unnamed:")

@@ -12,8 +12,8 @@ from fanin.operations import Weighted
 
 __all__ = ["BATCH", "INTEGERS", "Call", "Observer", "Operand", "Trace"]
 
-BATCH = -1  # the batch's floating tensors, among the producers of a call
-INTEGERS = -2  # its integer tensors: tokens, but also masks and labels
+BATCH = -1  # the batch's signals (`nested.signals_in`), among the producers of a call
+INTEGERS = -2  # its other tensors: tokens, but also masks and labels
 _ENTRIES = frozenset({"embedding", "embedding_bag", "one_hot"})  # where integers become a signal
 
 
@@ -49,6 +49,8 @@ class Call:
             tensors, -2 its integers (tokens, but also masks and labels).
         shape: of its (first) output.
         operands: what it takes from parameters; empty for a call without weights.
+        learned: inputs of a layer that are parameters, or computed from them: queries, a first
+            state.
         units: output channels of a weighted call.
         fan_in: inputs summed into one output value.
         fan_out: outputs that one input value reaches.
@@ -69,6 +71,7 @@ class Call:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     operands: tuple[Operand, ...] = ()
+    learned: tuple[Operand, ...] = ()
     units: int | None = None
     fan_in: int | None = None
     fan_out: int | None = None

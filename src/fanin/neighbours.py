@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fanin.architecture import Architecture
@@ -9,13 +10,26 @@ from fanin.attention import FUSED, MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
 from fanin.operations import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 
-__all__ = ["After", "Input", "input_of", "nonlinearity_after", "reaches_softmax", "sets_steps"]
+__all__ = [
+    "After",
+    "Generated",
+    "Input",
+    "generated",
+    "input_of",
+    "nonlinearity_after",
+    "reaches_softmax",
+    "sets_steps",
+]
 
 _JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 # Activations that are often written out with one of a simpler kind.
 _WRITTEN = {"sigmoid": ("silu", "silu"), "tanh": ("gelu", "gelu_tanh"), "erf": ("gelu", "gelu")}
 # Calls that are followed at most: a norm written out, with its changes of dtype, takes 8.
 _NEAR = 12
+# Where a signal may be the weight: as the second argument, or on either side.
+_LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+_MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
+_TURNS = frozenset({"t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim"})
 
 
 @dataclass(frozen=True)
@@ -23,9 +37,10 @@ class Input:
     """Where the input of a weight comes from.
 
     Attributes:
-        kind: "data" (the batch itself), "tokens", "table" (an embedding), "norm", "activation",
-            "layer" (another layer, nothing between), "sum" (a residual stream, or branches that
-            meet), "product" (two signals multiplied), "attention", "recurrent" or "other".
+        kind: "data" (the batch itself), "tokens", "table" (an embedding), "learned" (a parameter),
+            "norm", "activation", "layer" (another layer, nothing between), "sum" (a residual
+            stream, or branches that meet), "product" (two signals multiplied), "attention",
+            "recurrent" or "other".
         activation: the nonlinearity, where `kind` is "activation", or that of a gate.
         curve: the same as `fanin.moments` takes it, with its arguments; None where it knows none.
     """
@@ -50,6 +65,19 @@ class After:
     curve: str | None = None
     normed: bool = False
     factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The weights that a layer's output is (a hypernetwork).
+
+    Attributes:
+        fan_in: inputs that they sum into one output.
+        input: where these inputs come from.
+    """
+
+    fan_in: int
+    input: Input
 
 
 def input_of(architecture: Architecture, index: int) -> Input:
@@ -156,6 +184,53 @@ def _norm_written_out(architecture: Architecture, call: Call) -> Call | None:
             return later if inside.issuperset(set(after) - {later.index}) else None
         inside.add(later.index)
     return None
+
+
+def generated(architecture: Architecture, call: Call) -> Generated | None:
+    """The weights that the output of a linear layer is, where it is a matrix for each sample."""
+    waiting = [call]
+    while waiting:
+        made = waiting.pop()
+        for after in architecture.followers.get(made.index, ()):
+            if after.op in PASSIVE:
+                # What is turned stays a matrix; heads that change places with tokens are none.
+                if after.op not in _TURNS or after.shape[-2:] == made.shape[:-3:-1]:
+                    waiting.append(after)
+                continue
+            fan = None if after.operands else _summed(architecture, call, made, after)
+            if fan is not None:
+                signal = next(i for i in after.sources if i != made.index)
+                if call.index not in architecture.ancestors(i for i in [signal] if i >= 0):
+                    return Generated(fan, input_of(architecture, signal))
+    return None
+
+
+def _summed(architecture: Architecture, layer: Call, made: Call, after: Call) -> int | None:
+    """Inputs that a call sums with `made` as its weight; None where that is no weight.
+
+    One output of the layer has to hold a whole matrix: in an attention the tokens are one side of
+    it, and each of them has an output of its own.
+    """
+    if after.sources.count(made.index) != 1 or len(after.sources) < 2 or len(made.shape) < 2:
+        return None
+    if after.op in _LAYERS:
+        whole = after.op != "linear" or math.prod(made.shape) <= layer.shape[-1]
+        return math.prod(made.shape[1:]) if whole and after.sources[1] == made.index else None
+    *several, rows, columns = made.shape
+    whole = rows * columns <= layer.shape[-1] and math.prod(several) <= math.prod(layer.shape[:-1])
+    if min(rows, columns) < 2 or not whole or len(after.sources) != 2:
+        return None
+    if after.op in _MATMULS:
+        return columns if after.sources[0] == made.index else rows
+    if after.op != "einsum":
+        return None
+    other = next(i for i in after.sources if i != made.index)
+    beside = architecture.trace.calls[other].shape if other >= 0 else ()
+    if rows == columns:
+        return rows if beside.count(rows) < 2 else None
+    summed = [s for s in (rows, columns) if s not in after.shape]
+    shared = rows in beside and columns in beside  # one of them counts matrices, as heads do
+    return summed[0] if len(summed) == 1 and not shared else None
 
 
 def reaches_softmax(architecture: Architecture, call: Call) -> bool:

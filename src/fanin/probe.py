@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fanin.architecture import Architecture, read, weighted_source
+from fanin.architecture import Architecture, Key, key_of, read, weighted_source
 from fanin.calls import Call
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, reseed
@@ -21,7 +21,17 @@ from fanin.sketch import Directions, project
 from fanin.slopes import SIGMOID_WEAK, flat_parts
 from fanin.trace import Watch, trace
 
-__all__ = ["ALIKE", "Cell", "Pass", "Recorder", "Stand", "Subject", "relative_spread", "run_pass"]
+__all__ = [
+    "ALIKE",
+    "FAR",
+    "Cell",
+    "Pass",
+    "Recorder",
+    "Stand",
+    "Subject",
+    "relative_spread",
+    "run_pass",
+]
 
 
 @dataclass
@@ -96,6 +106,8 @@ class Pass:
         named_loss: whether `loss` is the user's (or the model's own).
         chance: loss of guessing, where the loss is a known classification loss.
         target_rms: size of the target of a regression loss.
+        guess: loss of guessing zero, where the loss is a known regression loss, and loss of outputs
+            `FAR` times as far off; targets whose size is below 1 are taken as if it were 1.
         gradients: RMS of each trainable parameter's gradient; None for one that has none.
         cells: what was measured at each weighted call, by its index.
         picked: variation across samples of the results that are a part of what they are given, such
@@ -114,6 +126,7 @@ class Pass:
     cells: Mapping[int, Cell]
     picked: Mapping[int, float] = field(default_factory=dict)
     target_rms: float | None = None
+    guess: tuple[float, float] | None = None
     first_bad: tuple[Call, float] | None = None
     first_bad_gradient: Call | None = None
     heard: frozenset[int] = frozenset()
@@ -126,17 +139,18 @@ class Recorder:
         seed: of the directions that units are compared along.
         samples: batch size, or None.
         limit: magnitude at which a result counts as out of range; None to not look at every call.
-        keep: (op, main weight) of the layers whose tensors are kept for the certificate.
+        keep: keys of the layers whose tensors are kept for the certificate.
         listen: whether it is noted which results have a gradient that is not all zero.
     """
 
     def __init__(
         self, seed: int, samples: int | None, *, limit: float | None = None,
-        keep: frozenset[tuple[str, tuple[str, ...]]] = frozenset(), listen: bool = False,
+        keep: frozenset[Key] = frozenset(), listen: bool = False,
     ) -> None:  # fmt: skip
         self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
         self.chances: dict[int, float] = {}
         self.targets: dict[int, float] = {}
+        self.guesses: dict[int, tuple[float, float]] = {}
         self.picked: dict[int, float] = {}
         self.first_bad: tuple[Call, float] | None = None
         self.first_bad_gradient: Call | None = None
@@ -147,13 +161,13 @@ class Recorder:
         self._directions = Directions(seed)
         self._bent: set[int] = set()
         self._unit_dims: dict[int, tuple[int, ...]] = {}
-        self._occurrences: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._occurrences: dict[Key, int] = {}
 
     def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
         """Measure the output of a weighted call, and its cotangent when that arrives."""
         values = output.detach()
         cell = self.cells[call.index] = Cell(dtype=str(values.dtype).removeprefix("torch."))
-        key = (call.op, call.operands[0].parameters)
+        key = key_of(call)
         occurrence = self._occurrences.get(key, 0)
         self._occurrences[key] = occurrence + 1
         _measure(cell, values)
@@ -268,18 +282,33 @@ class Recorder:
     def criterion(
         self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """The loss of guessing (ln C for C classes, ln 2 for two), or the target's size."""
+        """The loss of guessing (ln C for C classes, ln 2 for two), or the target's size and the
+        loss of guessing zero."""
         scores = args[0] if args else kwargs.get("input")
         target = args[1] if len(args) > 1 else kwargs.get("target")
         if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
             return
         if name.endswith("l1_loss") or name in ("mse_loss", "huber_loss"):
-            self.targets[index] = float(target.detach().double().square().mean().sqrt())
+            wanted = target.detach().double()
+            size = self.targets[index] = float(wanted.square().mean().sqrt())
+            wanted = wanted / min(size, 1.0) if size > 0.0 else torch.ones_like(wanted)
+            options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
+            loss, zero = getattr(nn.functional, name), torch.zeros_like(wanted)
+            near, far = (loss(zero, k * wanted, *args[2:], **options) for k in (1.0, FAR))
+            if near.numel() == 1:
+                self.guesses[index] = float(near), float(far)
         elif kwargs.get("reduction", "mean") == "mean" and kwargs.get("weight") is None:
             classes = 2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)]
             self.chances[index] = math.log(classes)
 
 
+# How far off outputs may be, as a multiple of zero, before a regression loses many steps by it.
+# MLPs whose weights, or head, are too large: some train as well as any up to ×13.5; from ×28 all
+# end at 50 to 1e5 times the loss (300 steps at the best of five rates).  Tables of variance 1 whose
+# rows are multiplied: ×24 at width 512, as good as any.  Healthy zoo: up to ×1.25.
+FAR = 32.0
+# What a regression loss may be given beside output and target.
+_OPTIONS = frozenset({"reduction", "beta", "delta"})
 # Inputs of a sigmoid that an offset of its own moves, as that of a gate which starts shut or open:
 # they differ by less than the width of its bend, and float32 still knows its distance from 0 or 1.
 _BEND, _FAINT = 2.0, 16.0
@@ -504,6 +533,7 @@ def run_pass(
         named_loss=named,
         chance=_of_loss(architecture, recorder.chances) if named else None,
         target_rms=_of_loss(architecture, recorder.targets) if named else None,
+        guess=_of_loss(architecture, recorder.guesses) if named else None,
         gradients={n: None if g is None else _rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
         picked=recorder.picked,
@@ -532,7 +562,10 @@ def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
     return _functional(outputs, seed), False
 
 
-def _of_loss(architecture: Architecture, known: Mapping[int, float]) -> float | None:
+_Known = TypeVar("_Known")
+
+
+def _of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known | None:
     """What is known of the loss, where it is one known loss and not a sum of several."""
     trace, index = architecture.trace, architecture.trace.loss
     while index is not None and index not in known:

@@ -8,6 +8,7 @@ branch, in which attention, at which depth of a stretch without norms.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +18,23 @@ from fanin.architecture import Architecture
 from fanin.attention import attention_parts
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
-from fanin.neighbours import Input, input_of, nonlinearity_after, reaches_softmax, sets_steps
+from fanin.neighbours import (
+    Generated,
+    Input,
+    generated,
+    input_of,
+    nonlinearity_after,
+    reaches_softmax,
+    sets_steps,
+)
 from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
 from fanin.reparametrized import Part, parts
 
 __all__ = ["Role", "roles"]
 
 _UNTOLD = Input("other")
+# Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
+_ASIDE = ("token", "unknown")
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,9 @@ class Role:
         shape: of the parameter.
         trainable: whether it requires a gradient.
         kind: "weight", "recurrent", "projection", "bias", "recurrent_bias", "table", "token",
-            "norm_scale", "norm_shift", "branch_scale", "scale", "score_bias", "slope", "magnitude",
-            "step", "computed", "unknown" or "unused".
+            "input" (of a layer), "state" (a recurrent layer's first), "norm_scale", "norm_shift",
+            "branch_scale", "scale", "score_bias", "slope", "magnitude", "step", "computed",
+            "unknown" or "unused".
         op: canonical operation of the call that uses it.
         layer: path of the module that runs that call.
         call: index of its first call.
@@ -65,6 +77,7 @@ class Role:
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
         repeated: whether it is used again on what it made (a state unrolled over time).
+        generates: the weights that its output is (a hypernetwork), None where it is a signal.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
         uses: further kinds it is used as (a tied table is a "weight" too).
         expert: whether it holds one matrix for each of several experts.
@@ -73,6 +86,7 @@ class Role:
         low_rank: "A" or "B" in a low-rank pair beside another layer (LoRA), else "".
         features: size of the signal it reads (weights) or makes (tables).
         feeds_scores: whether it ends up as a bias on attention scores.
+        direct: whether rows of a table reach the output past every layer.
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -106,6 +120,7 @@ class Role:
     run: int = 1
     chain: int = 1
     repeated: bool = False
+    generates: Generated | None = None
     offset: float = 0.0
     uses: tuple[str, ...] = ()
     expert: bool = False
@@ -114,6 +129,7 @@ class Role:
     low_rank: str = ""
     features: int | None = None
     feeds_scores: bool = False
+    direct: bool = False
     seen: str = ""
 
 
@@ -139,17 +155,15 @@ class _Reader:
         self.place, self.ahead = _stretches(architecture, ends | norms)
         self.chained = _stretches(architecture, ends)
         self.unnamed = dict(architecture.unnamed)
+        self.layered = {c.index for c in self.calls if c.layout and "v" not in c.layout}
 
     def read(self) -> tuple[Role, ...]:
-        uses: dict[str, list[tuple[Call, Operand]]] = {}
-        for call in self.calls:
-            for operand in call.operands:
-                for name in operand.parameters:
-                    uses.setdefault(name, []).append((call, operand))
+        uses = _by_parameter((c, o) for c in self.calls for o in c.operands)
+        inputs = _by_parameter((c, o) for c in self.calls for o in c.learned)
         found = []
         for parameter in self.architecture.parameters:
             role = Role(parameter.name, parameter.shape, parameter.trainable, "unused")
-            known = uses.get(parameter.name, [])
+            known = uses.get(parameter.name) or inputs.get(parameter.name)
             if known:
                 role = self._role(role, known)
             found.append(role)
@@ -185,12 +199,11 @@ class _Reader:
             uses=others,
             part=part,
             offset=operand.offset or 0.0,
-            # A table is the output layer too; a weight that does more keeps its size for that.
-            head=(any if kind == "table" else all)(self._is_head(c) for c, _ in uses),
+            head=self._makes_output(kind, kinds),
             seen=self.unnamed.get(bare.parameter, call.op) if kind == "unknown" else "",
         )
         if operand.offset is None and part is None:
-            return replace(role, kind="computed", seen=call.op)
+            return replace(role, kind="computed", seen=kind if operand in call.learned else call.op)
         if kind in ("bias", "token") and sets_steps(self.architecture, call):
             return replace(role, kind="step")
         if kind in ("weight", "recurrent", "projection"):
@@ -208,10 +221,20 @@ class _Reader:
                 padding=call.padding,
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
+                direct=self.architecture.open_way([call.index], self.layered, onward=True),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
+
+    def _makes_output(self, kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
+        """Whether the calls that use a parameter make the model's output.
+
+        A table is the output layer too; a weight that does more keeps its size for that.
+        """
+        if kind == "table":
+            return any(self._is_head(call) for _, call, _ in uses)
+        return all(self._is_head(c) for k, c, _ in uses if k == kind or k not in _ASIDE)
 
     def _is_head(self, call: Call) -> bool:
         """Whether a call makes the model's output, alone or mixed with others."""
@@ -228,6 +251,8 @@ class _Reader:
             return "magnitude"
         if call.op.startswith("unnamed:"):
             return "unknown"
+        if operand in call.learned:
+            return operand.role
         if call.op in NORMS:
             return "norm_scale" if operand.role == "weight" else "norm_shift"
         if call.op == "prelu":
@@ -341,6 +366,7 @@ class _Reader:
         if gates > 1:
             blocks, fan_out = gates, role.shape[layout.index("o")] / gates
         spread = layout.startswith("b") and role.shape[0] > 1
+        learned = bool(late.learned) and not late.sources
         signal = late.sources[0] if late.sources else BATCH
         return replace(
             role,
@@ -349,17 +375,22 @@ class _Reader:
             groups=groups,
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
-            input=input_of(self.architecture, signal),
+            input=Input("learned") if learned else input_of(self.architecture, signal),
             attention=attention,
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
             shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
             expert=spread,
             repeated=repeated,
+            generates=self._generated(call, attention),
             low_rank=self.low_rank.get(call.index, ""),
             features=int(fan_in) if fan_in else None,
             **self._standing(call),
         )
+
+    def _generated(self, call: Call, attention: str) -> Generated | None:
+        plain = call.layout in ("oi", "io") and not attention
+        return generated(self.architecture, call) if plain else None
 
     def _gates(self, role: Role, layout: str) -> int:
         """Gates of a state's matrix written by hand: as many squares on top of one another."""
@@ -414,6 +445,15 @@ class _Reader:
             "run": self.place.get(call.index, 0) + 1 + self.ahead.get(call.index, 0),
             "chain": sum(side.get(call.index, 0) for side in self.chained) + 1,
         }
+
+
+def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[Call, Operand]]]:
+    """The uses of each parameter, in the order of the calls."""
+    found: dict[str, list[tuple[Call, Operand]]] = {}
+    for call, operand in uses:
+        for name in operand.parameters:
+            found.setdefault(name, []).append((call, operand))
+    return found
 
 
 def _stretches(

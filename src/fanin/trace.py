@@ -363,10 +363,11 @@ class Watch(TorchFunctionMode):
 
     def _recurrent(self, weighted: Weighted, outputs: tuple[Tensor, ...]) -> None:
         """One layer of a fused recurrent call."""
-        records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
-        inputs = tuple(r.call for r in records if r.call is not None)
-        varies = any(r.varies for r in records)
-        call = self._add_call(weighted.op, inputs, outputs[0], weighted, varies)
+        with torch._C.DisableTorchFunction():  # what is looked up is not part of what is watched
+            records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
+            inputs = tuple(r.call for r in records if r.call is not None)
+            varies = any(r.varies for r in records)
+            call = self._add_call(weighted.op, inputs, outputs[0], weighted, varies)
         self._mark(outputs, _Record(call.index, varies=varies))
         self._observed(self._report, call, weighted, (), outputs[0])
 

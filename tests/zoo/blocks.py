@@ -338,3 +338,21 @@ class RoutedExperts(nn.Module):
             if len(sample):
                 out = out.index_add(0, sample, share[sample, slot, None] * expert(x[sample]))
         return out
+
+
+def ensemble():
+    """Three networks under torch.vmap, of which two stacked weights are the parameters."""
+
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.randn(3, 16, 8) / 8**0.5)
+            self.b = nn.Parameter(torch.randn(3, 4, 16) / 16**0.5)
+
+        def forward(self, x):
+            def one(a, b):
+                return F.linear(F.linear(x, a).relu(), b)
+
+            return torch.vmap(one)(self.a, self.b).mean(0)
+
+    return Ensemble(), torch.randn(32, 8), classify(32, 4)

@@ -1465,3 +1465,303 @@ def head_that_overflows_an_exponential():
             return self.head(self.a(x).relu()).exp()
 
     return Net(), torch.randn(32, 8), lambda out: out.mean()
+
+
+def _tied(act, start: str):
+    """Decoded with the transpose of the encoder's weight."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.bias = nn.Linear(32, 16), nn.Parameter(torch.zeros(32))
+            with torch.no_grad():
+                weight = self.encoder.weight
+                if start == "equal rows":
+                    weight.copy_(weight[:1].clone().expand_as(weight))
+                else:
+                    weight.fill_(0.1 if start == "constant" else 0.0)
+                self.encoder.bias.zero_()
+
+        def forward(self, x):
+            return F.linear(act(self.encoder(x)), self.encoder.weight.T, self.bias)
+
+    x = torch.randn(64, 4) @ torch.randn(4, 32)
+    return Net(), x, lambda out: F.mse_loss(out, x)
+
+
+@FAULTS(codes=("S101",), layers=("encoder",), words=("1 distinct of 16",), **ERROR)
+def zeros_in_a_tied_autoencoder():
+    return _tied(torch.sigmoid, "zero")
+
+
+@FAULTS(codes=("S101",), layers=("encoder",), words=("1 distinct of 16",), **ERROR)
+def constant_in_a_tied_autoencoder():
+    return _tied(torch.tanh, "constant")
+
+
+@FAULTS(codes=("S101",), layers=("encoder",), words=("1 distinct of 16",), **ERROR)
+def equal_rows_in_a_tied_autoencoder():
+    return _tied(torch.relu, "equal rows")
+
+
+@FAULTS(codes=("S102",), layers=("encoder",), words=("two zero factors (encoder.weight)",), **ERROR)
+def tied_autoencoder_that_never_moves():
+    return _tied(torch.tanh, "zero")
+
+
+@FAULTS(codes=("S102",), layers=("body",), words=("two zero factors (body.weight)",), **ERROR)
+def zero_layer_that_runs_twice():
+    """The only zero of the model, and both factors."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 16, bias=False), nn.Linear(16, 4)
+            nn.init.zeros_(self.body.weight)
+
+        def forward(self, x):
+            return self.head(self.body(self.body(x).relu()))
+
+    return Net(), torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("S102",), layers=("a", "b"), words=("two zero factors (",), **ERROR)
+def zeros_inside_vmap():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+            zero_(self.a, self.b)
+
+        def forward(self, x):
+            return torch.vmap(lambda one: self.b(self.a(one).relu()))(x)
+
+    return Net(), torch.randn(32, 8), classify(32, 4)
+
+
+@FAULTS(codes=("S102",), layers=("0",), words=("nothing that was watched says why",), **ERROR)
+def zeros_on_both_sides_of_a_vmap():
+    """Where torch.vmap ends, the signal is lost from sight."""
+    act = blocks.Lambda(torch.vmap(torch.relu, in_dims=1, out_dims=1))
+    model = nn.Sequential(nn.Linear(8, 16), act, nn.Linear(16, 4))
+    zero_(model[0], model[2])
+    return model, torch.randn(32, 8), classify(32, 4)
+
+
+@FAULTS(codes=("S102",), layers=("a", "b"), words=("nothing that was watched says why",), **ERROR)
+def zeros_in_an_ensemble_under_vmap():
+    """What torch.vmap makes of the stacked weights is no longer known as theirs."""
+    model, batch, loss = blocks.ensemble()
+    nn.init.zeros_(model.a)
+    nn.init.zeros_(model.b)
+    return model, batch, loss
+
+
+@FAULTS(codes=("S101",), layers=("words",), words=("words: 1 distinct of 32",), **ERROR)
+def constants_before_experts_that_get_nothing():
+    """The experts are behind a norm of what is constant: they have no say in what is lost."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.norm = nn.Embedding(40, 32), nn.LayerNorm(32)
+            self.experts = nn.ModuleList(mlp(32, 64, 32) for _ in range(3))
+            self.last, self.head = nn.LayerNorm(32), nn.Linear(32, 40, bias=False)
+            for parameter in self.parameters():
+                if parameter.dim() > 1:
+                    nn.init.constant_(parameter, 0.02)
+            for expert in self.experts:
+                nn.init.zeros_(expert[0].bias)
+                nn.init.zeros_(expert[2].bias)
+
+        def forward(self, tokens):
+            h = self.words(tokens)
+            normed = self.norm(h)
+            return self.head(self.last(h + sum(e(normed) for e in self.experts)))
+
+    tokens = torch.randint(0, 40, (8, 12))
+    targets = torch.randint(0, 40, (96,))
+    return Net(), tokens, lambda out: F.cross_entropy(out.flatten(0, 1), targets)
+
+
+# ── scales that only training shows ──────────────────────────────────────────────────────────
+
+
+class Recurrence(nn.Module):
+    """Reads twenty steps, at once or one by one, and answers from the last state."""
+
+    def __init__(self, whole: bool):
+        super().__init__()
+        kind = nn.RNN if whole else nn.RNNCell
+        more = {"batch_first": True} if whole else {}
+        self.rnn, self.head = kind(2, 32, nonlinearity="relu", **more), nn.Linear(32, 1)
+
+    def forward(self, x):
+        if isinstance(self.rnn, nn.RNN):
+            return self.head(self.rnn(x)[0][:, -1])
+        state = x.new_zeros(len(x), 32)
+        for step in x.unbind(1):
+            state = self.rnn(step, state)
+        return self.head(state)
+
+
+@FAULTS(codes=("P202",), layers=("rnn",), **ERROR)
+def recurrent_weights_of_variance_one():
+    """4e10 after twenty steps; the layer is the first place on the trunk and its own base."""
+    model = Recurrence(whole=True)
+    nn.init.normal_(model.rnn.weight_hh_l0)
+    return model, torch.rand(64, 20, 2), regress(64, 1)
+
+
+@FAULTS(codes=("P202",), layers=("rnn",), **ERROR)
+def cell_that_doubles_its_state():
+    model = Recurrence(whole=False)
+    with torch.no_grad():
+        model.rnn.weight_hh.copy_(2 * torch.eye(32))
+    return model, torch.rand(64, 20, 2), regress(64, 1)
+
+
+@FAULTS(codes=("O301",), layers=("4",), words=("guessing zero",), **WARNING)
+def regression_with_weights_ten_times_too_large():
+    """Three layers make ×60 of the targets: no growth that P202 counts."""
+    model = mlp(8, 64, 64, 1)
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(10)
+    return model, torch.randn(256, 8), regress(256, 1)
+
+
+@FAULTS(codes=("O301",), words=("guessing zero",), **WARNING)
+def tables_of_which_rows_are_multiplied():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.users, self.items = nn.Embedding(50, 16), nn.Embedding(40, 16)
+            with torch.no_grad():
+                self.users.weight.mul_(10)
+                self.items.weight.mul_(10)
+
+        def forward(self, pairs):
+            return (self.users(pairs[:, 0]) * self.items(pairs[:, 1])).sum(-1)
+
+    pairs, stars = torch.randint(0, 40, (256, 2)), torch.randint(1, 6, (256,)).float()
+    return Net(), pairs, lambda out: F.smooth_l1_loss(out, stars)
+
+
+@FAULTS(codes=("O301",), layers=("5",), words=("inputs are so large",), **WARNING)
+def raw_pixels_into_a_relu_network():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    return model, torch.randint(0, 256, (32, 3, 16, 16)).float(), classify(32, 10)
+
+
+@FAULTS(codes=("O301",), words=("enlarges its logits",), **WARNING)
+def cosines_enlarged_64_times():
+    """The head's weights are normalized: no start of theirs makes the logits smaller."""
+
+    class Arc(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = mlp(20, 32, 16), nn.Parameter(torch.randn(10, 16))
+
+        def forward(self, x):
+            return F.linear(F.normalize(self.body(x)), F.normalize(self.head))
+
+    labels = torch.randint(0, 10, (64,))
+    margin = 0.5 * F.one_hot(labels, 10)
+
+    def arc_face(cosine):
+        angle = cosine.clamp(-0.999, 0.999).acos() + margin
+        return F.cross_entropy(64 * angle.cos(), labels)
+
+    return Arc(), torch.randn(64, 20), arc_face
+
+
+@FAULTS(codes=("O301",), words=("exponential",), **WARNING)
+def variance_whose_logarithm_is_huge():
+    """e^60: the loss is a sum of two, neither of them known."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.mean, self.log = mlp(20, 32, 32), nn.Linear(32, 4), nn.Linear(32, 4)
+            nn.init.normal_(self.log.weight, std=20.0)
+
+        def forward(self, x):
+            h = self.body(x).tanh()
+            mean, log = self.mean(h), self.log(h)
+            return (mean.square() + log.exp() - log).mean()
+
+    return Net(), torch.randn(64, 20), lambda out: out
+
+
+# ── frozen at zero, or next to it ────────────────────────────────────────────────────────────
+
+
+@FAULTS(codes=("P207",), layers=("words",), words=("frozen at or next to zero",), **ERROR)
+def frozen_table_of_zeros_beside_positions():
+    """The positions learn, and say the same of all samples."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places = nn.Embedding(50, 32), nn.Parameter(torch.randn(8, 32))
+            self.body, self.head = mlp(32, 64, 32), nn.Linear(32, 2)
+            frozen_zero(self.words.weight)
+
+        def forward(self, tokens):
+            return self.head(self.body(self.words(tokens) + self.places).mean(1))
+
+    return Net(), torch.randint(0, 50, (32, 8)), classify(32, 2)
+
+
+@FAULTS(codes=("P207",), layers=("0",), words=("frozen at or next to zero",), **ERROR)
+def frozen_first_layer_next_to_zero():
+    """Its biases drown the inputs, and its weights cannot grow."""
+    model = mlp(20, 32, 32, 5, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)
+    model[0].requires_grad_(False)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+class Pointer(nn.Module):
+    """Scores of five places, from each place and from the mean of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.out = nn.Linear(2, 16), nn.Linear(16, 1, bias=False)
+        self.own, self.whole = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+
+    def forward(self, x):
+        h = self.enter(x).tanh()
+        return self.out((self.own(h) + self.whole(h.mean(1))[:, None]).tanh()).squeeze(-1)
+
+
+@FAULTS(codes=("P203",), layers=("out",), words=("cancels",), **ERROR)
+def scores_that_do_not_see_what_they_score():
+    model = Pointer()
+    frozen_zero(model.own.weight)
+    return model, torch.randn(32, 5, 2), classify(32, 5)
+
+
+@FAULTS(codes=("P205",), layers=("2.B", "2.base"), **ERROR)
+def adapter_beside_a_bias_that_shuts_its_units():
+    """Neither branch is on the trunk; their sum is, and it is dead."""
+    model = nn.Sequential(
+        blocks.LoRA(nn.Linear(16, 64)),
+        nn.GELU(),
+        blocks.LoRA(nn.Linear(64, 64)),
+        nn.GELU(),
+        nn.Linear(64, 2),
+    )
+    for adapter in (model[0], model[2]):
+        nn.init.normal_(adapter.B, std=0.1)
+    nn.init.constant_(model[2].base.bias, -10.0).requires_grad_(True)
+    return model, torch.randn(64, 16), classify(64, 2)

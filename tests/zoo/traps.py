@@ -2350,3 +2350,272 @@ def raw_inputs_that_a_norm_takes_in_front_of_an_lstm():
             return self.head(self.rnn(self.norm(x))[0][:, -1])
 
     return Net(), 100 * torch.randn(32, 9, 6), classify(32, 3)
+
+
+def _flow(mask):
+    """Coupling layers whose last layers are zero, so that the flow starts as the identity.
+
+    `mask` takes away the half of what a network gives that is not changed.
+    """
+
+    class Coupling(nn.Module):
+        def __init__(self, flip: int):
+            super().__init__()
+            self.register_buffer("kept", (torch.arange(6) % 2 == flip).float())
+            self.scale, self.shift = mlp(6, 32, 6), mlp(6, 32, 6)
+            zero_(self.scale[2], self.shift[2])
+
+        def forward(self, x):
+            known = x * self.kept
+            scale = mask(self.scale(known).tanh(), self.kept)
+            return x * scale.exp() + mask(self.shift(known), self.kept), scale.sum(1)
+
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Coupling(i % 2) for i in range(4))
+
+        def forward(self, x):
+            volume = 0.0
+            for layer in self.layers:
+                x, more = layer(x)
+                volume = volume + more
+            return x.square().sum(1) / 2 - volume
+
+    return Flow(), torch.randn(64, 6), torch.mean
+
+
+@TRAPS(absent=("S101",))
+def coupling_layers_with_a_mask_that_start_as_the_identity():
+    return _flow(lambda values, kept: (1 - kept) * values)
+
+
+@TRAPS(absent=("S101",))
+def coupling_layers_that_choose_with_where():
+    return _flow(lambda values, kept: torch.where(kept > 0, 0.0, values))
+
+
+@TRAPS(absent=("S101",))
+def coupling_layers_that_fill_with_zeros():
+    return _flow(lambda values, kept: values.masked_fill(kept > 0, 0.0))
+
+
+@TRAPS(absent=("S101", "S102"))
+def tied_autoencoder():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.bias = nn.Linear(32, 16), nn.Parameter(torch.zeros(32))
+
+        def forward(self, x):
+            return F.linear(self.encoder(x).tanh(), self.encoder.weight.T, self.bias)
+
+    x = torch.randn(64, 32)
+    return Net(), x, lambda out: F.mse_loss(out, x)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_readout_that_is_used_twice_side_by_side():
+    """One zero on each path: it moves at the first step."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = mlp(20, 32, 32), nn.Linear(32, 4)
+            zero_(self.head)
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.head(h) + self.head(h.flip(1))
+
+    return Net(), torch.randn(32, 20), classify(32, 4)
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_readout_in_an_ensemble_under_vmap():
+    model, batch, loss = blocks.ensemble()
+    nn.init.zeros_(model.b)
+    return model, batch, loss
+
+
+@TRAPS(absent=("S102",))
+def token_that_no_sample_asks_for():
+    """A mask token, and a table of them, that this batch has no use for."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 1, 16))
+            self.table = nn.Parameter(torch.randn(6, 16))
+            self.body = mlp(16, 32, 4)
+
+        def forward(self, x):
+            nowhere = torch.zeros(x.shape[:2], dtype=torch.bool)[..., None]
+            x = torch.where(nowhere, self.table, torch.where(nowhere, self.token, x))
+            return self.body(x).mean(1)
+
+    return Net(), torch.randn(32, 6, 16), classify(32, 4)
+
+
+@TRAPS(absent=("S102",))
+def parameters_that_a_wrapper_keeps_in_the_graph():
+    """A sum times zero gives each parameter a gradient; data-parallel wrappers ask for one."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.spare = mlp(20, 32, 4), nn.Linear(20, 32)
+
+        def forward(self, x):
+            return self.body(x) + 0.0 * sum(p.sum() for p in self.spare.parameters())
+
+    return Net(), torch.randn(32, 20), classify(32, 4)
+
+
+@TRAPS(absent=("S102",))
+def scripted_experts_nobody_visits():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(torch.jit.script(mlp(16, 32, 4)) for _ in range(3))
+
+        def forward(self, x):
+            chosen = torch.zeros(len(x), dtype=torch.long)  # the router's choice
+            parts = [expert(x[chosen == i]) for i, expert in enumerate(self.experts)]
+            return torch.cat(parts)
+
+    return Net(), torch.randn(32, 16), classify(32, 4)
+
+
+# ── scales that training does not mind ───────────────────────────────────────────────────────
+
+
+def _recurrence(whole: bool, steps: int = 60):
+    from zoo.faults import Recurrence
+
+    return Recurrence(whole), torch.rand(64, steps, 2), regress(64, 1)
+
+
+@TRAPS(absent=("P202", "O301"))
+def recurrence_that_starts_as_a_sum():
+    """Identity and weights of 1e-3 (IRNN): sixty times the first state, and no larger than 1."""
+    model, *rest = _recurrence(whole=False)
+    with torch.no_grad():
+        nn.init.normal_(model.rnn.weight_ih, std=1e-3)
+        model.rnn.weight_hh.copy_(torch.eye(32))
+    return model, *rest
+
+
+@TRAPS(absent=("P202", "O301"))
+def recurrence_at_once_that_grows_a_little():
+    model, *rest = _recurrence(whole=True)
+    nn.init.orthogonal_(model.rnn.weight_hh_l0, 1.3)
+    return model, *rest
+
+
+@TRAPS(absent=("P202", "O301"))
+def recurrence_over_raw_inputs():
+    """As large as its inputs: nothing grows."""
+    model, x, loss = _recurrence(whole=True)
+    return model, 1000 * x, lambda out: loss(out / 1000)
+
+
+def _regression(target, loss=F.mse_loss, **options):
+    return mlp(20, 64, 64, 1), torch.randn(64, 20), lambda out: loss(out, target, **options)
+
+
+@TRAPS(absent=("O301",))
+def regression_of_tiny_targets():
+    """The loss is 300 times that of guessing zero, and Adam is there in a few steps."""
+    return _regression(torch.randn(64, 1) / 100)
+
+
+@TRAPS(absent=("O301",))
+def regression_of_targets_that_are_zero():
+    return _regression(torch.zeros(64, 1), F.l1_loss)
+
+
+@TRAPS(absent=("O301",))
+def squares_that_are_summed():
+    return _regression(torch.randn(64, 1), reduction="sum")
+
+
+@TRAPS(absent=("O301",))
+def squares_whose_mean_is_taken_by_hand():
+    target = torch.randn(64, 1)
+    return (
+        mlp(20, 64, 64, 1),
+        torch.randn(64, 20),
+        lambda out: F.mse_loss(out, target, reduction="none").mean(),
+    )
+
+
+@TRAPS(absent=("O301",))
+def rewards_under_a_huber_loss():
+    return _regression(5 + torch.randn(64, 1), F.huber_loss, delta=0.5)
+
+
+@TRAPS(absent=("O301",))
+def wide_tables_of_variance_one_whose_rows_are_multiplied():
+    """Outputs 16 times as large as the targets; as good a start as a smaller one."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.users, self.items = nn.Embedding(50, 256), nn.Embedding(40, 256)
+
+        def forward(self, pairs):
+            return (self.users(pairs[:, 0]) * self.items(pairs[:, 1])).sum(-1)
+
+    return Net(), torch.randint(0, 40, (256, 2)), regress(256)
+
+
+@TRAPS(absent=("O301",))
+def loss_in_units_of_its_data():
+    """A square written by hand, of targets in single units of money."""
+    target = 1e6 * torch.randn(64, 1)
+    return mlp(20, 64, 1), torch.randn(64, 20), lambda out: (out - target).square().sum()
+
+
+# ── frozen at zero beside a way around ───────────────────────────────────────────────────────
+
+
+def _frozen_zero(parameter: nn.Parameter) -> None:
+    nn.init.zeros_(parameter).requires_grad_(False)
+
+
+@TRAPS(absent=("P207", "P203", "S102"))
+def frozen_table_of_zeros_beside_another():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.kinds = nn.Embedding(40, 16), nn.Embedding(4, 16)
+            self.body = mlp(16, 32, 5)
+            _frozen_zero(self.kinds.weight)
+
+        def forward(self, tokens):
+            return self.body(self.words(tokens) + self.kinds(tokens % 4))
+
+    return Net(), torch.randint(0, 40, (64,)), classify(64, 5)
+
+
+@TRAPS(absent=("P207",))
+def frozen_weights_next_to_zero_in_front_of_a_norm():
+    """Without a bias in between nothing drowns them."""
+    model = nn.Sequential(
+        nn.Linear(20, 32, bias=False), nn.LayerNorm(32, eps=0.0), nn.Tanh(), nn.Linear(32, 5)
+    )
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)
+    model[0].requires_grad_(False)
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+@TRAPS(absent=("P203",))
+def scores_whose_own_part_starts_at_zero():
+    """What they lack is the first thing that trains."""
+    from zoo.faults import Pointer
+
+    model = Pointer()
+    nn.init.zeros_(model.own.weight)
+    return model, torch.randn(32, 5, 2), classify(32, 5)

@@ -97,6 +97,11 @@ class Evidence:
         return frozenset(a.name for a in self.audits if a.zero)
 
     @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Parameters that stay as they are."""
+        return frozenset(p.name for p in self.seen.architecture.parameters if not p.trainable)
+
+    @cached_property
     def sizes(self) -> Mapping[str, float]:
         """Root mean square of each parameter's entries."""
         return {a.name: a.rms for a in self.audits}

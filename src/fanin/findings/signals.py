@@ -1,4 +1,4 @@
-"""P201–P207: what becomes of signal, cotangent and the differences between samples along depth.
+"""P201–P206: what becomes of signal and cotangent along depth.
 
 Everything is judged on the *trunk*: the places that every path from the batch to the output passes.
 A branch may start at zero, or at 1e-6; the trunk may not.  Thresholds lie between what the labelled
@@ -9,19 +9,17 @@ stand beside each.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
-from fanin.architecture import Layer
-from fanin.calls import Call
+from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
+from fanin.findings.reach import large_inputs, live
 from fanin.findings.rules import Finding, finding
-from fanin.operations import NORMS, PASSIVE, PRODUCTS, RECURRENT, SUMS
-from fanin.probe import ALIKE, Pass
+from fanin.operations import NORMS, PRODUCTS, RECURRENT
 from fanin.wording import listed
 
-__all__ = ["RULES", "large_inputs"]
+__all__ = ["ABOVE_TARGET", "RULES"]
 
 # Decay of the signal over a stretch without normalization, its largest single step left out (a
 # small head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4,
@@ -43,13 +41,6 @@ GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 5e-4
 # small relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty
 # from 1e3.
 GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
-# Variation across samples over that of the batch.  Labelled: sound down to 6e-5 (a convolution;
-# 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
-# 1.7e-3.
-COLLAPSED, COLLAPSING = 2e-5, ALIKE
-# What differs at the input of an output layer that is not to blame for its likeness: gates shut by
-# a bias of -15 leave 3e-7 of 1.
-LEAST_GIVEN = 1e-3
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
 # Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any
@@ -65,79 +56,18 @@ LEAST_SPREAD = 0.01
 # A head whose outputs differ by less than this share of their size sits where its bias puts it: the
 # prior of a rare class, on purpose.
 PRIOR = 0.3
-# Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
-LARGE_INPUT = 10.0
-# Weights of this gain (std · √fan_in) put half of the units of a tanh into its flat part by
-# themselves, when inputs have an rms of 1: P(|3.2 z| > 2.178) = 0.5.
-TAME = 3.2
-# Weights of this gain (std · √fan_in) are next to zero, from where a layer learns as from zero: one
-# layer of an MLP at 1e-2 to 1e-12 of torch's default trains to the same loss.  A table in front of
-# an MLP, an LSTM, a GRU or a transformer trains in the same number of steps from 1e-2 to 1e-12 of
-# its usual size: 1.1 to 2.3 times as many as from that with Adam, 1.2 to 5.5 times with SGD.
-NEXT_TO_ZERO = 1e-2
 # A step of the cotangent this small is a sum that cancels: what is left of it is rounding.  A
 # constant output layer behind a norm leaves 6e-8, and the norm 3e-7 of that.
 CANCELLED = 1e-6
-# A batch whose own samples differ by less than this cannot show a collapse.
-SAME_BATCH = 1e-3
-
-
-def _live(evidence: Evidence) -> list[Station]:
-    """The trunk up to the first weights that are all zero: what lies behind them only says that."""
-    live, constant = [], _constant(evidence)
-    for station in evidence.trunk:
-        if station.index in constant:
-            break
-        if station.layer is not None and _is_zero(evidence, station.layer):
-            break
-        if not math.isfinite(station.rms):
-            break
-        live.append(station)
-    return live
-
-
-def _is_zero(evidence: Evidence, layer: Layer) -> bool:
-    """Whether a layer's weight is zero where it is used: not as 1 + weight, nor as a slope."""
-    main = evidence.seen.architecture.trace.calls[layer.calls[0]].operands[0]
-    return layer.weight[0] in evidence.zeros and main.offset == 0.0 and layer.op != "prelu"
-
-
-def _constant(evidence: Evidence) -> set[int]:
-    """Calls that the batch reaches through weights of zero alone: they give one value, or zero."""
-    read, cells = evidence.seen.architecture, evidence.seen.cells
-    found = {c.index for c in read.trace.calls if _is_closed(c, evidence.zeros)}
-    zero = {i for i in found if i in cells and cells[i].squares == 0.0}
-    for call in read.trace.calls if found else ():
-        given = {i for i in call.inputs if i < 0 or read.trace.calls[i].varies}
-        handed = call.op in PASSIVE or (call.op in SUMS and len(set(call.sources)) > 1)
-        factor = call.op in _PRODUCTS and not zero.isdisjoint(given)
-        if (given and found >= given) or factor:
-            found.add(call.index)
-        if factor or (handed and given and zero >= given and not call.operands):
-            zero.add(call.index)
-    return found
-
-
-def _is_closed(call: Call, zeros: frozenset[str]) -> bool:
-    """Whether a matrix or table of zeros is all that a call makes its result of."""
-    if not call.operands or not call.layout:
-        return False
-    main = call.operands[0]
-    plain = len(main.parameters) == 1 and main.offset == 0.0
-    return plain and main.parameters[0] in zeros and call.op not in RECURRENT
-
-
-# What is zero where one of its factors is.
-_PRODUCTS = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
 
 
 def _stretch(evidence: Evidence) -> list[Station]:
     """The live trunk after its last normalization, which makes all scales before it harmless."""
     weighted = max((s.index for s in evidence.trunk if s.layer is not None), default=-1)
     resets = [i for i in evidence.seen.architecture.normalizations if i <= weighted]
-    live = [s for s in _live(evidence) if s.rms > 0]
+    alive = [s for s in live(evidence) if s.rms > 0]
     last = max(resets, default=-1)  # a softmax behind the last layer normalizes no layer
-    return [s for s in live if s.index >= last]
+    return [s for s in alive if s.index >= last]
 
 
 def _spread(station: Station) -> float:
@@ -174,7 +104,7 @@ def _vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
 
 def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Finding]:
     top = max(run, key=_spread)
-    base = max(_spread(run[0]), LEAST_SPREAD * run[0].rms)
+    base, origin = _origin(evidence, run[0])
     growth = _spread(top) / base
     wild = growth > RISING and _above_target(evidence, run)
     if growth > EXPLODING or wild:
@@ -183,11 +113,34 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
             "P202",
             "error" if growth > EXPLODED or wild or _chaotic(evidence) else "warning",
             places,
-            measured=f"spread {base:.3g} at {_shown(run[0])} → "
-            f"{_spread(top):.3g} at {_shown(top)} (×{growth:.3g})",
+            measured=f"spread {base:.3g} at {origin} → "
+            f"{_spread(top):.3g} at {top.shown} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
             message="The signal grows layer by layer.",
         )
+
+
+def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
+    """Spread of the signal where a stretch begins, and the place.
+
+    A recurrence, or a pair of towers, has only its end on the trunk.  It begins with what its first
+    calls give, or with the batch where that is larger.
+    """
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    own = max(_spread(first), LEAST_SPREAD * first.rms), first.shown
+    before = sorted(read.ancestors({first.index}))
+    weighted, later = {i for i in before if i in cells and cells[i].count}, set()
+    for call in (read.trace.calls[i] for i in before):
+        if read.normalizes(call):
+            return own
+        if any(i in weighted or i in later for i in call.behind):
+            later.add(call.index)
+    begun = {i for i in weighted - later if read.trace.calls[i].varies}
+    if begun == {first.index} and read.trace.calls[first.index].op != "rnn_relu":
+        return own
+    given = ((cells[i].squares / cells[i].count) ** 0.5 for i in begun - {first.index})
+    entered = max([evidence.input_rms or 0.0, *given])
+    return min(own, (entered, "its beginning")) if entered > 0 else own
 
 
 def _above_target(evidence: Evidence, run: Sequence[Station]) -> bool:
@@ -196,7 +149,7 @@ def _above_target(evidence: Evidence, run: Sequence[Station]) -> bool:
 
 
 def _chaotic(evidence: Evidence) -> bool:
-    growths = [g for _, g in _force_growth(_live(evidence))]
+    growths = [g for _, g in _force_growth(live(evidence))]
     return max(growths, default=0.0) > FORCE
 
 
@@ -212,10 +165,6 @@ def _positions(station: Station) -> int:
     return station.cell.count // (units or 1)
 
 
-def _shown(station: Station) -> str:
-    return station.place or "the model itself"
-
-
 def _force(station: Station) -> float:
     """Cotangent × signal: what a relative change at this place does to the loss."""
     return (station.norm or 0.0) * _spread(station) * math.sqrt(station.cell.count)
@@ -223,7 +172,8 @@ def _force(station: Station) -> float:
 
 def gradient(evidence: Evidence) -> Iterator[Finding]:
     """P203, P204: the scale of the cotangent on its way to the input."""
-    run = [s for s in _live(evidence) if s.norm and math.isfinite(s.norm) and s.rms > 0]
+    yield from _cancelling_gradient(evidence)
+    run = [s for s in live(evidence) if s.norm and math.isfinite(s.norm) and s.rms > 0]
     if len(run) > 2:
         yield from _vanishing_gradient(run)
     if not any(c.op in NORMS for c in evidence.seen.architecture.trace.calls):
@@ -231,6 +181,26 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
         run = [s for s in run if s.index in stretch]
         if len(run) > 2:
             yield from _exploding_gradient(run)
+
+
+def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
+    """A loss that pulls at the output, while what reaches all weights together is rounding."""
+    found = [g for g in evidence.seen.gradients.values() if g is not None]
+    last = next((s for s in reversed(evidence.trunk) if s.layer is not None and s.norm), None)
+    largest = max(found, default=0.0)
+    if last is not None and 0.0 < largest < CANCELLED * (last.norm or 0.0):
+        yield finding(
+            "P203",
+            "error",
+            [last.place],
+            measured=f"gradient of the output: norm {last.norm:.3g}; of any weight: at most "
+            f"{largest:.3g}",
+            expected=f"at least one gradient above ×{CANCELLED:g} that of the output",
+            message="The gradient cancels on its way to the weights: none of them moves.",
+            why="The loss compares outputs that are the same at every place, as scores that do "
+            "not depend on what they score; equal changes of all of them leave it as it is.",
+            fix="Look for a layer at zero, or frozen there, that was to make the outputs differ.",
+        )
 
 
 def _vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
@@ -262,7 +232,7 @@ def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
             "error" if growth > GRADIENT_EXPLODED else "warning",
             [worst.place, *high],
             measured=f"cotangent × signal grows ×{growth:.3g} "
-            f"from {_shown(run[-1])} to {_shown(worst)}",
+            f"from {run[-1].shown} to {worst.shown}",
             expected=f"below ×{GRADIENT_EXPLODING:g}",
             message="The gradient grows layer by layer on its way to the input.",
         )
@@ -270,12 +240,12 @@ def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
 
 def dead(evidence: Evidence) -> Iterator[Finding]:
     """P205: layers whose units are flat on every sample."""
-    zero = evidence.zeros
-    trunk = {s.index for s in evidence.trunk}
+    zero, read = evidence.zeros, evidence.seen.architecture
     found: dict[str, list[tuple[str, float]]] = {"error": [], "warning": []}
-    for layer in evidence.seen.architecture.layers:
+    terms: dict[str, list[str]] = {"error": [], "warning": []}
+    for layer in read.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
-        length = evidence.seen.architecture.trace.length  # behind it comes the loss
+        length = read.trace.length  # behind it comes the loss
         shares = [c.dead for c in cells if c.dead is not None and (c.dead_at or 0) < length]
         if not shares or not layer.units or min(shares) < DEAD:
             continue
@@ -285,21 +255,30 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
             continue  # it is given zeros by what is dead, or starts at zero
         places = sum(c.count for c in cells) // layer.units
         if places >= FEW or (min(shares) == 1.0 and layer.units >= FEW):
-            severity = "error" if set(layer.calls) & trunk else "warning"
+            flat = {c.dead_at for c in cells if c.dead_at is not None}
+            severity = "warning" if flat.union(layer.calls).isdisjoint(read.trunk) else "error"
             found[severity].append((layer.name, min(shares)))
-    for severity, flat in found.items():
-        if flat:
+            terms[severity] += _summed(read, flat)
+    for severity, dying in found.items():
+        if dying:
             yield finding(
                 "P205",
                 severity,
-                (n for n, _ in flat),
+                [*(n for n, _ in dying), *terms[severity]],
                 measured=listed(
-                    (f"{n}: {s:.0%} of its units dead" for n, s in flat), 4, apart="; "
+                    (f"{n}: {s:.0%} of its units dead" for n, s in dying), 4, apart="; "
                 ),
                 expected=f"below {DEAD:.0%} (a healthy layer has a few)",
                 message="Units are in the flat part of their activation for every sample of the "
                 "batch.",
             )
+
+
+def _summed(read: Architecture, flat: Iterable[int]) -> list[str]:
+    """The layers whose outputs are added to be what a nonlinearity is given."""
+    owner = {i: y.name for y in read.layers for i in y.calls if y.units is not None}
+    met = [read.first_met({i}, owner, onward=False) for i in flat]
+    return [owner[i] for found in met if len(found) > 1 for i in sorted(found)]
 
 
 def _named_before(evidence: Evidence, layer: Layer, zero: frozenset[str]) -> bool:
@@ -372,216 +351,4 @@ def _is_beside(evidence: Evidence, layer: Layer) -> bool:
     return read.open_way(entries, products | seen, onward=True)
 
 
-def large_inputs(evidence: Evidence, place: str) -> str | None:
-    """What to do where it is the batch, not the weights, that drives a layer too far.
-
-    It reaches the layer past all norms, through weights that take inputs of size 1 no further.
-    """
-    read, rms = evidence.seen.architecture, evidence.input_rms
-    layer = next((y for y in read.layers if y.name == place), None)
-    if layer is None or rms is None or rms < LARGE_INPUT:
-        return None
-    before = read.ancestors(layer.calls)
-    norms = {i for i in before if read.normalizes(read.trace.calls[i])}
-    if not read.open_way(layer.calls, norms, onward=False):
-        return None
-    ways = [y for y in read.layers if not before.isdisjoint(y.calls)]
-    besides = {n for y in ways for n in y.parameters[len(y.weight) :]}  # recurrent weights, biases
-    rows = {p.name: math.prod(p.shape[1:]) for p in read.parameters if p.name in besides}
-    gains = [evidence.sizes[n] * math.sqrt(width) for n, width in rows.items()]
-    if max(*(_gain(evidence, y) for y in ways), *gains, 0.0) >= TAME:
-        return None
-    return f"Normalize the inputs: those of this batch have an rms of {rms:.3g}, not about 1."
-
-
-def collapsed(evidence: Evidence) -> Iterator[Finding]:
-    """P207: samples that differ at the input and are the same further on."""
-    given = evidence.input_variation
-    if given is not None and given > SAME_BATCH:
-        yield from _same_samples(evidence, given)
-    yield from _constant_norms(evidence)
-
-
-def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
-    """Places where samples that differ by `given` in the batch hardly do."""
-    scale = min(1.0, given)
-    low, starved = _alike(evidence, scale)
-    if starved is not None and starved.station.layer not in starved.by:
-        yield _told(evidence, starved, scale)
-    if not low or _head_alone(evidence, low):
-        return
-    least = min(s.variation or 0.0 for s in low)
-    yield finding(
-        "P207",
-        "error" if least < COLLAPSED * scale else "warning",
-        (s.place for s in low),
-        measured=f"samples differ by {least:.2g} of the signal's rms at {low[-1].place}",
-        expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {given:.2g})",
-        message="Different inputs can no longer be told apart: the signal is alive, but the "
-        "same for all of them.",
-    )
-
-
-def _head_alone(evidence: Evidence, low: Sequence[Station]) -> bool:
-    """Whether only the output is alike, for a reason that training undoes at once.
-
-    It may be the mean of the targets, or of equal weights that cancel in what a norm gives; not one
-    that drowns an input which gates, or what came before, have all but shut.
-    """
-    heads = evidence.seen.architecture.heads
-    usual = ABOVE_TARGET * (evidence.seen.target_rms or 1.0)
-    return all(
-        s.layer in heads and (s.cell.given or 0.0) > LEAST_GIVEN and s.rms < usual for s in low
-    )
-
-
-class _Starved(NamedTuple):
-    """A place where samples are alike since the layers that lead to it are next to zero."""
-
-    station: Station
-    by: list[Layer]
-
-
-def _alike(evidence: Evidence, scale: float) -> tuple[list[Station], _Starved | None]:
-    """Live places where samples hardly differ; and the first that weights next to zero make so.
-
-    A layer that starts next to zero, as a head may on purpose, leaves little that differs, and the
-    first steps give it its size, as with weights of zero.
-    """
-    read, live = evidence.seen.architecture, _live(evidence)
-    faint = {i: y for y in read.layers if _gain(evidence, y) < NEXT_TO_ZERO for i in y.calls}
-    on_trunk = {faint[s.index].weight for s in live if s.index in faint}
-    apart = _sees_samples(evidence) - _unfilled(evidence)
-    low: list[Station] = []
-    starved: _Starved | None = None
-    for station in (s for s in live if s.index in apart and s.variation is not None):
-        least = (COLLAPSED if station.layer in read.heads else COLLAPSING) * scale
-        if (station.variation or 0.0) >= least:
-            continue
-        by = [] if low else _starving(evidence, station, faint, on_trunk)
-        if not by:
-            low.append(station)
-        elif starved is None:
-            starved = _Starved(station, by)
-    return low, starved
-
-
-def _starving(
-    evidence: Evidence,
-    station: Station,
-    faint: Mapping[int, Layer],
-    on_trunk: set[tuple[str, ...]],
-) -> list[Layer]:
-    """The layers next to zero (by their calls) that are why samples are alike at a place.
-
-    It is one itself, or no way from the batch leads around them.  None where it would make samples
-    alike if it were given more, too; nor where several weights in a row hold one another back.
-    """
-    read = evidence.seen.architecture
-    met, usual = {station.index}, 1.0
-    if station.index not in faint:
-        if read.open_way(met, faint, onward=False) or (station.cell.given or 0.0) > NEXT_TO_ZERO:
-            return []
-        met = read.first_met(met, faint, onward=False)
-        usual = 1.0 if station.layer is None else _gain(evidence, station.layer)
-    weights = {faint[i].weight for i in met}
-    others = {i for i, layer in faint.items() if layer.weight not in weights}  # a tied head is none
-    in_a_row = not on_trunk <= weights or not read.open_way(met, others, onward=False)
-    if in_a_row or usual < COLLAPSING * station.rms:
-        return []
-    return list(dict.fromkeys(faint[i] for i in sorted(met)))
-
-
-def _gain(evidence: Evidence, layer: Layer) -> float:
-    """std · √fan_in of a layer's weights; 1 where they are no matrix or table used as it is."""
-    main = evidence.seen.architecture.trace.calls[layer.calls[0]].operands[0]
-    if len(layer.weight) > 1 or not layer.fan_in or main.offset != 0.0:
-        return 1.0
-    return evidence.sizes.get(layer.weight[0], 1.0) * math.sqrt(layer.fan_in)
-
-
-def _told(evidence: Evidence, starved: _Starved, scale: float) -> Finding:
-    """What to say of layers next to zero, where what others add drowns the little they hand on."""
-    station = starved.station
-    layers = [y for y in starved.by if y.weight[0] not in evidence.zeros] or starved.by
-    sizes = listed((f"{evidence.sizes[y.weight[0]]:.2g} at {y.name}" for y in layers), 4)
-    return finding(
-        "P207",
-        "warning",
-        (y.name for y in layers),
-        measured=f"weights with an rms of {sizes}; samples differ by {station.variation:.2g} of "
-        f"the signal's rms at {_shown(station)}",
-        expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {scale:.2g})",
-        message="Weights next to zero hand on so little that biases, or what else is added, drown "
-        "it: different inputs can hardly be told apart.",
-        why="They train as weights of zero do: Adam gives them their size in its first steps, SGD "
-        "may need many more.",
-        fix="Draw these weights at their usual size: std 0.02 to 1 for an embedding, 1/√fan_in for "
-        "other layers.",
-    )
-
-
-def _sees_samples(evidence: Evidence) -> set[int]:
-    """Calls of layers or before some, and those that see more of the batch than one number made of
-    all of it, as a mean loss is."""
-    read = evidence.seen.architecture
-    found = set(read.inner).union(*(layer.calls for layer in read.layers))
-    for call in read.trace.calls:
-        if call.shape and (call.entry or any(i in found for i in call.behind)):
-            found.add(call.index)
-    return found
-
-
-def _unfilled(evidence: Evidence) -> set[int]:
-    """Calls behind a part of the signal that is still the same for all samples, while the whole is
-    not: a class token, until attention brings it what the other tokens say."""
-    seen = evidence.seen
-    calls = seen.architecture.trace.calls
-    found: set[int] = set()
-    for call in calls:
-        if seen.picked.get(call.index, 1.0) < COLLAPSING and _varies(seen, call.behind[0]):
-            found.add(call.index)
-        given = [i for i in call.inputs if i < 0 or calls[i].varies]  # below 0: the batch itself
-        if given and all(i in found for i in given):  # beside a live signal all is live
-            found.add(call.index)
-    return found
-
-
-def _varies(seen: Pass, index: int) -> bool:
-    """Whether the signal differs between samples at the last place at which that was measured."""
-    while index not in seen.cells and index not in seen.picked:
-        call = seen.architecture.trace.calls[index]
-        if not call.behind or call.op not in PASSIVE | {"token"}:
-            return False
-        index = max(call.behind)
-    cell = seen.cells.get(index)
-    variation = seen.picked.get(index) if cell is None else cell.variation
-    return variation is not None and variation >= COLLAPSING
-
-
-def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
-    """Norms with a scale of zero and a shift that is not: a constant output."""
-    audits = {a.name: a for a in evidence.audits}
-    found = []
-    for layer in evidence.seen.architecture.layers:
-        if layer.op in NORMS and len(layer.parameters) > 1 and len(layer.weight) == 1:
-            scale, shift = audits.get(layer.weight[0]), audits.get(layer.parameters[1])
-            closed = scale is not None and scale.zero
-            if closed and shift is not None and shift.max_abs > 0.0:
-                found.append(layer.name)
-    trunk = {s.place for s in evidence.trunk}
-    if found:
-        yield finding(
-            "P207",
-            "error" if trunk & set(found) else "warning",  # a residual stream carries on around it
-            found,
-            measured=f"scale 0 and shift not 0 in {len(found)} norm(s)",
-            expected="scale 1, shift 0 (scale 0 with shift 0 at the end of a residual branch)",
-            message="A norm gives the same output for every input: its scale is zero and its shift "
-            "is not.",
-            why="Whatever enters, the shift leaves: usually the two were swapped.",
-            fix="Set weight to one and bias to zero (module.reset_parameters()).",
-        )
-
-
-RULES = (signal, gradient, dead, saturated, collapsed)
+RULES = (signal, gradient, dead, saturated)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from fanin.branches import Branch, branches
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
+from fanin.findings.reach import large_inputs
 from fanin.findings.rules import Finding, finding
-from fanin.findings.signals import large_inputs
 from fanin.operations import PASSIVE
 from fanin.probe import Cell
 

@@ -10,7 +10,15 @@ from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.operations import RECURRENT_LAYERS
 from fanin.summary import count
-from fanin.symmetry import FROZEN_ZERO, NO_SLOPE, TWO_ZEROS, UNUSED, Deadlock, UnitClass
+from fanin.symmetry import (
+    FROZEN_ZERO,
+    NO_SLOPE,
+    TWO_ZEROS,
+    UNSEEN,
+    UNUSED,
+    Deadlock,
+    UnitClass,
+)
 from fanin.wording import listed
 
 __all__ = ["RULES"]
@@ -29,7 +37,9 @@ def locked_units(evidence: Evidence) -> Iterator[Finding]:
             by_layer.setdefault(unit_class.layer, []).append(unit_class)
     if not by_layer:
         return
-    width = {s.name: (s.distinct_units or 0, s.units or 0) for s in evidence.layers}
+    # Of two layers of one name, as both uses of a tied weight, the one with more copies counts.
+    parted = sorted(evidence.layers, key=lambda s: (s.distinct_units or 0) - (s.units or 0))
+    width = {s.name: (s.distinct_units or 0, s.units or 0) for s in reversed(parted)}
     collapsed = {n for n in by_layer if width[n][0] <= max(1, COLLAPSED_SHARE * width[n][1])}
     fatal = bool(collapsed) and _fatal(evidence, collapsed)
     for severity, names in (
@@ -45,17 +55,25 @@ def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
 
     A collapsed layer that works on many positions (a convolution, a token-wise layer) still hands
     on as many numbers as there are positions: it is fatal only where most of its kind have
-    collapsed.
+    collapsed.  Layers that nothing comes to, behind a collapsed one or as experts, do not count.
     """
     read = evidence.seen.architecture
     last = read.heads
     hidden = [y for y in read.layers if y.trainable and (y.units or 0) > 1 and y not in last]
+    hidden = [y for y in hidden if not _idle(evidence, y)]
     gone = [y for y in read.layers if y.name in collapsed]
     wide = [y for y in gone if _positions(evidence, y) > 1]
-    if 2 * len(wide) < len([y for y in hidden if _positions(evidence, y) > 1]):
+    tokenwise = [y for y in hidden if _positions(evidence, y) > 1]
+    if 2 * len([y for y in tokenwise if y in wide]) < len(tokenwise):
         gone = [y for y in gone if y not in wide]
     calls = {i for y in gone for i in y.calls}
     return bool(gone) and not read.reached(calls, {i for y in hidden for i in y.calls})
+
+
+def _idle(evidence: Evidence, layer: Layer) -> bool:
+    """Whether a layer gives zeros although its weights are none."""
+    cells = (evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells)
+    return all(c.max_abs == 0.0 for c in cells) and evidence.zeros.isdisjoint(layer.weight)
 
 
 def _positions(evidence: Evidence, layer: Layer) -> int:
@@ -136,18 +154,38 @@ _SLOPE_FIX = (
 )
 
 
+_UNSEEN_WHY = (
+    "Their gradients are exactly zero in float64, step after step, and what they are used in "
+    "cannot be followed to the loss or measured: torch.vmap, a compiled module, a function unknown "
+    "here.  Two zeros in a row hold each other so."
+)
+_UNSEEN_FIX = "Draw them again; for their cause, check the same layers outside of that function."
+
+
 def deadlocks(evidence: Evidence) -> Iterator[Finding]:
     """S102: parameters that no virtual step moved, held by zero factors or dead units.
 
     A frozen zero that the signal goes around switches a branch off, maybe on purpose.
     """
-    found = tuple(d for d in evidence.symmetry.deadlocks if d.cause != UNUSED)
+    found = tuple(d for d in evidence.symmetry.deadlocks if d.cause not in (UNSEEN, UNUSED))
+    yield from _unseen(evidence)
     off = tuple(d for d in found if d.cause == FROZEN_ZERO)
     if off and _learns_around(evidence, off):
         found = tuple(d for d in found if d.cause != FROZEN_ZERO)
         yield _deadlock(evidence, "warning", off)
     if found:
         yield _deadlock(evidence, "error", found)
+
+
+def _unseen(evidence: Evidence) -> Iterator[Finding]:
+    """Where weights are among them: an error where no weight of as many dimensions moves."""
+    found = tuple(d for d in evidence.symmetry.deadlocks if d.cause == UNSEEN)
+    width = {p.name: sum(n > 1 for n in p.shape) for p in evidence.seen.architecture.parameters}
+    most = max((width[d.parameter] for d in found), default=0)
+    if most < 2:  # tokens, offsets: one that this batch has no use for
+        return
+    moving = max((width[n] for n, g in evidence.seen.gradients.items() if g), default=0)
+    yield _deadlock(evidence, "warning" if moving >= most else "error", found)
 
 
 def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) -> Finding:
@@ -158,6 +196,8 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
         why, fix = _FROZEN_WHY, _FROZEN_FIX
     if NO_SLOPE in causes:
         why, fix = _SLOPE_WHY, _SLOPE_FIX
+    if UNSEEN in causes:
+        why, fix = _UNSEEN_WHY, _UNSEEN_FIX
     factors = TWO_ZEROS in causes
     total, steps = len(evidence.seen.gradients), evidence.symmetry.steps
     layers = [*_blamed(evidence, found), *(d.layer for d in found), *(d.parameter for d in found)]
@@ -168,7 +208,7 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
         measured=f"{len(found)} of {total} parameters got no gradient in {steps} steps",
         expected="a gradient in every used parameter after a step or two",
         message=f"No update ever reaches {listed(d.parameter for d in found)}: "
-        f"{' and '.join(causes)} ({listed(held)}).",
+        f"{' and '.join(causes)}{f' ({listed(held)})' if held else ''}.",
         why=None if factors else why,
         fix=None if factors else fix,
     )
@@ -198,7 +238,8 @@ def _blamed(evidence: Evidence, found: tuple[Deadlock, ...]) -> list[str]:
     zeros = evidence.zeros
     guilty = [d.layer for d in found if d.parameter in zeros and d.parameter in held]
     first = [d.layer for d in found if d.parameter in zeros and d.parameter.endswith("weight")]
-    owners = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}
+    layers = evidence.seen.architecture.layers
+    owners = {n: y.name for y in reversed(layers) for n in y.parameters}  # the first that uses it
     causes = [owners[b] for d in found for b in d.because if b in zeros and b in owners]
     return guilty or causes or first
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from fanin.findings.evidence import Evidence
+from fanin.findings.reach import large_inputs
 from fanin.findings.rules import Finding, finding
 from fanin.summary import count
 from fanin.wording import listed
@@ -14,22 +16,76 @@ __all__ = ["RULES"]
 # Of 510 healthy architectures 99 % start below ln C + 1.05, the largest of them at ln C + 1.55;
 # nine library defaults start 3 to 32 nats above it and still train.
 ABOVE_CHANCE = 2.0
+# A loss of any kind that is hopeless: squares of 3e7, or e^35.  A VAE with weights ten times too
+# large starts at 3e16, MAML at 2e15; after 200 steps both are 3 to 12 times behind a healthy start.
+HUGE_LOSS = 1e15
 
 
 def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
     """O301: the model is sure of wrong answers before it has seen one."""
     chance, loss = evidence.seen.chance, evidence.seen.loss
-    if chance is None or not loss - chance > ABOVE_CHANCE:
-        return
     heads = [s for s in evidence.layers if s.units is not None]
     place = heads[-1].name if heads else ""
+    if evidence.seen.guess is not None:
+        yield from _loss_above_zero(evidence, place, *evidence.seen.guess)
+    elif chance is None and evidence.seen.named_loss and HUGE_LOSS < loss < math.inf:
+        yield _huge_loss(evidence, place)
+    if chance is None or not loss - chance > ABOVE_CHANCE:
+        return
+    fix = large_inputs(evidence, place)
+    cause = "The loss starts" if fix is None else "The inputs are so large that the loss starts"
+    alone = any(y.name == place for y in evidence.seen.architecture.heads)
+    largest = heads[-1].max_abs if alone else None
+    if largest is not None and loss - chance > 2 * largest:  # more than its outputs can cost
+        cause = "What follows the output layer enlarges its logits so much that the loss starts"
+        fix = "Start that factor smaller (the scale s of a cosine head): the layer itself is small."
     yield finding(
         "O301",
         "warning",
         (place,),
         measured=f"loss {loss:.4g}",
         expected=f"about {chance:.4g}, the loss of guessing",
-        message="The loss starts far above that of guessing.",
+        message=f"{cause} far above that of guessing.",
+        fix=fix,
+    )
+
+
+def _loss_above_zero(evidence: Evidence, place: str, guess: float, far: float) -> Iterator[Finding]:
+    """A regression whose outputs start many times as large as its targets."""
+    if not far < evidence.seen.loss < math.inf:
+        return
+    target = evidence.seen.target_rms or 0.0
+    fix = large_inputs(evidence, place)
+    cause = "The loss starts" if fix is None else "The inputs are so large that the loss starts"
+    told = f"targets of size {target:.3g}" if target >= 1.0 else "targets of size 1 or less"
+    yield finding(
+        "O301",
+        "warning",
+        (place,),
+        measured=f"loss {evidence.seen.loss:.4g}",
+        expected=f"about {guess:.4g}, as for outputs of zero and {told}",
+        message=f"{cause} far above that of guessing zero.",
+        why="The outputs are many times as large as the targets: the first steps go into making "
+        "them small, at a learning rate that is then too small, or break off.",
+        fix=fix
+        or "Start the output layer smaller, or at zero, and draw all weights at their usual size "
+        "(std 1/√fan_in).",
+    )
+
+
+def _huge_loss(evidence: Evidence, place: str) -> Finding:
+    """A loss that is not known, at a size that none of normalized data has."""
+    return finding(
+        "O301",
+        "warning",
+        (place,),
+        measured=f"loss {evidence.seen.loss:.4g}",
+        expected=f"below {HUGE_LOSS:g}, whatever the loss",
+        message="The loss starts so large that next to no step makes a difference to it.",
+        why="Weights that are too large, an exponential of what they give, or raw targets do that.",
+        fix=large_inputs(evidence, place)
+        or "Draw the weights at their usual size (std 1/√fan_in), start the layer in front of an "
+        "exponential at zero, and normalize the targets.",
     )
 
 

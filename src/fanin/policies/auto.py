@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from fanin.catalogue import find
 from fanin.catalogue.models import fixup_factor
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
@@ -21,6 +22,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "output layer",
         "keeps the scale, × 0.05 (× 0.15 behind a deep stretch without norms)",
         "logits near zero: the loss starts at guessing",
+    ),
+    (
+        "its output is the weights of another layer",
+        "keeps the scale, × the std of those",
+        "a hypernetwork: generated weights start like any other (Chang 2020)",
     ),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
@@ -71,8 +77,15 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
     ("table that is the output layer too", "lecun_normal over the width, × 0.3", "small logits"),
+    (
+        "table whose rows reach the output past every layer, no norms",
+        "normal, std 0.3",
+        "rows that are logits, or that are multiplied with one another",
+    ),
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
-    ("biases, norm shifts, score biases", "zeros", "weights tell units apart"),
+    ("learned input of a layer", "normal, std 1", "the layer expects unit variance of its input"),
+    ("learned token or position", "normal, std 0.02", "small beside the signal"),
+    ("biases, norm shifts, score biases, first states", "zeros", "weights tell units apart"),
     ("forget gate bias of an LSTM", "forget_gate_bias", "the cell remembers at the start"),
     ("norm scales", "one (0 where the norm uses 1 + weight)", "a fresh norm changes nothing"),
     ("gates on branches without norms", "zeros", "SkipInit, ReZero"),
@@ -108,6 +121,8 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         because = f"a sine of {role.factor:g} times this layer's output: as SIREN is published"
         given = {"omega": role.factor, "first": first}
         return Choice("siren", because, arguments=given)
+    if role.generates is not None:
+        return _generator(role)
     if role.head:
         return _head(role, drawn)
     if role.repeated and role.activation is None and role.branch is None:
@@ -128,9 +143,26 @@ def _head(role: Role, drawn: Blueprint) -> Choice:
     return replace(base, gain=base.gain * gain, because=because)
 
 
+def _generator(role: Role) -> Choice:
+    """The last layer of a hypernetwork."""
+    size, base = generated_size(role), keeps_scale(role)
+    told = f"its output is the weights of another layer, which have std {words(size)}"
+    because = f"{told} (Chang 2020): × {words(size)}; {base.because}"
+    return replace(base, gain=base.gain * size, because=because)
+
+
+def generated_size(role: Role) -> float:
+    """Std of the weights that a layer's output is; 1 where it is a signal."""
+    if role.generates is None:
+        return 1.0
+    fan = float(role.generates.fan_in)
+    asked = keeps_scale(replace(role, input=role.generates.input, fan_in=fan))
+    return find(asked.scheme).std(fan, asked.gain, **asked.arguments)
+
+
 def head_gain(role: Role) -> float:
     """Std of the logits: what the output layer's gain is multiplied with."""
-    if role.norm_after:
+    if role.norm_after or role.generates is not None:
         return 1.0
     return HEAD_GAIN if deep(role) is None else DEEP_HEAD
 
@@ -231,6 +263,8 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
     """
     if role is None:
         return 1.0
+    if role.generates is not None:
+        return generated_size(role)
     # What reads a table has no factor in its plan; measured, its branch counts as any other.
     size = None if _by_branch(role) else deep_size(role, drawn)
     return _branch_factor(role) if size is None else size

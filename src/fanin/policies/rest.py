@@ -16,6 +16,9 @@ __all__ = ["rest", "stays"]
 STREAM_STD = 0.02
 # Logits of a tied table get this std: the loss starts within 0.05 nats of guessing (½·0.3²).
 TIED_LOGITS = 0.3
+# Rows that are logits, or factors of them (matrix factorization, factorization machines): at 1 the
+# loss starts far above guessing; 0.3 and 0.1 train alike.
+DIRECT_STD = 0.3
 PRELU_SLOPE = 0.25  # He et al. 2015, section 2.1
 # LayerScale by depth, CaiT (Touvron et al. 2021), section 2: blocks → scale.
 LAYER_SCALE = ((18, 0.1), (24, 1e-5), (math.inf, 1e-6))
@@ -26,6 +29,8 @@ _USED = {
     "shift": "what is added to the signal",
     "select": "what is put into the signal",
     "token": "what is put beside the signal",
+    "input": "the input of a layer",
+    "state": "the first state of a recurrent layer",
     "clamp": "a bound of the signal",
     "similarity": "what the signal is compared with",
     "attention": "what is added to attention scores",
@@ -86,7 +91,10 @@ def rest(role: Role, drawn: Blueprint) -> Choice | Leave:
             f"a learned token or position: std {STREAM_STD}, small beside the signal",
             gain=STREAM_STD,
         )
+    if kind == "input":
+        return Choice("normal", "a learned input of a layer, which expects unit variance")
     reasons = {
+        "state": "a first state is empty",
         "bias": "a bias starts at zero: weights tell units apart",
         "recurrent_bias": "the second bias of a recurrent layer adds nothing to the first",
         "norm_shift": "a fresh norm shifts nothing",
@@ -112,6 +120,13 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
             "normal",
             f"a table that feeds a normalized stream: std {STREAM_STD}, as GPT-2 and BERT{note}",
             gain=STREAM_STD,
+        )
+    if role.direct:
+        return Choice(
+            "normal",
+            f"a table whose rows reach the output past every layer: std {DIRECT_STD}, small beside "
+            f"a unit, and products of rows smaller still{note}",
+            gain=DIRECT_STD,
         )
     return Choice(
         "normal",

@@ -75,6 +75,7 @@ def _by_input(role: Role) -> Choice:
         "data": "it reads the data",
         "tokens": "it reads the data",
         "table": "its input is an embedding of unit scale",
+        "learned": "its input is learned",
         "norm": "its input is normalized",
         "layer": "nothing bends the signal before it",
         "sum": "its input is a sum held at unit scale",

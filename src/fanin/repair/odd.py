@@ -16,7 +16,7 @@ __all__ = ["OVERSIZED", "odd_ones"]
 OVERSIZED = 8.0
 # Of all parameters at most this share is the exception that a fault comes from.
 _FEW = 0.25
-_KINDS = ("weight", "recurrent", "projection", "table", "token", "norm_scale")
+_KINDS = ("weight", "recurrent", "projection", "table", "token", "input", "norm_scale")
 _TOO_LARGE = ("P202", "P204", "N403", "N404")
 _CODES = (*_TOO_LARGE, "P201", "P203", "P207")
 
@@ -40,7 +40,8 @@ def _mended(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
     if case.audits[name].nonfinite:
         return
     if own == 0:
-        if finding.code == "N403" and role.kind == "weight" and not (role.head or role.last):
+        meant = role.last or (role.head and not role.norm_after)
+        if finding.code == "N403" and role.kind == "weight" and not meant:
             yield case.alive(name, "zeros, whose quotient is no number")
         return
     if not large and case.is_pattern(name) and plan.scheme not in ("ones", "constant"):

@@ -7,13 +7,14 @@ import math
 import numpy as np
 from torch import Tensor
 
-from fanin.architecture import Architecture, Layer
+from fanin.architecture import Architecture, Key, Layer
+from fanin.calls import Call
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.operations import PASSIVE
+from fanin.operations import BENDING, PASSIVE
 from fanin.probe import Pass
 from fanin.sketch import classes, labels
 from fanin.symmetry.result import Identity, UnitClass
-from fanin.symmetry.steps import STEPS, Key, VirtualRun, counterpart
+from fanin.symmetry.steps import STEPS, VirtualRun, counterpart
 
 __all__ = ["suspects", "unit_classes"]
 
@@ -37,7 +38,7 @@ def suspects(seen: Pass) -> frozenset[Key]:
             or classes(labels(forward[moving], tolerance))
             or _mirrored(forward, cotangent, tolerance)
         ):
-            found.add((layer.op, layer.weight))
+            found.add(layer.key)
     return frozenset(found)
 
 
@@ -68,16 +69,16 @@ def _scale(vectors: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(vectors)))) or 1.0
 
 
-def unit_classes(run: VirtualRun) -> tuple[tuple[UnitClass, ...], dict[str, int]]:
-    """Locked, self-breaking and mirrored classes, and distinct units by layer name."""
+def unit_classes(run: VirtualRun) -> tuple[tuple[UnitClass, ...], dict[Key, int]]:
+    """Locked, self-breaking and mirrored classes, and distinct units by layer."""
     found: list[UnitClass] = []
-    distinct: dict[str, int] = {}
+    distinct: dict[Key, int] = {}
     for layer in run.seen.architecture.layers:
-        if (layer.op, layer.weight) not in run.keep or layer.units is None:
+        if layer.key not in run.keep or layer.units is None:
             continue
         locked = _locked(run, layer)
         gone = sum(len(c) - 1 for c in locked)
-        distinct[layer.name] = layer.units - gone
+        distinct[layer.key] = layer.units - gone
         found += [
             UnitClass(layer.name, c, "locked", STEPS, _certificate(run, layer, c)) for c in locked
         ]
@@ -106,8 +107,9 @@ def _alike(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> list[tupl
     """The parts of a class that are copies.
 
     Units that never received a gradient are copies only where their weights agree too; units of
-    different weights are merely silent on this batch.  So are rows of zeros that are added to
-    another signal, as LoRA's B is: it is that signal that holds them, while others move.
+    different weights are merely silent on this batch.  So are rows of zeros, while others move,
+    that are added to another signal, as LoRA's B is: it is that signal that holds them.  And those
+    that a constant takes away, as the mask of a coupling layer does: nothing can make them move.
     """
     silent = all(_silent(p, layer, members) for p in run.passes)
     rows = run.kept(0, layer, "weight")
@@ -115,7 +117,7 @@ def _alike(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> list[tupl
         return [members]
     flat = rows[list(members)].reshape(len(members), -1).cpu().numpy()
     if not flat.any():
-        apart = len(members) < len(rows) and _summed(run.seen.architecture, layer)
+        apart = len(members) < len(rows) and _held_elsewhere(run.seen.architecture, layer)
         return [] if apart else [members]
     return [tuple(members[i] for i in part) for part in classes(labels(flat, run.precision.lock))]
 
@@ -185,18 +187,35 @@ def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
 
 # With one signal alone: a frozen batch norm adds a constant, a bias of its own a parameter.
 _HANDING_ON = PASSIVE | {"mul", "div", "scale", "add", "sub", "shift"}
+# Functions that keep some units and take others away, by a tensor that is not learned.
+_MASKS = frozenset({"masked_fill", "matmul", "mm"})
+_PICKS = frozenset({"__getitem__", "narrow", "select", "index_select", "gather"})
 
 
-def _summed(read: Architecture, layer: Layer) -> bool:
-    """Whether a layer's output meets another signal in a sum before anything bends it."""
-    queue = list(layer.calls)
+def _held_elsewhere(read: Architecture, layer: Layer) -> bool:
+    """Whether a layer's output meets another signal in a sum before anything bends it, or a mask.
+
+    A mask may stand behind functions that bend.
+    """
+    queue = [(index, False) for index in layer.calls]
     while queue:
-        for after in read.followers.get(queue.pop(), ()):
-            if after.op in ("add", "sub") and len(after.inputs) > 1:
+        index, bent = queue.pop()
+        for after in read.followers.get(index, ()):
+            if after.op == "where" or _is_mask(after, layer.units):
                 return True
-            if after.op in _HANDING_ON and len(after.inputs) == 1:
-                queue.append(after.index)
+            if after.op in ("add", "sub") and len(after.inputs) > 1 and not bent:
+                return True
+            if after.op in _HANDING_ON | BENDING and len(after.inputs) == 1:
+                queue.append((after.index, bent or after.op in BENDING))
     return False
+
+
+def _is_mask(call: Call, units: int | None) -> bool:
+    if len(call.inputs) > 1 or call.operands:
+        return False
+    if call.op in _PICKS:  # a position alone takes no unit away
+        return units not in call.shape
+    return call.op in _MASKS or (call.op == "mul" and call.option is None)
 
 
 def _joint(layer: Layer, seen: Pass, tolerance: float) -> np.ndarray | None:

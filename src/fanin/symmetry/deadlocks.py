@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from fanin.architecture import Architecture
 from fanin.calls import Call
 from fanin.probe import Pass
-from fanin.symmetry.result import DEAD_UNITS, FROZEN_ZERO, NO_SLOPE, TWO_ZEROS, Cause, Deadlock
+from fanin.symmetry.result import (
+    DEAD_UNITS,
+    FROZEN_ZERO,
+    NO_SLOPE,
+    TWO_ZEROS,
+    UNSEEN,
+    Cause,
+    Deadlock,
+)
 from fanin.symmetry.steps import VirtualRun
 
 __all__ = ["deadlocks"]
@@ -41,6 +49,10 @@ class _Holders:
         self._read = read = run.passes[0].architecture
         dead = {i for i, c in run.passes[0].cells.items() if c.dead == 1.0}
         self._dead = {i for i in dead if all(_dead_at(p, i) for p in run.passes)}
+        self._users: dict[str, set[int]] = {}  # parameter → the calls that use it
+        for call in read.trace.calls:
+            for used in call.parameters:
+                self._users.setdefault(used, set()).add(call.index)
         self._held_zeros = [n for n in held if n in run.zero]
         still = [*self._held_zeros, *sorted(run.frozen & run.zero)]
         # each zero → the calls that multiply with it, which pass neither signal nor cotangent
@@ -51,21 +63,44 @@ class _Holders:
         """What holds one parameter; None where it may get no gradient for another reason."""
         users = [layer for layer in self._read.layers if name in layer.parameters]
         if not users:
-            return None
+            return self._unseen(name, name.rpartition(".")[0] or name)
         layer = users[0].name
         beside = _beside(self._read, name, self._held_zeros) if name in self._run.zero else ()
         if beside:
             return Deadlock(name, layer, TWO_ZEROS, beside)
-        own = {i for user in users for i in user.calls}
+        own = self._users[name]
         # Where no cotangent comes back to it, what holds it lies towards the loss; else its input
         # is zero, and that lies towards the batch.
         silent = self._is_silent(own)
         factors, dead = self._met(name, own, silent)
+        if not factors and not dead and not self._is_measured(own):
+            factors, dead = self._met(name, own, not silent)
         if factors or dead:
             cause = self._cause(name, factors)
             return Deadlock(name, layer, cause, tuple(dict.fromkeys([*factors, *dead]))[:_NAMED])
         functions = self._without_slope(own) if silent else ()
-        return Deadlock(name, layer, NO_SLOPE, functions) if functions else None
+        if functions:
+            return Deadlock(name, layer, NO_SLOPE, functions)
+        if self._holds_itself(name):
+            return Deadlock(name, layer, TWO_ZEROS, (name,))
+        followed = not self._read.descendants(own).isdisjoint(self._read.goal)
+        return None if followed and self._is_measured(own) else self._unseen(name, layer)
+
+    def _unseen(self, name: str, layer: str) -> Deadlock | None:
+        """A gradient of exactly zero where something was not watched; None where nothing ran."""
+        shapes = [self._read.trace.calls[i].shape for i in self._users.get(name, ())]
+        idle = bool(shapes) and all(0 in shape for shape in shapes)  # an expert nobody visits
+        moved = any(p.gradients.get(name) for p in self._run.passes)
+        return None if idle or moved else Deadlock(name, layer, UNSEEN)
+
+    def _is_measured(self, own: set[int]) -> bool:
+        return any(i in p.cells for p in self._run.passes for i in own)
+
+    def _holds_itself(self, name: str) -> bool:
+        """Whether a zero is used twice, one after the other, as in a tied autoencoder."""
+        at = self._zeros.get(name, set())
+        after = (c.index for i in at for c in self._read.followers.get(i, ()))
+        return len(at) > 1 and not at.isdisjoint(self._read.descendants(after))
 
     def _is_silent(self, own: set[int]) -> bool:
         """Whether no cotangent ever came back to these calls."""

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from fanin.architecture import Key
 from fanin.clones import clones
 from fanin.errors import ForwardError
 from fanin.probe import Pass, Subject
 from fanin.symmetry.copies import suspects, unit_classes
 from fanin.symmetry.deadlocks import deadlocks
 from fanin.symmetry.result import UNUSED, Deadlock, Symmetry
-from fanin.symmetry.steps import DOUBLE, SINGLE, STEPS, Key, Precision, VirtualRun
+from fanin.symmetry.steps import DOUBLE, SINGLE, STEPS, Precision, VirtualRun
 
 __all__ = ["examine"]
 
 
 def examine(
     subject: Subject, seen: Pass, progress: Callable[[str], None]
-) -> tuple[Symmetry, dict[str, int]]:
+) -> tuple[Symmetry, dict[Key, int]]:
     """Find copies in a pass that was seen, and prove them by virtual steps.
 
     Args:
@@ -27,7 +28,7 @@ def examine(
         progress: told in a few words what is under way.
 
     Returns:
-        what was found, and the distinct units of each layer that has copies, by name.
+        what was found, and the distinct units of each layer that has copies, by its key.
 
     Raises:
         ForwardError: the model, the loss or the backward pass raised in a virtual step.

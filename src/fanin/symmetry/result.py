@@ -10,6 +10,7 @@ __all__ = [
     "FROZEN_ZERO",
     "NO_SLOPE",
     "TWO_ZEROS",
+    "UNSEEN",
     "UNUSED",
     "Cause",
     "Deadlock",
@@ -20,12 +21,18 @@ __all__ = [
 
 #: Why no gradient ever reaches a parameter.
 Cause = Literal[
-    "two zero factors", "a frozen zero", "dead units", "a function without slope", "unused"
+    "two zero factors",
+    "a frozen zero",
+    "dead units",
+    "a function without slope",
+    "nothing that was watched says why",
+    "unused",
 ]
 TWO_ZEROS: Final = "two zero factors"  # each waits for the other
 FROZEN_ZERO: Final = "a frozen zero"  # nothing passes it, and it never changes
 DEAD_UNITS: Final = "dead units"
 NO_SLOPE: Final = "a function without slope"  # rounding, or a softmax over one value
+UNSEEN: Final = "nothing that was watched says why"  # it is used where nothing can be measured
 UNUSED: Final = "unused"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fanin.architecture import Layer
+from fanin.architecture import Key, Layer
 from fanin.nested import map_batch
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 
@@ -19,7 +19,6 @@ __all__ = [
     "LOCK_TOLERANCE",
     "SINGLE",
     "STEPS",
-    "Key",
     "Precision",
     "VirtualRun",
     "counterpart",
@@ -55,8 +54,6 @@ DOUBLE = Precision(torch.float64, LOCK_TOLERANCE, NOISE)
 # traps of tests/zoo that take steps, 99 get the same findings in either, two an S103 (info) more.
 SINGLE = Precision(torch.float32, 1e-4, 1e-6)
 
-#: Operation and weights of a layer: the same in every pass.
-Key = tuple[str, tuple[str, ...]]
 Kept = Literal["weight", "gradient", "input", "output"]
 
 
@@ -171,6 +168,6 @@ class VirtualRun:
 def counterpart(seen: Pass, layer: Layer) -> Layer:
     """The same layer as it was seen in another pass."""
     for other in seen.architecture.layers:
-        if other.op == layer.op and other.weight == layer.weight:
+        if other.key == layer.key:
             return other
     return layer

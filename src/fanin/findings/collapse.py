@@ -1,0 +1,249 @@
+"""P207: samples that differ at the input and are the same further on, on the trunk.
+
+Thresholds are set as in `fanin.findings.signals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from fanin.architecture import Layer
+from fanin.findings.evidence import Evidence, Station
+from fanin.findings.reach import gain, live
+from fanin.findings.rules import Finding, finding
+from fanin.findings.signals import ABOVE_TARGET
+from fanin.operations import NORMS, PASSIVE
+from fanin.probe import ALIKE, Pass
+from fanin.wording import listed
+
+__all__ = ["RULES"]
+
+# Variation across samples over that of the batch.  Labelled: sound down to 6e-5 (a convolution;
+# 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
+# 1.7e-3.
+COLLAPSED, COLLAPSING = 2e-5, ALIKE
+# What differs at the input of an output layer that is not to blame for its likeness: gates shut by
+# a bias of -15 leave 3e-7 of 1.
+LEAST_GIVEN = 1e-3
+# Weights of this gain (std · √fan_in) are next to zero, from where a layer learns as from zero: one
+# layer of an MLP at 1e-2 to 1e-12 of torch's default trains to the same loss.  A table in front of
+# an MLP, an LSTM, a GRU or a transformer trains in the same number of steps from 1e-2 to 1e-12 of
+# its usual size: 1.1 to 2.3 times as many as from that with Adam, 1.2 to 5.5 times with SGD.
+NEXT_TO_ZERO = 1e-2
+# A batch whose own samples differ by less than this cannot show a collapse.
+SAME_BATCH = 1e-3
+
+
+def collapsed(evidence: Evidence) -> Iterator[Finding]:
+    """P207: samples that differ at the input and are the same further on."""
+    given = evidence.input_variation
+    if given is not None and given > SAME_BATCH:
+        yield from _same_samples(evidence, given)
+    yield from _constant_norms(evidence)
+
+
+def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
+    """Places where samples that differ by `given` in the batch hardly do."""
+    scale = min(1.0, given)
+    low, starved = _alike(evidence, scale)
+    if starved is not None and starved.station.layer not in starved.by:
+        yield _told(evidence, starved, scale)
+    if not low or _head_alone(evidence, low):
+        return
+    held = _frozen(evidence, low[0])
+    named = {n for d in evidence.symmetry.deadlocks for n in (d.layer, *d.because)}
+    if any(y.name in named or y.weight[0] in named for y in held):
+        return  # S102 tells of it
+    least, frozen = min(s.variation or 0.0 for s in low), [y.name for y in held]
+    yield finding(
+        "P207",
+        "error" if least < COLLAPSED * scale else "warning",
+        [*frozen, *(s.place for s in low)],
+        measured=f"samples differ by {least:.2g} of the signal's rms at {low[-1].shown}",
+        expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {given:.2g})",
+        message="Different inputs can no longer be told apart: the signal is alive, but the "
+        "same for all of them.",
+        why=f"{listed(frozen)}: frozen at or next to zero, and every path from the inputs passes "
+        "there. What lies behind learns from biases alone."
+        if frozen
+        else None,
+        fix="Give these weights their usual size before they are frozen, or let them train."
+        if frozen
+        else None,
+    )
+
+
+def _frozen(evidence: Evidence, station: Station) -> list[Layer]:
+    """Layers that are frozen at or next to zero, if every way from the batch passes one."""
+    read = evidence.seen.architecture
+    held = {
+        i: y
+        for y in read.layers
+        if y.weight[0] in evidence.frozen and gain(evidence, y) < NEXT_TO_ZERO
+        for i in y.calls
+    }
+    if station.index in held:
+        return [held[station.index]]
+    if read.open_way({station.index}, held, onward=False):
+        return []
+    met = read.first_met({station.index}, held, onward=False)
+    return list(dict.fromkeys(held[i] for i in sorted(met)))
+
+
+def _head_alone(evidence: Evidence, low: Sequence[Station]) -> bool:
+    """Whether only the output is alike, for a reason that training undoes at once.
+
+    It may be the mean of the targets, or of equal weights that cancel in what a norm gives; not one
+    that drowns an input which gates, or what came before, have all but shut.
+    """
+    heads = evidence.seen.architecture.heads
+    usual = ABOVE_TARGET * (evidence.seen.target_rms or 1.0)
+    return all(
+        s.layer in heads and (s.cell.given or 0.0) > LEAST_GIVEN and s.rms < usual for s in low
+    )
+
+
+class _Starved(NamedTuple):
+    """A place where samples are alike since the layers that lead to it are next to zero."""
+
+    station: Station
+    by: list[Layer]
+
+
+def _alike(evidence: Evidence, scale: float) -> tuple[list[Station], _Starved | None]:
+    """Live places where samples hardly differ; and the first that weights next to zero make so.
+
+    A layer that starts next to zero, as a head may on purpose, leaves little that differs, and the
+    first steps give it its size, as with weights of zero; unless it is frozen.
+    """
+    read, alive = evidence.seen.architecture, live(evidence)
+    small = [y for y in read.layers if gain(evidence, y) < NEXT_TO_ZERO]
+    faint = {i: y for y in small if y.weight[0] not in evidence.frozen for i in y.calls}
+    on_trunk = {faint[s.index].weight for s in alive if s.index in faint}
+    apart = _sees_samples(evidence) - _unfilled(evidence)
+    low: list[Station] = []
+    starved: _Starved | None = None
+    for station in (s for s in alive if s.index in apart and s.variation is not None):
+        least = (COLLAPSED if station.layer in read.heads else COLLAPSING) * scale
+        if (station.variation or 0.0) >= least:
+            continue
+        by = [] if low else _starving(evidence, station, faint, on_trunk)
+        if not by:
+            low.append(station)
+        elif starved is None:
+            starved = _Starved(station, by)
+    return low, starved
+
+
+def _starving(
+    evidence: Evidence,
+    station: Station,
+    faint: Mapping[int, Layer],
+    on_trunk: set[tuple[str, ...]],
+) -> list[Layer]:
+    """The layers next to zero (by their calls) that are why samples are alike at a place.
+
+    It is one itself, or no way from the batch leads around them.  None where it would make samples
+    alike if it were given more, too; nor where several weights in a row hold one another back.
+    """
+    read = evidence.seen.architecture
+    met, usual = {station.index}, 1.0
+    if station.index not in faint:
+        if read.open_way(met, faint, onward=False) or (station.cell.given or 0.0) > NEXT_TO_ZERO:
+            return []
+        met = read.first_met(met, faint, onward=False)
+        usual = 1.0 if station.layer is None else gain(evidence, station.layer)
+    weights = {faint[i].weight for i in met}
+    others = {i for i, layer in faint.items() if layer.weight not in weights}  # a tied head is none
+    in_a_row = not on_trunk <= weights or not read.open_way(met, others, onward=False)
+    if in_a_row or usual < COLLAPSING * station.rms:
+        return []
+    return list(dict.fromkeys(faint[i] for i in sorted(met)))
+
+
+def _told(evidence: Evidence, starved: _Starved, scale: float) -> Finding:
+    """What to say of layers next to zero, where what others add drowns the little they hand on."""
+    station = starved.station
+    layers = [y for y in starved.by if y.weight[0] not in evidence.zeros] or starved.by
+    sizes = listed((f"{evidence.sizes[y.weight[0]]:.2g} at {y.name}" for y in layers), 4)
+    return finding(
+        "P207",
+        "warning",
+        (y.name for y in layers),
+        measured=f"weights with an rms of {sizes}; samples differ by {station.variation:.2g} of "
+        f"the signal's rms at {station.shown}",
+        expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {scale:.2g})",
+        message="Weights next to zero hand on so little that biases, or what else is added, drown "
+        "it: different inputs can hardly be told apart.",
+        why="They train as weights of zero do: Adam gives them their size in its first steps, SGD "
+        "may need many more.",
+        fix="Draw these weights at their usual size: std 0.02 to 1 for an embedding, 1/√fan_in for "
+        "other layers.",
+    )
+
+
+def _sees_samples(evidence: Evidence) -> set[int]:
+    """Calls of layers or before some, and those that see more of the batch than one number made of
+    all of it, as a mean loss is."""
+    read = evidence.seen.architecture
+    found = set(read.inner).union(*(layer.calls for layer in read.layers))
+    for call in read.trace.calls:
+        if call.shape and (call.entry or any(i in found for i in call.behind)):
+            found.add(call.index)
+    return found
+
+
+def _unfilled(evidence: Evidence) -> set[int]:
+    """Calls behind a part of the signal that is still the same for all samples, while the whole is
+    not: a class token, until attention brings it what the other tokens say."""
+    seen = evidence.seen
+    calls = seen.architecture.trace.calls
+    found: set[int] = set()
+    for call in calls:
+        if seen.picked.get(call.index, 1.0) < COLLAPSING and _varies(seen, call.behind[0]):
+            found.add(call.index)
+        given = [i for i in call.inputs if i < 0 or calls[i].varies]  # below 0: the batch itself
+        if given and all(i in found for i in given):  # beside a live signal all is live
+            found.add(call.index)
+    return found
+
+
+def _varies(seen: Pass, index: int) -> bool:
+    """Whether the signal differs between samples at the last place at which that was measured."""
+    while index not in seen.cells and index not in seen.picked:
+        call = seen.architecture.trace.calls[index]
+        if not call.behind or call.op not in PASSIVE | {"token"}:
+            return False
+        index = max(call.behind)
+    cell = seen.cells.get(index)
+    variation = seen.picked.get(index) if cell is None else cell.variation
+    return variation is not None and variation >= COLLAPSING
+
+
+def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
+    """Norms with a scale of zero and a shift that is not: a constant output."""
+    audits = {a.name: a for a in evidence.audits}
+    found = []
+    for layer in evidence.seen.architecture.layers:
+        if layer.op in NORMS and len(layer.parameters) > 1 and len(layer.weight) == 1:
+            scale, shift = audits.get(layer.weight[0]), audits.get(layer.parameters[1])
+            closed = scale is not None and scale.zero
+            if closed and shift is not None and shift.max_abs > 0.0:
+                found.append(layer.name)
+    trunk = {s.place for s in evidence.trunk}
+    if found:
+        yield finding(
+            "P207",
+            "error" if trunk & set(found) else "warning",  # a residual stream carries on around it
+            found,
+            measured=f"scale 0 and shift not 0 in {len(found)} norm(s)",
+            expected="scale 1, shift 0 (scale 0 with shift 0 at the end of a residual branch)",
+            message="A norm gives the same output for every input: its scale is zero and its shift "
+            "is not.",
+            why="Whatever enters, the shift leaves: usually the two were swapped.",
+            fix="Set weight to one and bias to zero (module.reset_parameters()).",
+        )
+
+
+RULES = (collapsed,)

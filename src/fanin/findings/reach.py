@@ -1,0 +1,103 @@
+"""How far the batch reaches, through which weights, and how large it comes."""
+
+from __future__ import annotations
+
+import math
+
+from fanin.architecture import Layer
+from fanin.calls import Call
+from fanin.findings.evidence import Evidence, Station
+from fanin.operations import PASSIVE, PRODUCTS, RECURRENT, SUMS
+
+__all__ = ["gain", "large_inputs", "live"]
+
+# Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
+LARGE_INPUT = 10.0
+# Weights of this gain (std · √fan_in) put half of the units of a tanh into its flat part by
+# themselves, when inputs have an rms of 1: P(|3.2 z| > 2.178) = 0.5.
+TAME = 3.2
+
+
+def live(evidence: Evidence) -> list[Station]:
+    """The trunk up to the first weights that are all zero: what lies behind them only says that.
+
+    Frozen ones stay zero, so what lies behind them stays as it is.
+    """
+    found, constant = [], _constant(evidence)
+    for station in evidence.trunk:
+        if station.index in constant:
+            break
+        if station.layer is not None and _is_zero(evidence, station.layer):
+            break
+        if not math.isfinite(station.rms):
+            break
+        found.append(station)
+    return found
+
+
+def _is_zero(evidence: Evidence, layer: Layer) -> bool:
+    """Whether a layer's weight is zero, for now, where it is used: not as 1 + weight, nor as a
+    slope."""
+    main = evidence.seen.architecture.trace.calls[layer.calls[0]].operands[0]
+    zero = layer.weight[0] in evidence.zeros - evidence.frozen
+    return zero and main.offset == 0.0 and layer.op != "prelu"
+
+
+def _constant(evidence: Evidence) -> set[int]:
+    """Calls that the batch reaches through weights of zero alone: they give one value, or zero."""
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    zeros = evidence.zeros - evidence.frozen
+    found = {c.index for c in read.trace.calls if _is_closed(c, zeros)}
+    zero = {i for i in found if i in cells and cells[i].squares == 0.0}
+    for call in read.trace.calls if found else ():
+        given = {i for i in call.inputs if i < 0 or read.trace.calls[i].varies}
+        handed = call.op in PASSIVE or (call.op in SUMS and len(set(call.sources)) > 1)
+        factor = call.op in _PRODUCTS and not zero.isdisjoint(given)
+        if (given and found >= given) or factor:
+            found.add(call.index)
+        if factor or (handed and given and zero >= given and not call.operands):
+            zero.add(call.index)
+    return found
+
+
+def _is_closed(call: Call, zeros: frozenset[str]) -> bool:
+    """Whether a matrix or table of zeros is all that a call makes its result of."""
+    if not call.operands or not call.layout:
+        return False
+    main = call.operands[0]
+    plain = len(main.parameters) == 1 and main.offset == 0.0
+    return plain and main.parameters[0] in zeros and call.op not in RECURRENT
+
+
+# What is zero where one of its factors is.
+_PRODUCTS = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
+
+
+def gain(evidence: Evidence, layer: Layer) -> float:
+    """std · √fan_in of a layer's weights; 1 where they are no matrix or table used as it is."""
+    main = evidence.seen.architecture.trace.calls[layer.calls[0]].operands[0]
+    if len(layer.weight) > 1 or not layer.fan_in or main.offset != 0.0:
+        return 1.0
+    return evidence.sizes.get(layer.weight[0], 1.0) * math.sqrt(layer.fan_in)
+
+
+def large_inputs(evidence: Evidence, place: str) -> str | None:
+    """What to do where it is the batch, not the weights, that drives a layer too far.
+
+    It reaches the layer past all norms, through weights that take inputs of size 1 no further.
+    """
+    read, rms = evidence.seen.architecture, evidence.input_rms
+    layer = next((y for y in read.layers if y.name == place), None)
+    if layer is None or rms is None or rms < LARGE_INPUT:
+        return None
+    before = read.ancestors(layer.calls)
+    norms = {i for i in before if read.normalizes(read.trace.calls[i])}
+    if not read.open_way(layer.calls, norms, onward=False):
+        return None
+    ways = [y for y in read.layers if not before.isdisjoint(y.calls)]
+    besides = {n for y in ways for n in y.parameters[len(y.weight) :]}  # recurrent weights, biases
+    rows = {p.name: math.prod(p.shape[1:]) for p in read.parameters if p.name in besides}
+    gains = [evidence.sizes[n] * math.sqrt(width) for n, width in rows.items()]
+    if max(*(gain(evidence, y) for y in ways), *gains, 0.0) >= TAME:
+        return None
+    return f"Normalize the inputs: those of this batch have an rms of {rms:.3g}, not about 1."
