@@ -322,3 +322,21 @@ def test_a_loss_that_is_not_finite_by_itself_names_what_made_it_so():
     model, batch = nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1)), torch.randn(16, 4)
     with unchanged(model, batch), pytest.raises(LossError, match="sqrt gives the first"):
         fanin.check(model, batch, lambda out: (out - 2).sqrt().mean())
+
+
+def test_an_error_that_comes_once_is_not_taken_for_one_of_nan():
+    torch.manual_seed(0)
+    model, batch, calls = Policy(), torch.randn(16, 4), []
+    with torch.no_grad():
+        model.log_std[0] = math.nan
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("once")
+        return model.mean(model.body(x).tanh()) * model.log_std.exp()
+
+    model.forward = forward
+    with unchanged(model, batch), pytest.raises(ForwardError, match="once"):
+        fanin.check(model, batch)
+    assert len(calls) > 1

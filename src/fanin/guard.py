@@ -257,31 +257,46 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def finite_again(model: nn.Module, run: Callable[[], _T]) -> tuple[_T, str]:
-    """The result of a run; of a second one if the model refuses that parameters are not finite.
+    """The result of a run; of another one if the model refuses that parameters are not finite.
 
     `torch.distributions` and some losses raise for NaN.  In the second run zeros stand in the place
-    of every entry that is not finite.
+    of every entry that is not finite; a third shows that it was not for anything else.
 
     Returns:
         the result, and the name of what the first run raised ("" if nothing).
 
     Raises:
-        ForwardError: that of the first run, where all parameters are finite or zeros do not help.
+        ForwardError: that of the first run, where all parameters are finite, or zeros do not help,
+            or the third run does not raise.
     """
     try:
         return run(), ""
     except ForwardError as error:
-        dense = (p for p in model.parameters() if not p.is_meta and p.layout == torch.strided)
-        spoiled = [p for p in dense if not bool(p.detach().isfinite().all())]
+        first = error
+    with _zeros_for_nan(model) as spoiled:
         if not spoiled:
-            raise
-        own = [p.data for p in spoiled]
+            raise first from first.__cause__
         try:
-            for parameter in spoiled:
-                parameter.data = parameter.data.nan_to_num(0.0, 0.0, 0.0)
-            return run(), type(error.__cause__ or error).__name__
+            found = run()
         except ForwardError:
-            raise error from error.__cause__
-        finally:
-            for parameter, data in zip(spoiled, own, strict=True):
-                parameter.data = data
+            raise first from first.__cause__
+    try:
+        run()
+    except ForwardError:
+        return found, type(first.__cause__ or first).__name__
+    raise first from first.__cause__
+
+
+@contextmanager
+def _zeros_for_nan(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Lend the parameters zeros for what is not finite, for the length of a block; which ones."""
+    dense = (p for p in model.parameters() if not p.is_meta and p.layout == torch.strided)
+    spoiled = [p for p in dense if not bool(p.detach().isfinite().all())]
+    own = [p.data for p in spoiled]
+    try:
+        for parameter in spoiled:
+            parameter.data = parameter.data.nan_to_num(0.0, 0.0, 0.0)
+        yield spoiled
+    finally:
+        for parameter, data in zip(spoiled, own, strict=True):
+            parameter.data = data
