@@ -102,6 +102,30 @@ def test_of_two_assignments_of_one_parameter_the_last_one_counts():
         assert torch.equal(model.weight[150:], alone["first"][150:])
 
 
+def test_of_parameters_that_share_memory_the_last_one_counts():
+    """Views of one tensor, and what is meant to be a tie but makes a second parameter."""
+    memory = torch.zeros(400, 300)
+    model = nn.Module()
+    model.a, model.b = nn.Parameter(memory), nn.Parameter(memory[100:])
+    model.c = nn.Parameter(memory[-1])
+    a = Assignment("a", "normal", 1.0, 0.5, None, "", (400, 300), "oi")
+    b = dataclasses.replace(a, parameter="b", shape=(300, 300), std=2.0)
+    c = dataclasses.replace(a, parameter="c", scheme="zeros", shape=(300,), layout="o", std=0.0)
+    alone = {n: nn.Parameter(torch.empty(k, 300)) for n, k in (("a", 400), ("b", 300))}
+    for name, assignment in (("a", a), ("b", b)):
+        fanin.fill.realize_(alone[name], assignment, 3, name)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        for _ in range(10):
+            apply_(Recipe((a, b, c), {}), model, seed=3)
+            assert torch.equal(model.a[:100], alone["a"][:100])
+            assert torch.equal(model.a[100:-1], alone["b"][:-1])
+            assert not model.c.any()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_an_error_once_all_is_written_puts_everything_back(monkeypatch):
     """What waits is written together at the end."""
     run = draw.Queue.run

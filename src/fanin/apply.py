@@ -103,7 +103,7 @@ def apply_(
 def _together() -> Iterator[Callable[..., None]]:
     """`assign_`, whose values are all there when the block ends: most are drawn together then."""
     queue = Queue()
-    waiting: set[str] = set()
+    waiting: set[int] = set()  # memory that is still to be written
 
     def assign(
         tensor: Tensor,
@@ -112,14 +112,25 @@ def _together() -> Iterator[Callable[..., None]]:
         name: str,
         window: Window | None = None,
     ) -> None:
-        if name in waiting:  # a recipe may have a tied parameter under each of its names
+        # Several assignments may be for one memory, and the last one counts: of a parameter that a
+        # recipe has under two names, or of two that are views of one tensor.
+        memory = _memory(tensor)
+        if memory in waiting:
             queue.run()
             waiting.clear()
-        waiting.add(name)
+        waiting.add(memory)
         assign_(tensor, assignment, seed, name, window, queue)
 
     yield assign
     queue.run()
+
+
+def _memory(tensor: Tensor) -> int:
+    """The address of the memory that a tensor is in, or is a part of."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # of a kind that has none, and cannot be drawn
+        return id(tensor)
 
 
 @dataclass(frozen=True)
