@@ -340,3 +340,19 @@ def test_an_error_that_comes_once_is_not_taken_for_one_of_nan():
     with unchanged(model, batch), pytest.raises(ForwardError, match="once"):
         fanin.check(model, batch)
     assert len(calls) > 1
+
+
+@pytest.mark.parametrize("given", [{"select": "S"}, {"ignore": "N401"}])
+def test_a_model_that_refuses_nan_is_not_called_sound_by_a_check_for_other_things(given):
+    model, batch = Policy(), torch.randn(16, 4)
+    with torch.no_grad():
+        model.body.weight[0, 0] = math.nan
+    with unchanged(model, batch), pytest.raises(ForwardError, match="invalid values"):
+        fanin.check(model, batch, _likelihood, **given)
+
+
+def test_the_error_of_a_forward_is_told_beside_a_dtype_that_has_no_nan_test():
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.kept = nn.Parameter(torch.zeros(4).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ForwardError, match="shapes cannot be multiplied"):
+        fanin.plan(model, torch.randn(2, 5))

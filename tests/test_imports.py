@@ -62,6 +62,7 @@ ORDER = (
     "verifying",
     "sketch",
     "slopes",
+    "criteria",
     "probe",
     "layers",
     "prediction",

@@ -160,3 +160,18 @@ def test_a_projected_state_is_not_that_of_the_cells():
     args = (torch.randn(5, 4, 8), states, layer._flat_weights, True, 1, 0.0, False, False, False)
     open_recurrent("lstm", torch.lstm, args, lambda w, _: seen.append(w.memory))
     assert seen == [None]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("read", [lambda o: o[1][1], lambda o: o[1][0], lambda o: o[0]], ids=str)
+def test_a_check_reads_any_part_of_what_an_lstm_gives(batch_first: bool, read):
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(4, 5, batch_first=batch_first)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return read(self.layer(x))
+
+    torch.manual_seed(0)
+    assert fanin.check(Reads(), torch.randn(6, 3, 4), lambda out: out.square().mean()).ok

@@ -290,8 +290,7 @@ def finite_again(model: nn.Module, run: Callable[[], _T]) -> tuple[_T, str]:
 @contextmanager
 def _zeros_for_nan(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Lend the parameters zeros for what is not finite, for the length of a block; which ones."""
-    dense = (p for p in model.parameters() if not p.is_meta and p.layout == torch.strided)
-    spoiled = [p for p in dense if not bool(p.detach().isfinite().all())]
+    spoiled = [p for p in model.parameters() if _is_spoiled(p)]
     own = [p.data for p in spoiled]
     try:
         for parameter in spoiled:
@@ -300,3 +299,12 @@ def _zeros_for_nan(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     finally:
         for parameter, data in zip(spoiled, own, strict=True):
             parameter.data = data
+
+
+def _is_spoiled(parameter: nn.Parameter) -> bool:
+    if parameter.is_meta or parameter.layout != torch.strided or parameter.is_quantized:
+        return False
+    try:
+        return not bool(parameter.detach().isfinite().all())
+    except (RuntimeError, NotImplementedError):  # a dtype of which torch does not know it, float8
+        return False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, Key, key_of, read, weighted_source
 from fanin.calls import Call
+from fanin.criteria import chance, targets
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, reseed
 from fanin.nested import tensors_in
@@ -23,7 +24,6 @@ from fanin.trace import Watch, trace
 
 __all__ = [
     "ALIKE",
-    "FAR",
     "Cell",
     "Pass",
     "Recorder",
@@ -107,7 +107,7 @@ class Pass:
         chance: loss of guessing, where the loss is a known classification loss.
         target_rms: size of the target of a regression loss.
         guess: loss of guessing zero, where the loss is a known regression loss, and loss of outputs
-            `FAR` times as far off; targets whose size is below 1 are taken as if it were 1.
+            `criteria.FAR` times as far off; targets smaller than 1 are taken as if of size 1.
         gradients: RMS of each trainable parameter's gradient; None for one that has none.
         cells: what was measured at each weighted call, by its index.
         picked: variation across samples of the results that are a part of what they are given, such
@@ -284,31 +284,16 @@ class Recorder:
     ) -> None:
         """The loss of guessing (ln C for C classes, ln 2 for two), or the target's size and the
         loss of guessing zero."""
-        scores = args[0] if args else kwargs.get("input")
-        target = args[1] if len(args) > 1 else kwargs.get("target")
-        if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
-            return
-        if name.endswith("l1_loss") or name in ("mse_loss", "huber_loss"):
-            wanted = target.detach().double()
-            size = self.targets[index] = float(wanted.square().mean().sqrt())
-            wanted = wanted / min(size, 1.0) if size > 0.0 else torch.ones_like(wanted)
-            options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
-            loss, zero = getattr(nn.functional, name), torch.zeros_like(wanted)
-            near, far = (loss(zero, k * wanted, *args[2:], **options) for k in (1.0, FAR))
-            if near.numel() == 1:
-                self.guesses[index] = float(near), float(far)
-        elif kwargs.get("reduction", "mean") == "mean" and kwargs.get("weight") is None:
-            classes = 2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)]
-            self.chances[index] = math.log(classes)
+        known = targets(name, args, kwargs)
+        if known is not None:
+            self.targets[index] = known.rms
+            if known.guess is not None:
+                self.guesses[index] = known.guess
+        guessing = chance(name, args, kwargs)
+        if guessing is not None:
+            self.chances[index] = guessing
 
 
-# How far off outputs may be, as a multiple of zero, before a regression loses many steps by it.
-# MLPs whose weights, or head, are too large: some train as well as any up to ×13.5; from ×28 all
-# end at 50 to 1e5 times the loss (300 steps at the best of five rates).  Tables of variance 1 whose
-# rows are multiplied: ×24 at width 512, as good as any.  Healthy zoo: up to ×1.25.
-FAR = 32.0
-# What a regression loss may be given beside output and target.
-_OPTIONS = frozenset({"reduction", "beta", "delta"})
 # Inputs of a sigmoid that an offset of its own moves, as that of a gate which starts shut or open:
 # they differ by less than the width of its bend, and float32 still knows its distance from 0 or 1.
 _BEND, _FAINT = 2.0, 16.0
@@ -422,7 +407,9 @@ def _keep_forward(cell: Cell, weighted: Weighted, values: Tensor) -> None:
 
 
 def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
-    def unwatched(gradient: Tensor) -> None:
+    def unwatched(gradient: Tensor | None) -> None:
+        if gradient is None:  # nothing reads this result of a call that has several
+            return
         with torch._C.DisableTorchFunction():
             take(gradient)
 

@@ -100,4 +100,22 @@ def large_inputs(evidence: Evidence, place: str) -> str | None:
     gains = [evidence.sizes[n] * math.sqrt(width) for n, width in rows.items()]
     if max(*(gain(evidence, y) for y in ways), *gains, 0.0) >= TAME:
         return None
+    if max((_given(evidence, y) for y in ways), default=0.0) < LARGE_INPUT:
+        return None  # the model scales them itself
     return f"Normalize the inputs: those of this batch have an rms of {rms:.3g}, not about 1."
+
+
+def _given(evidence: Evidence, layer: Layer) -> float:
+    """Size of what the first layer on a way reads, 0 for others: that of its output over its gain.
+
+    What a recurrent layer gives is bounded, so it is taken to read the batch as it is.
+    """
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    before = read.ancestors(layer.calls).difference(layer.calls)
+    if any(read.trace.calls[i].operands for i in before):
+        return 0.0
+    if layer.op in RECURRENT:
+        return evidence.input_rms or 0.0
+    made = [cells[i] for i in layer.calls if i in cells and cells[i].count]
+    size = max((math.sqrt(cell.squares / cell.count) for cell in made), default=0.0)
+    return size / (gain(evidence, layer) or math.inf)

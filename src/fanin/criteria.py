@@ -1,0 +1,88 @@
+"""What a known loss makes of a model that guesses: by chance at classes, zero at numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FAR", "Targets", "chance", "targets"]
+
+# How far off outputs may be, as a multiple of zero, before a regression loses many steps by it.
+# MLPs whose weights, or head, are too large: some train as well as any up to ×13.5; from ×28 all
+# end at 50 to 1e5 times the loss (300 steps at the best of five rates).  Tables of variance 1 whose
+# rows are multiplied: ×24 at width 512, as good as any.  Healthy zoo: up to ×1.25.
+FAR = 32.0
+# What a regression loss may be given beside output and target.
+_OPTIONS = frozenset({"reduction", "beta", "delta"})
+
+
+class Targets(NamedTuple):
+    """The targets of a regression.
+
+    Attributes:
+        rms: their size.
+        guess: the loss of outputs of zero, and of outputs `FAR` times as far off; None where the
+            loss is no single number.  Targets whose size is below 1 are taken as if it were 1.
+    """
+
+    rms: float
+    guess: tuple[float, float] | None
+
+
+def chance(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+    """The mean loss of guessing (ln C for C classes, ln 2 for two); None for other losses.
+
+    >>> round(chance("cross_entropy", (torch.zeros(8, 10), torch.zeros(8)), {}), 3)
+    2.303
+    """
+    scores, target = _given(args, kwargs)
+    if scores is None or target is None or _is_regression(name):
+        return None
+    if kwargs.get("reduction", "mean") != "mean" or kwargs.get("weight") is not None:
+        return None
+    return math.log(2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)])
+
+
+def targets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Targets | None:
+    """What is known of the targets of a regression; None for other losses.
+
+    The target is what has no gradient, as it may be given first.
+
+    >>> out = torch.zeros(4, requires_grad=True)
+    >>> targets("mse_loss", (torch.full((4,), 2.0), out), {})
+    Targets(rms=2.0, guess=(4.0, 4096.0))
+    """
+    pair = [t for t in _given(args, kwargs) if t is not None]
+    fixed = [t for t in pair if not t.requires_grad]
+    if not _is_regression(name) or len(pair) != 2 or len(fixed) != 1:
+        return None
+    wanted = fixed[0].detach().double()
+    rms = float(wanted.square().mean().sqrt())
+    wanted = wanted / min(rms, 1.0) if rms > 0.0 else torch.ones_like(wanted)
+    options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
+    loss: Any = getattr(nn.functional, name)
+    common: Any = torch.broadcast_shapes
+    try:
+        wanted = wanted.expand(common(*(t.shape for t in pair)))
+        zero = torch.zeros_like(wanted)
+        near, far = (loss(zero, k * wanted, *args[2:], **options) for k in (1.0, FAR))
+    except (RuntimeError, TypeError, ValueError):  # the loss itself will say what is wrong
+        return Targets(rms, None)
+    return Targets(rms, (float(near), float(far)) if near.numel() == 1 else None)
+
+
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    first = args[0] if args else kwargs.get("input")
+    second = args[1] if len(args) > 1 else kwargs.get("target")
+    return (
+        first if isinstance(first, Tensor) else None,
+        second if isinstance(second, Tensor) else None,
+    )
+
+
+def _is_regression(name: str) -> bool:
+    return name.endswith("l1_loss") or name in ("mse_loss", "huber_loss")
