@@ -185,9 +185,15 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
 
 def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
     """A loss that pulls at the output, while what reaches all weights together is rounding."""
-    found = [g for g in evidence.seen.gradients.values() if g is not None]
+    counts = {p.name: math.prod(p.shape) for p in evidence.seen.architecture.parameters}
+    given = evidence.seen.gradients.items()
+    found = [g * math.sqrt(counts[name]) for name, g in given if g is not None]  # norms
     last = next((s for s in reversed(evidence.trunk) if s.layer is not None and s.norm), None)
     largest = max(found, default=0.0)
+    # Behind zeros that train only biases have a gradient, which balanced classes cancel.
+    zeros = evidence.zeros - evidence.frozen
+    if any(not zeros.isdisjoint(y.weight) for y in evidence.seen.architecture.layers):
+        return
     if last is not None and 0.0 < largest < CANCELLED * (last.norm or 0.0):
         yield finding(
             "P203",
