@@ -1765,3 +1765,47 @@ def adapter_beside_a_bias_that_shuts_its_units():
         nn.init.normal_(adapter.B, std=0.1)
     nn.init.constant_(model[2].base.bias, -10.0).requires_grad_(True)
     return model, torch.randn(64, 16), classify(64, 2)
+
+
+class _ZeroRows(nn.Module):
+    """30 of 32 rows of the layer `wide` are zero; `act` takes the module and what they give."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.enter, self.wide, self.head = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+        with torch.no_grad():
+            self.wide.weight[:30] = self.wide.bias[:30] = 0.0
+        self.act = act
+        self.register_buffer("scale", torch.tensor(5.6))
+        self.register_buffer("scales", torch.linspace(1, 2, 32))
+        self.register_buffer("edges", torch.full((32, 32), 1 / 32) + torch.eye(32))
+
+    def forward(self, x):
+        return self.head(self.act(self, self.wide(self.enter(x).relu())))
+
+
+def _zero_rows(act):
+    return _ZeroRows(act), torch.randn(32, 16), classify(32, 4)
+
+
+_THREE = {"codes": ("S101",), "layers": ("wide",), "words": ("wide: 3 distinct of 32",)}
+
+
+@FAULTS(**_THREE, **ERROR)
+def zero_rows_in_front_of_a_relu_written_with_where():
+    return _zero_rows(lambda _, h: torch.where(h > 0, h, torch.zeros_like(h)))
+
+
+@FAULTS(**_THREE, **ERROR)
+def zero_rows_that_a_buffer_scales():
+    return _zero_rows(lambda net, h: h.relu() * net.scale)
+
+
+@FAULTS(**_THREE, **ERROR)
+def zero_rows_that_a_buffer_without_zeros_scales_one_by_one():
+    return _zero_rows(lambda net, h: h.relu() * net.scales)
+
+
+@FAULTS(**_THREE, **ERROR)
+def zero_rows_on_the_nodes_of_a_graph():
+    return _zero_rows(lambda net, h: net.edges @ h.relu())

@@ -2619,3 +2619,69 @@ def scores_whose_own_part_starts_at_zero():
     model = Pointer()
     nn.init.zeros_(model.own.weight)
     return model, torch.randn(32, 5, 2), classify(32, 5)
+
+
+# ── taken away, or weighted with zero ────────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("S101",))
+def coupling_layers_with_a_matrix_that_takes_units_away():
+    return _flow(lambda values, kept: values @ torch.diag(1 - kept))
+
+
+@TRAPS(absent=("S101",))
+def coupling_layers_that_put_what_they_pick_among_zeros():
+    def mask(values, kept):
+        at = (kept == 0).nonzero().flatten()
+        return torch.zeros_like(values).index_copy(1, at, values[:, at])
+
+    return _flow(mask)
+
+
+@TRAPS(absent=("S101",))
+def coupling_layers_with_scale_and_shift_of_one_network():
+    """The mask meets halves of what the last layer gives."""
+
+    class Coupling(nn.Module):
+        def __init__(self, flip: int):
+            super().__init__()
+            self.register_buffer("kept", (torch.arange(6) % 2 == flip).float())
+            self.body = mlp(6, 32, 12)
+            zero_(self.body[2])
+
+        def forward(self, x):
+            scale, shift = self.body(x * self.kept).chunk(2, 1)
+            scale = scale.tanh() * (1 - self.kept)
+            return x * scale.exp() + shift * (1 - self.kept), scale.sum(1)
+
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Coupling(i % 2) for i in range(4))
+
+        def forward(self, x):
+            volume = 0.0
+            for layer in self.layers:
+                x, more = layer(x)
+                volume = volume + more
+            return x.square().sum(1) / 2 - volume
+
+    return Flow(), torch.randn(64, 6), torch.mean
+
+
+@TRAPS(absent=("S102",))
+def ensemble_whose_loss_is_weighted_with_zero():
+    """As in a warm-up: no other weight has as many dimensions as the ensemble's."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = mlp(8, 16, 16), nn.Linear(16, 3)
+            self.members = nn.Parameter(torch.randn(4, 16, 2))
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.head(h), torch.vmap(lambda w: h @ w)(self.members).square().mean()
+
+    target = torch.randint(0, 3, (32,))
+    return Net(), torch.randn(32, 8), lambda out: F.cross_entropy(out[0], target) + 0.0 * out[1]

@@ -72,8 +72,9 @@ def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
 
 def _idle(evidence: Evidence, layer: Layer) -> bool:
     """Whether a layer gives zeros although its weights are none."""
-    cells = (evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells)
-    return all(c.max_abs == 0.0 for c in cells) and evidence.zeros.isdisjoint(layer.weight)
+    cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
+    silent = bool(cells) and all(c.max_abs == 0.0 for c in cells)
+    return silent and evidence.zeros.isdisjoint(layer.weight)
 
 
 def _positions(evidence: Evidence, layer: Layer) -> int:
@@ -178,14 +179,27 @@ def deadlocks(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _unseen(evidence: Evidence) -> Iterator[Finding]:
-    """Where weights are among them: an error where no weight of as many dimensions moves."""
+    """An error where weights are among them and no other weight moves.
+
+    Where others do, a loss may be weighted with zero, or an expert with a zero of its gate: there
+    only two weights of zeros beside one another are worth a warning.
+    """
     found = tuple(d for d in evidence.symmetry.deadlocks if d.cause == UNSEEN)
-    width = {p.name: sum(n > 1 for n in p.shape) for p in evidence.seen.architecture.parameters}
-    most = max((width[d.parameter] for d in found), default=0)
-    if most < 2:  # tokens, offsets: one that this batch has no use for
+    weights = {p.name for p in evidence.seen.architecture.parameters if _is_weight(p.shape)}
+    moving = weights & {n for n, g in evidence.seen.gradients.items() if g}
+    stuck = [d.parameter for d in found if d.parameter in weights]
+    if stuck and not moving:
+        yield _deadlock(evidence, "error", found)
         return
-    moving = max((width[n] for n, g in evidence.seen.gradients.items() if g), default=0)
-    yield _deadlock(evidence, "warning" if moving >= most else "error", found)
+    zeros = [n for n in stuck if n in evidence.zeros]
+    places = [n.removesuffix(".weight").rpartition(".")[0] for n in zeros]
+    if len(set(places)) < len(places):
+        yield _deadlock(evidence, "warning", found)
+
+
+def _is_weight(shape: Sequence[int]) -> bool:
+    """Whether it has two dimensions or more; no token or offset, which may go unused."""
+    return sum(n > 1 for n in shape) > 1
 
 
 def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) -> Finding:

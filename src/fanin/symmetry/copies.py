@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from fanin.architecture import Architecture, Key, Layer
+from fanin.architecture import Key, Layer
 from fanin.calls import Call
 from fanin.layers import fingerprints, tolerance_of, unit_labels
 from fanin.operations import BENDING, PASSIVE
@@ -117,8 +117,11 @@ def _alike(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> list[tupl
         return [members]
     flat = rows[list(members)].reshape(len(members), -1).cpu().numpy()
     if not flat.any():
-        apart = len(members) < len(rows) and _held_elsewhere(run.seen.architecture, layer)
-        return [] if apart else [members]
+        if len(members) == len(rows):
+            return [members]
+        held = _held_elsewhere(run, layer)
+        left = tuple(m for m in members if m not in held)
+        return [left] if len(left) > 1 else []
     return [tuple(members[i] for i in part) for part in classes(labels(flat, run.precision.lock))]
 
 
@@ -192,30 +195,73 @@ _MASKS = frozenset({"masked_fill", "matmul", "mm"})
 _PICKS = frozenset({"__getitem__", "narrow", "select", "index_select", "gather"})
 
 
-def _held_elsewhere(read: Architecture, layer: Layer) -> bool:
-    """Whether a layer's output meets another signal in a sum before anything bends it, or a mask.
+def _held_elsewhere(run: VirtualRun, layer: Layer) -> set[int]:
+    """Units that meet another signal in a sum before anything bends them, or a mask.
 
     A mask may stand behind functions that bend.
     """
-    queue = [(index, False) for index in layer.calls]
+    read, here = run.passes[0].architecture, counterpart(run.passes[0], layer)
+    units, held = layer.units or 0, set[int]()
+    own = read.descendants(here.calls)
+    queue = [(index, False) for index in here.calls]
+    seen = {index for index, _ in queue}
     while queue:
         index, bent = queue.pop()
         for after in read.followers.get(index, ()):
-            if after.op == "where" or _is_mask(after, layer.units):
-                return True
             if after.op in ("add", "sub") and len(after.inputs) > 1 and not bent:
-                return True
-            if after.op in _HANDING_ON | BENDING and len(after.inputs) == 1:
+                return set(range(units))
+            chosen = any(i in own and i not in run.signals for i in after.inputs)
+            if not chosen and _may_mask(after, units):  # not by what the layer itself gives
+                held |= _taken(run, after, index, units)
+            if (
+                after.op in _HANDING_ON | BENDING
+                and len(after.inputs) == 1
+                and after.index not in seen
+            ):
+                seen.add(after.index)
                 queue.append((after.index, bent or after.op in BENDING))
-    return False
+    return held
 
 
-def _is_mask(call: Call, units: int | None) -> bool:
+def _may_mask(call: Call, units: int) -> bool:
+    if call.op == "where":
+        return True
     if len(call.inputs) > 1 or call.operands:
-        return False
+        return call.op == "masked_fill" and not call.operands
     if call.op in _PICKS:  # a position alone takes no unit away
         return units not in call.shape
     return call.op in _MASKS or (call.op == "mul" and call.option is None)
+
+
+def _taken(run: VirtualRun, call: Call, before: int, units: int) -> set[int]:
+    """Units that a gradient comes to behind a call, and none in front of it, in no pass."""
+    behind, front = run.arrived.get(call.index), run.arrived.get(before)
+    if behind is None or front is None or front.dim() == 0 or behind.dim() == 0:
+        return set()
+    if call.op in _PICKS:  # what is picked is alive, so the silent ones are not among it
+        if not behind.all():
+            return set()
+        behind = behind.new_ones(())
+    elif call.op in ("matmul", "mm"):
+        front, behind = _columns(front), _columns(behind)
+        if len(front) != len(behind):  # all that it gives is alive
+            behind = behind.all()
+    while behind.dim() > front.dim():
+        behind = behind.any(0)
+    try:
+        shape = (behind | front).shape
+    except RuntimeError:
+        return set()
+    behind, front = behind.expand(shape), front.expand(shape)
+    at = [d for d, n in enumerate(front.shape) if n == units]
+    if len(at) != 1:  # in heads or halves: which unit is which is lost
+        return set(range(units)) if bool((behind & ~front).any()) else set()
+    front, behind = (t.movedim(at[0], 0).reshape(units, -1).any(1) for t in (front, behind))
+    return set((behind & ~front).nonzero().flatten().tolist())
+
+
+def _columns(some: Tensor) -> Tensor:
+    return some.reshape(-1, some.shape[-1]).any(0)
 
 
 def _joint(layer: Layer, seen: Pass, tolerance: float) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Key, Layer
+from fanin.calls import Call
 from fanin.nested import map_batch
 from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
 
@@ -57,6 +58,29 @@ SINGLE = Precision(torch.float32, 1e-4, 1e-6)
 Kept = Literal["weight", "gradient", "input", "output"]
 
 
+class _Listener(Recorder):
+    """Also notes at which positions of a result a gradient arrives, of any sample."""
+
+    def __init__(self, seed: int, samples: int | None, keep: frozenset[Key], listen: bool) -> None:
+        super().__init__(seed, samples, keep=keep, listen=listen)
+        self._where = bool(keep)
+        self.arrived: dict[int, Tensor] = {}
+        self.signals: set[int] = set()
+
+    def produced(self, call: Call, output: Tensor) -> None:
+        super().produced(call, output)
+        self.signals.add(call.index)
+        if self._where and output.requires_grad:
+
+            def note(gradient: Tensor | None) -> None:
+                if gradient is not None:
+                    with torch._C.DisableTorchFunction():
+                        some = gradient.detach() != 0
+                        self.arrived[call.index] = some.any(0) if some.dim() > 1 else some
+
+            output.register_hook(note)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
 class VirtualRun:
     """A few training steps on a copy of the parameters, and what they showed.
 
@@ -68,6 +92,9 @@ class VirtualRun:
         frozen: parameters that take no gradient.
         passes: of every step, and one after the last.
         moved: parameters that received a gradient in any of them.
+        arrived: call → where a gradient came to its result in any pass, the first dimension
+            (samples) aside; of every call where there are layers to keep.
+        signals: calls that give numbers, rather than true or false or an index.
     """
 
     def __init__(
@@ -88,6 +115,8 @@ class VirtualRun:
         self._listen = any(g == 0.0 for g in seen.gradients.values())
         self.passes: list[Pass] = []
         self.moved: set[str] = set()
+        self.arrived: dict[int, Tensor] = {}
+        self.signals: set[int] = set()
 
     def _copy(self, tensor: Tensor) -> Tensor:
         dtype = self.precision.dtype
@@ -112,7 +141,7 @@ class VirtualRun:
 
     def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
         subject = self._subject
-        recorder = Recorder(subject.seed, subject.samples, keep=self.keep, listen=self._listen)
+        recorder = _Listener(subject.seed, subject.samples, self.keep, self._listen)
         tensors = {**self._copies, **self._buffers}
         named_buffers = dict(subject.model.named_buffers())
         substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
@@ -126,11 +155,17 @@ class VirtualRun:
         def call(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(model, tensors, args, kwargs)
 
-        return run_pass(
+        found = run_pass(
             replace(subject, batch=map_batch(lambda t: t.detach().clone(), self._batch)),
             recorder,
             Stand(call, self._copies, substitute, self.precision.dtype),
         )
+        self.signals |= recorder.signals
+        for index, some in recorder.arrived.items():
+            before = self.arrived.get(index)
+            same = before is not None and before.shape == some.shape
+            self.arrived[index] = before | some if before is not None and same else some
+        return found
 
     def _noise(self, name: str, seen: Pass, step: int) -> bool:
         """Whether a gradient is nothing but the round-off of a sum that cancels."""
