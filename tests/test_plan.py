@@ -499,6 +499,36 @@ def test_a_router_is_not_what_is_added_to_the_stream(shares, adders: int):
     assert found["1.gate.weight"].std == pytest.approx(16**-0.5)
 
 
+class TopFirst(nn.Module):
+    """Four experts, two for each sample: top-k before the softmax (GPT-OSS, JetMoE)."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.norm, self.gate = flat, nn.LayerNorm(16), nn.Linear(16, 4)
+        self.experts = nn.ModuleList(blocks.mlp(16, 32, 16) for _ in range(4))
+        self.shift = nn.Embedding(4, 16)
+
+    def forward(self, x):
+        h = self.norm(x)
+        best, chosen = self.gate(h).topk(2)
+        shares, out = best.softmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            row, place = torch.where(chosen == number)
+            share = shares.flatten()[row * 2 + place] if self.flat else shares[row, place]
+            mixed = expert(h[row]) + self.shift(chosen[row, place])
+            out = out.index_add(0, row, mixed * share[:, None])
+        return x + out
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_router_that_picks_before_its_softmax_is_not_what_is_added(flat: bool):
+    model = nn.Sequential(nn.Linear(8, 16), TopFirst(flat), TopFirst(flat), nn.Linear(16, 4))
+    found = fanin.plan(model, torch.randn(32, 8))
+    assert "last layer of one of 2" in found["1.experts.0.2.weight"].because
+    assert "last layer" not in found["1.gate.weight"].because
+    assert found["1.gate.weight"].std == pytest.approx(16**-0.5)
+
+
 class Mixture(nn.Module):
     """Four experts as people write them; two of them for each sample."""
 
@@ -1055,15 +1085,68 @@ class TwoMade(nn.Module):
 
 
 def test_generated_weights_start_like_any_other():
-    """Chang et al. 2020: the variance of what is made is 1/fan_in, 2/fan_in behind relu."""
+    """Chang et al. 2020: the variance of what is made is 1/fan_in, 2/fan_in behind relu.
+
+    The made output layer is small, as any other: the loss starts at that of guessing.
+    """
     model, batch = TwoMade(), (torch.randn(256, 4), torch.randn(256, 10))
     init_(model, batch)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     code = model.code(batch[0])
     assert float(model.first(code).std()) == pytest.approx(10**-0.5, rel=0.3)
-    assert float(model.second(code).std()) == pytest.approx((2 / 40) ** 0.5, rel=0.3)
-    assert float(model(*batch).std()) == pytest.approx(1.0, rel=0.4)
+    assert float(model.second(code).std()) == pytest.approx(0.05 * (2 / 40) ** 0.5, rel=0.3)
+    assert float(model(*batch).std()) == pytest.approx(0.05, rel=0.4)
+
+
+def test_a_made_matrix_that_makes_the_output_is_an_output_layer():
+    """A rotation of points: the last layer's output times the input is what the model returns."""
+
+    class Turning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made = nn.Sequential(nn.Flatten(), nn.Linear(60, 32), nn.ReLU(), nn.Linear(32, 9))
+
+        def forward(self, points):
+            return torch.bmm(points, self.made(points).view(-1, 3, 3))
+
+    model, points = Turning(), torch.randn(64, 20, 3)
+    found = init_(model, points)
+    assert "output layer" in found["made.3.weight"].because
+    assert float(model(points).detach().std()) == pytest.approx(0.05, rel=0.4)
+
+
+# ── tables whose rows reach the output ───────────────────────────────────────────────────────
+
+
+class Rows(nn.Module):
+    """A layer reads the rows of a table, and what `beside` makes of them is returned too."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self.beside, self.table = beside, nn.Embedding(20, 16)
+        self.layers = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, index):
+        rows = self.table(index)
+        return self.beside(self.layers(rows), rows)
+
+
+@pytest.mark.parametrize(
+    ("beside", "size"),
+    [
+        (lambda y, rows: y + (rows[:, :8] * rows[:, 8:]).sum(-1, keepdim=True), 0.3),
+        (lambda y, rows: (y, rows.flatten(1)), 1.0),
+        (lambda y, rows: (y, rows.pow(2).mean()), 1.0),
+        (lambda y, rows: y.square().mean() + rows.pow(2).mean(), 1.0),
+    ],
+    ids=["product", "returned", "penalty", "penalty-in-the-loss"],
+)
+def test_the_layer_that_reads_a_table_knows_its_size(beside, size: float):
+    model = Rows(beside).to("meta")
+    found = fanin.plan(model, torch.arange(20, device="meta"))
+    assert found["table.weight"].std == size
+    assert found["layers.0.weight"].std == pytest.approx(0.25 / size)
 
 
 # ── what is left as it is ────────────────────────────────────────────────────────────────────

@@ -1413,6 +1413,26 @@ def test_the_first_states_and_the_first_input_of_recurrent_layers_may_be_paramet
     assert (found["h"], found["c"], found["start"]) == ("state", "state", "input")
 
 
+@pytest.mark.parametrize("how", ["product", "expanded", "joined"])
+def test_the_first_state_of_a_recurrent_network_written_by_hand_may_be_a_parameter(how: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.read = nn.Parameter(torch.zeros(8)), nn.Linear(2, 8)
+            self.state, self.cell, self.head = nn.Linear(8, 8), nn.Linear(10, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            h = self.first if how == "product" else self.first.expand(len(x), -1)
+            for step in x.unbind(1):
+                if how == "joined":
+                    h = self.cell(torch.cat((step, h), -1)).tanh()
+                else:
+                    h = (self.read(step) + self.state(h)).tanh()
+            return self.head(h)
+
+    assert kinds(Net(), torch.randn(16, 5, 2))["first"] == "state"
+
+
 def test_a_learned_input_that_does_more_is_what_else_it_does():
     class Net(nn.Module):
         def __init__(self):

@@ -16,6 +16,13 @@ _ADDS = frozenset({"add", "radd", "sub"})
 _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 # What has all of its operands in its values; elsewhere one can gate another.
 _GATHERS = SUMS | {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
+# What makes integers or booleans of a signal; and what gives indices beside its values.
+_COUNTS = frozenset({
+    "eq", "ne", "gt", "ge", "lt", "le", "isclose", "isnan", "logical_and", "logical_or",
+    "logical_not", "nonzero", "argwhere", "argmax", "argmin", "argsort", "searchsorted",
+    "bucketize", "multinomial", "one_hot", "bincount", "histc", "long", "int", "bool",
+})  # fmt: skip
+_PICKS = _COUNTS | {"topk", "sort"}
 
 
 @dataclass(frozen=True)
@@ -219,13 +226,18 @@ def _meeting(calls: tuple[Call, ...], one: int, two: int) -> int | None:
             return index
         if index < 0:
             continue
-        for i in calls[index].inputs:
+        for i in _signals(calls[index]):
             if i == -2:  # integers are no signal that could go around
                 continue
             if i not in marks:
                 heapq.heappush(heap, -i)
             marks[i] = marks.get(i, 0) | marks[index]
     return None
+
+
+def _signals(call: Call) -> tuple[int, ...]:
+    """What a call's values come from: none where it looks at them for integers, or looks up."""
+    return () if call.op in _COUNTS or "v" in call.layout else call.inputs
 
 
 def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
@@ -267,11 +279,12 @@ def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> dict[i
         if _counts(call):
             found[index] = index if mixer is None else mixer
             continue
-        operands = call.behind
+        operands = tuple(i for i in _signals(call) if i >= 0)
         if len(operands) > 1 and call.op not in _GATHERS:
             # A gate, or an index that a router picked, is not what is added: follow what it gates.
             gates = {i: _gate(calls, i, region) for i in operands}
             gated = tuple(i for i in operands if gates[i] is None)
+            gated = gated or tuple(i for i in operands if (g := gates[i]) is not None and g.picked)
             if gated:
                 mixers = [gate.call for gate in gates.values() if gate is not None and gate.shares]
                 operands, mixer = gated, mixers[0] if mixers else mixer
@@ -281,30 +294,46 @@ def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> dict[i
 
 @dataclass(frozen=True)
 class _Gate:
-    """A sigmoid or a softmax; `shares`: whether its outputs sum to one where they are used."""
+    """What all of an operand comes from that only weighs or picks other signals.
+
+    Attributes:
+        call: a sigmoid, a softmax, or what picks.
+        shares: whether its outputs sum to one where they are used.
+        picked: whether neither a sigmoid nor a softmax is among them: these may be values.
+    """
 
     call: int
     shares: bool
+    picked: bool
 
 
 def _gate(calls: tuple[Call, ...], end: int, region: set[int]) -> _Gate | None:
-    """The gate that all of an operand comes from, such as a router's softmax over experts."""
-    seen, queue, gates = set(), [end], []
+    """The gate that all of an operand comes from, such as a router's softmax over experts.
+
+    Past what picks (top-k before the softmax) it may come from layers: the picks are indices.
+    """
+    seen: set[tuple[int, bool]] = set()
+    queue, gates, picks = [(end, False)], [], []
     while queue:
-        index = queue.pop()
-        if index in seen:
+        index, picked = queue.pop()
+        if (index, picked) in seen:
             continue
-        seen.add(index)
-        if index in region and calls[index].op in _GATES:
+        seen.add((index, picked))
+        call = calls[index]
+        if index in region and call.op in _GATES:
             gates.append(index)
-        elif index not in region or _counts(calls[index]):
-            return None
+        elif index not in region or _counts(call):
+            if not picked:
+                return None
         else:
-            queue += calls[index].behind
-    if not gates:
+            if call.op in _PICKS:
+                picks.append(index)
+                picked = True
+            queue += [(i, picked) for i in call.behind]
+    if not gates and not picks:
         return None
-    shares = any(calls[i].op == "softmax" or calls[i].op in QUOTIENTS for i in seen)
-    return _Gate(max(gates), shares)
+    shares = any(calls[i].op == "softmax" or calls[i].op in QUOTIENTS for i, _ in seen)
+    return _Gate(max(gates or picks), bool(gates) and shares, not gates)
 
 
 def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...]) -> str:

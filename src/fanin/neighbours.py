@@ -11,6 +11,7 @@ from fanin.calls import BATCH, INTEGERS, Call
 from fanin.operations import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 
 __all__ = [
+    "JOINS",
     "After",
     "Generated",
     "Input",
@@ -21,7 +22,7 @@ __all__ = [
     "sets_steps",
 ]
 
-_JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
+JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 # Activations that are often written out with one of a simpler kind.
 _WRITTEN = {"sigmoid": ("silu", "silu"), "tanh": ("gelu", "gelu_tanh"), "erf": ("gelu", "gelu")}
 # Calls that are followed at most: a norm written out, with its changes of dtype, takes 8.
@@ -74,10 +75,12 @@ class Generated:
     Attributes:
         fan_in: inputs that they sum into one output.
         input: where these inputs come from.
+        last: whether no layer is behind the one they are the weights of, made ones included.
     """
 
     fan_in: int
     input: Input
+    last: bool = False
 
 
 def input_of(architecture: Architecture, index: int) -> Input:
@@ -97,7 +100,7 @@ def input_of(architecture: Architecture, index: int) -> Input:
             return Input("sum")
         if len(signals) > 1 and call.op in PRODUCTS:
             return _product(architecture, signals)
-        if len(set(call.sources)) > 1 and call.op in _JOINS:
+        if len(set(call.sources)) > 1 and call.op in JOINS:
             parts = {input_of(architecture, i) for i in dict.fromkeys(call.sources)}
             return parts.pop() if len(parts) == 1 else Input("other")
         if not call.behind:
@@ -201,8 +204,22 @@ def generated(architecture: Architecture, call: Call) -> Generated | None:
             if fan is not None:
                 signal = next(i for i in after.sources if i != made.index)
                 if call.index not in architecture.ancestors(i for i in [signal] if i >= 0):
-                    return Generated(fan, input_of(architecture, signal))
+                    last = _is_last(architecture, after)
+                    return Generated(fan, input_of(architecture, signal), last)
     return None
+
+
+def _is_last(architecture: Architecture, call: Call) -> bool:
+    """Whether no layer is behind a call, and no product with a matrix that was made."""
+    seen, waiting = {call.index}, [call]
+    while waiting:
+        for after in architecture.followers.get(waiting.pop().index, ()):
+            if after.op in _LAYERS | _MATMULS | {"einsum"} or after.units is not None:
+                return False
+            if after.index not in seen:
+                seen.add(after.index)
+                waiting.append(after)
+    return True
 
 
 def _summed(architecture: Architecture, layer: Call, made: Call, after: Call) -> int | None:

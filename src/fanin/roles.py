@@ -19,6 +19,7 @@ from fanin.attention import attention_parts
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
 from fanin.neighbours import (
+    JOINS,
     Generated,
     Input,
     generated,
@@ -86,7 +87,8 @@ class Role:
         low_rank: "A" or "B" in a low-rank pair beside another layer (LoRA), else "".
         features: size of the signal it reads (weights) or makes (tables).
         feeds_scores: whether it ends up as a bias on attention scores.
-        direct: whether rows of a table reach the output past every layer.
+        direct: whether rows of a table reach the output past every layer, for more than to be
+            returned, in a model without norms; of a weight that reads a table: whether its do.
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -155,6 +157,8 @@ class _Reader:
         self.place, self.ahead = _stretches(architecture, ends | norms)
         self.chained = _stretches(architecture, ends)
         self.unnamed = dict(architecture.unnamed)
+        self.normed = any(b.norm != "none" for b in self.branch_of.values())
+        self.drawn = {p.name for p in architecture.parameters if p.trainable}
         self.layered = {c.index for c in self.calls if c.layout and "v" not in c.layout}
 
     def read(self) -> tuple[Role, ...]:
@@ -204,6 +208,8 @@ class _Reader:
         )
         if operand.offset is None and part is None:
             return replace(role, kind="computed", seen=kind if operand in call.learned else call.op)
+        if kind in ("input", "token") and self._is_state(bare, call, operand):
+            return replace(role, kind="state")
         if kind in ("bias", "token") and sets_steps(self.architecture, call):
             return replace(role, kind="step")
         if kind in ("weight", "recurrent", "projection"):
@@ -221,11 +227,63 @@ class _Reader:
                 padding=call.padding,
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
-                direct=self.architecture.open_way([call.index], self.layered, onward=True),
+                direct=self._direct(call),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
+
+    def _is_state(self, bare: Role, call: Call, operand: Operand) -> bool:
+        """Whether a learned vector is the first state of a recurrent network written by hand.
+
+        The layer that reads it, alone or beside an input, is used again on what it made.
+        """
+        if 1 not in (sum(s > 1 for s in shape) for shape in (bare.shape, operand.shape)):
+            return False  # several learned rows are queries, which zeros would make alike
+        if call.op == "token" and call.shape[-1] > operand.shape[-1]:
+            after = self.followers.get(call.index, ())
+            if len(after) != 1:
+                return False
+            call = after[0]
+        elif operand not in call.learned:
+            return False
+        if "i" not in call.layout or call.op in RECURRENT:
+            return False
+        late = [c for c in self.calls[call.index + 1 :] if c.parameters[:1] == call.parameters[:1]]
+        return any(call.index in self.architecture.ancestors([c.index]) for c in late[:1])
+
+    def _direct(self, call: Call) -> bool:
+        """Whether rows of a table reach the output past every layer.
+
+        Where a layer reads them too, that they are returned, or a term of the loss is made of
+        them (one number for the whole batch), asks nothing of their size.
+        """
+        if self.normed:
+            return False
+        passed, queue = {call.index}, [call]
+        read, starts = False, set()
+        while queue:
+            for after in self.followers.get(queue.pop().index, ()):
+                if after.index in self.layered:
+                    read = True
+                elif after.index not in passed:
+                    passed.add(after.index)
+                    queue.append(after)
+        if not read:
+            return self.architecture.open_way([call.index], self.layered, onward=True)
+        trace, goal = self.architecture.trace, set(self.architecture.goal)
+        numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
+        stops = self.layered | (numbers - goal if goal <= numbers else numbers)
+        kept = {call.index}  # what has rows as they are
+        for index in sorted(passed - kept):
+            before = self.calls[index]
+            if kept.isdisjoint(before.behind):
+                continue
+            if before.op in PASSIVE | JOINS:
+                kept.add(index)
+            elif index not in stops:
+                starts.add(index)
+        return self.architecture.open_way(starts, stops, onward=True)
 
     def _makes_output(self, kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
         """Whether the calls that use a parameter make the model's output.
@@ -368,6 +426,8 @@ class _Reader:
         spread = layout.startswith("b") and role.shape[0] > 1
         learned = bool(late.learned) and not late.sources
         signal = late.sources[0] if late.sources else BATCH
+        generates = self._generated(call, attention)
+        source = Input("learned") if learned else input_of(self.architecture, signal)
         return replace(
             role,
             layout=layout,
@@ -375,18 +435,35 @@ class _Reader:
             groups=groups,
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
-            input=Input("learned") if learned else input_of(self.architecture, signal),
+            input=source,
+            direct=source.kind == "table" and self._reads_direct(signal),
             attention=attention,
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
             shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
             expert=spread,
             repeated=repeated,
-            generates=self._generated(call, attention),
+            generates=generates,
+            head=role.head and (generates is None or generates.last),
             low_rank=self.low_rank.get(call.index, ""),
             features=int(fan_in) if fan_in else None,
             **self._standing(call),
         )
+
+    def _reads_direct(self, signal: int) -> bool:
+        """Whether all tables that a signal comes from are `direct`, and none is a weight too."""
+        tables, seen, queue = [], {signal}, [signal]
+        while queue:
+            call = self.calls[queue.pop()]
+            if "v" in call.layout:
+                tables.append(call)
+                continue
+            queue += {*call.behind} - seen
+            seen |= {*call.behind}
+        weights = {p for i in self.layered for p in self.calls[i].parameters}
+        names = {p for c in tables for p in c.parameters}
+        plain = names <= self.drawn - weights
+        return bool(tables) and plain and all(self._direct(c) for c in tables)
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = call.layout in ("oi", "io") and not attention

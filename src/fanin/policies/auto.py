@@ -26,7 +26,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "its output is the weights of another layer",
         "keeps the scale, × the std of those",
-        "a hypernetwork: generated weights start like any other (Chang 2020)",
+        "a hypernetwork: generated weights start like any other (Chang 2020); those of the "
+        "output layer are × 0.05 too, so that the loss starts at guessing",
     ),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
@@ -80,7 +81,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "table whose rows reach the output past every layer, no norms",
         "normal, std 0.3",
-        "rows that are logits, or that are multiplied with one another",
+        "rows that are logits, or that are multiplied with one another; a layer that reads them "
+        "too makes up for it",
     ),
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
     ("learned input of a layer", "normal, std 1", "the layer expects unit variance of its input"),
@@ -121,10 +123,10 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         because = f"a sine of {role.factor:g} times this layer's output: as SIREN is published"
         given = {"omega": role.factor, "first": first}
         return Choice("siren", because, arguments=given)
-    if role.generates is not None:
-        return _generator(role)
     if role.head:
         return _head(role, drawn)
+    if role.generates is not None:
+        return _generator(role)
     if role.repeated and role.activation is None and role.branch is None:
         return _in_time(role)
     if _by_branch(role):
@@ -134,7 +136,10 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
 
 def _head(role: Role, drawn: Blueprint) -> Choice:
     """The output layer: small, so that the loss starts at that of guessing."""
-    base = deep(role, drawn) or in_a_row(role, keeps_scale(role))
+    if role.generates is not None:
+        base = _generator(role)
+    else:
+        base = deep(role, drawn) or in_a_row(role, keeps_scale(role))
     gain = head_gain(role)
     if gain == 1.0:
         told = "output layer before a norm, which takes any scale away"
@@ -162,9 +167,9 @@ def generated_size(role: Role) -> float:
 
 def head_gain(role: Role) -> float:
     """Std of the logits: what the output layer's gain is multiplied with."""
-    if role.norm_after or role.generates is not None:
+    if role.norm_after:
         return 1.0
-    return HEAD_GAIN if deep(role) is None else DEEP_HEAD
+    return HEAD_GAIN if role.generates is not None or deep(role) is None else DEEP_HEAD
 
 
 def _recurrent(role: Role) -> Choice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from fanin.policies.choice import Blueprint, Choice, Leave, counted
+from fanin.policies.signal import DIRECT_STD
 from fanin.roles import Role
 
 __all__ = ["rest", "stays"]
@@ -16,9 +17,6 @@ __all__ = ["rest", "stays"]
 STREAM_STD = 0.02
 # Logits of a tied table get this std: the loss starts within 0.05 nats of guessing (½·0.3²).
 TIED_LOGITS = 0.3
-# Rows that are logits, or factors of them (matrix factorization, factorization machines): at 1 the
-# loss starts far above guessing; 0.3 and 0.1 train alike.
-DIRECT_STD = 0.3
 PRELU_SLOPE = 0.25  # He et al. 2015, section 2.1
 # LayerScale by depth, CaiT (Touvron et al. 2021), section 2: blocks → scale.
 LAYER_SCALE = ((18, 0.1), (24, 1e-5), (math.inf, 1e-6))
