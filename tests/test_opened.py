@@ -163,7 +163,11 @@ def test_a_projected_state_is_not_that_of_the_cells():
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("read", [lambda o: o[1][1], lambda o: o[1][0], lambda o: o[0]], ids=str)
+@pytest.mark.parametrize(
+    "read",
+    [lambda o: o[1][1], lambda o: o[1][0], lambda o: o[0]],
+    ids=["cells", "hidden", "states"],
+)
 def test_a_check_reads_any_part_of_what_an_lstm_gives(batch_first: bool, read):
     class Reads(nn.Module):
         def __init__(self) -> None:
