@@ -2352,6 +2352,21 @@ def raw_inputs_that_a_norm_takes_in_front_of_an_lstm():
     return Net(), 100 * torch.randn(32, 9, 6), classify(32, 3)
 
 
+class Flow(nn.Module):
+    """Coupling layers in a row, each (x) → (y, logarithm of the volume's change); its loss."""
+
+    def __init__(self, coupling):
+        super().__init__()
+        self.layers = nn.ModuleList(coupling(i % 2) for i in range(4))
+
+    def forward(self, x):
+        volume = 0.0
+        for layer in self.layers:
+            x, more = layer(x)
+            volume = volume + more
+        return x.square().sum(1) / 2 - volume
+
+
 def _flow(mask):
     """Coupling layers whose last layers are zero, so that the flow starts as the identity.
 
@@ -2370,19 +2385,7 @@ def _flow(mask):
             scale = mask(self.scale(known).tanh(), self.kept)
             return x * scale.exp() + mask(self.shift(known), self.kept), scale.sum(1)
 
-    class Flow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(Coupling(i % 2) for i in range(4))
-
-        def forward(self, x):
-            volume = 0.0
-            for layer in self.layers:
-                x, more = layer(x)
-                volume = volume + more
-            return x.square().sum(1) / 2 - volume
-
-    return Flow(), torch.randn(64, 6), torch.mean
+    return Flow(Coupling), torch.randn(64, 6), torch.mean
 
 
 @TRAPS(absent=("S101",))
@@ -2654,19 +2657,7 @@ def coupling_layers_with_scale_and_shift_of_one_network():
             scale = scale.tanh() * (1 - self.kept)
             return x * scale.exp() + shift * (1 - self.kept), scale.sum(1)
 
-    class Flow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(Coupling(i % 2) for i in range(4))
-
-        def forward(self, x):
-            volume = 0.0
-            for layer in self.layers:
-                x, more = layer(x)
-                volume = volume + more
-            return x.square().sum(1) / 2 - volume
-
-    return Flow(), torch.randn(64, 6), torch.mean
+    return Flow(Coupling), torch.randn(64, 6), torch.mean
 
 
 @TRAPS(absent=("S102",))
