@@ -97,6 +97,20 @@ def test_a_loss_that_starts_high_comes_with_what_helps(name: str, advice: str):
     assert advice in fix
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("recurrent-weights-of-variance-one", "The signal grows step by step."),
+        ("cell-that-doubles-its-state", "The signal grows step by step."),
+        ("huge-weights-in-a-deep-relu-net", "The signal grows layer by layer."),
+    ],
+)
+def test_a_signal_grows_by_layers_or_by_the_steps_of_a_recurrence(name: str, message: str):
+    (found,) = (f for f in check_case(BY_NAME[name]).findings if f.code == "P202")
+    assert found.message == message
+    assert ("orthogonal" in found.fix) == ("step" in message)
+
+
 @pytest.mark.parametrize("name", ["constant-first-layer", "two-shards-drawn-with-one-seed"])
 def test_units_that_separate_are_said_to_separate_and_when(name: str):
     symmetry = check_case(BY_NAME[name]).symmetry

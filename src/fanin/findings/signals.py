@@ -108,6 +108,7 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
     growth = _spread(top) / base
     wild = growth > RISING and _above_target(evidence, run)
     if growth > EXPLODING or wild:
+        again = origin == BEGINNING and _is_recurrent(run[0].layer)
         places = [s.place for s in run if _spread(s) > base * RISING]
         yield finding(
             "P202",
@@ -116,8 +117,19 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
             measured=f"spread {base:.3g} at {origin} → "
             f"{_spread(top):.3g} at {top.shown} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
-            message="The signal grows layer by layer.",
+            **(_STEP_BY_STEP if again else {"message": "The signal grows layer by layer."}),
         )
+
+
+# What is said of a recurrent layer in the place of what P202 says of a stack.
+_STEP_BY_STEP = {
+    "message": "The signal grows step by step.",
+    "why": "A recurrent layer multiplies its state by the same weights at every step, so outputs "
+    "and gradients grow like a power of these.",
+    "fix": "Draw the recurrent weights orthogonal (nn.init.orthogonal_): that keeps the state's "
+    "size.",
+}
+BEGINNING = "its beginning"  # a place before the trunk
 
 
 def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
@@ -140,7 +152,12 @@ def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
         return own
     given = ((cells[i].squares / cells[i].count) ** 0.5 for i in begun - {first.index})
     entered = max([evidence.input_rms or 0.0, *given])
-    return min(own, (entered, "its beginning")) if entered > 0 else own
+    return min(own, (entered, BEGINNING)) if entered > 0 else own
+
+
+def _is_recurrent(layer: Layer | None) -> bool:
+    """Whether a layer works on what it made: in one call, or called once for each step."""
+    return layer is not None and (layer.op in RECURRENT or len(layer.calls) > 1)
 
 
 def _above_target(evidence: Evidence, run: Sequence[Station]) -> bool:
