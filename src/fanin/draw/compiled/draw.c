@@ -235,8 +235,9 @@ void fanin_table(const uint32_t *columns) {
 /* Whether this machine has an instruction set. */
 int fanin_has(int set) { return code_of(set).fill != NULL; }
 
-/* Elements of a tile.  Fewer, and two threads would ask for one large page of memory more often, which
- * the system then clears twice; more, and at the end one thread waits longer for the other. */
+/* Elements of a tile.  Fewer, and two threads ask for one large page of memory more often, which the
+ * system then clears twice: 87 M values into new memory take 93 ms in tiles of 2^14, 57 ms in tiles
+ * of 2^18 (two threads).  More is no quicker, and at the end one thread waits longer for the other. */
 enum { FEWEST = 1 << 14, MANY = 1 << 18, TILES = 16 /* of a part, where that is between */ };
 
 /* Write the values of some tasks, on up to `threads` threads; 0, or −1 where the instruction set is
