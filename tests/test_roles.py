@@ -1433,6 +1433,32 @@ def test_the_first_state_of_a_recurrent_network_written_by_hand_may_be_a_paramet
     assert kinds(Net(), torch.randn(16, 5, 2))["first"] == "state"
 
 
+@pytest.mark.parametrize("how", ["gated", "multiplied", "alone"])
+def test_a_first_state_that_nothing_is_added_to_may_not_be_zero(how: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Parameter(torch.randn(8))
+            self.state, self.read = nn.Linear(8, 8, bias=False), nn.Linear(2, 8, bias=False)
+            self.head = nn.Linear(8, 1)
+
+        def forward(self, x):
+            h = self.first.expand(len(x), -1)
+            for step in x.unbind(1):
+                if how == "multiplied":
+                    h = (self.state(h) * self.read(step)).relu()
+                else:
+                    h = self.state(h).relu()
+                    h = h * self.read(step).sigmoid() if how == "gated" else h
+            return self.head(h * self.read(x[:, 0]))
+
+    model, x = Net(), torch.randn(16, 5, 2)
+    assert kinds(model, x)["first"] == "input"
+    fanin.init_(model, x)
+    assert fanin.check(model, x).ok
+
+
 def test_a_learned_input_that_does_more_is_what_else_it_does():
     class Net(nn.Module):
         def __init__(self):

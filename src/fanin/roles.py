@@ -28,7 +28,7 @@ from fanin.neighbours import (
     reaches_softmax,
     sets_steps,
 )
-from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
+from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.reparametrized import Part, parts
 
 __all__ = ["Role", "roles"]
@@ -236,7 +236,8 @@ class _Reader:
     def _is_state(self, bare: Role, call: Call, operand: Operand) -> bool:
         """Whether a learned vector is the first state of a recurrent network written by hand.
 
-        The layer that reads it, alone or beside an input, is used again on what it made.
+        The layer that reads it is used again on what it made.  It reads an input beside it, or what
+        it gives is added to one: where a state is bent or multiplied alone, zero would stay zero.
         """
         if 1 not in (sum(s > 1 for s in shape) for shape in (bare.shape, operand.shape)):
             return False  # several learned rows are queries, which zeros would make alike
@@ -245,12 +246,17 @@ class _Reader:
             if len(after) != 1:
                 return False
             call = after[0]
-        elif operand not in call.learned:
+        elif operand not in call.learned or not self._is_added_to(call):
             return False
         if "i" not in call.layout or call.op in RECURRENT:
             return False
         late = [c for c in self.calls[call.index + 1 :] if c.parameters[:1] == call.parameters[:1]]
         return any(call.index in self.architecture.ancestors([c.index]) for c in late[:1])
+
+    def _is_added_to(self, call: Call) -> bool:
+        """Whether all that a call gives is added to something before anything else is done."""
+        after = self.followers.get(call.index, ())
+        return bool(after) and all(a.op in SUMS and len(a.inputs) > 1 for a in after)
 
     def _direct(self, call: Call) -> bool:
         """Whether rows of a table reach the output past every layer.
