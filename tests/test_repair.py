@@ -42,6 +42,7 @@ HOPELESS = {
             "frozen-table-of-zeros-beside-positions",
             "frozen-first-layer-next-to-zero",
             "scores-that-do-not-see-what-they-score",
+            "scores-that-do-not-see-what-they-score-behind-a-branch-of-zeros",
         ),
         "a repair leaves frozen parameters as they are",
     ),

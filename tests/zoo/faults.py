@@ -1751,6 +1751,26 @@ def scores_that_do_not_see_what_they_score():
     return model, torch.randn(32, 5, 2), classify(32, 5)
 
 
+@FAULTS(codes=("P203",), layers=("out",), words=("cancels",), **ERROR)
+def scores_that_do_not_see_what_they_score_behind_a_branch_of_zeros():
+    """The zero branch trains; what is frozen is to blame."""
+
+    class Net(Pointer):
+        def __init__(self):
+            super().__init__()
+            self.branch = mlp(16, 16, 16)
+            zero_(self.branch[2])
+
+        def forward(self, x):
+            h = self.enter(x).tanh()
+            h = (self.own(h) + self.whole(h.mean(1))[:, None]).tanh()
+            return self.out(h + self.branch(h)).squeeze(-1)
+
+    model = Net()
+    frozen_zero(model.own.weight)
+    return model, torch.randn(32, 5, 2), classify(32, 5)
+
+
 @FAULTS(codes=("P205",), layers=("2.B", "2.base"), **ERROR)
 def adapter_beside_a_bias_that_shuts_its_units():
     """Neither branch is on the trunk; their sum is, and it is dead."""

@@ -208,8 +208,9 @@ def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
     last = next((s for s in reversed(evidence.trunk) if s.layer is not None and s.norm), None)
     largest = max(found, default=0.0)
     # Behind zeros that train only biases have a gradient, which balanced classes cancel.
-    zeros = evidence.zeros - evidence.frozen
-    if any(not zeros.isdisjoint(y.weight) for y in evidence.seen.architecture.layers):
+    weights = {name for y in evidence.seen.architecture.layers for name in y.weight}
+    only_biases = weights.isdisjoint(name for name, g in given if g)
+    if only_biases and not weights.isdisjoint(evidence.zeros - evidence.frozen):
         return
     if last is not None and 0.0 < largest < CANCELLED * (last.norm or 0.0):
         yield finding(
