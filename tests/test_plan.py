@@ -1116,6 +1116,21 @@ def test_a_made_matrix_that_makes_the_output_is_an_output_layer():
     assert float(model(points).detach().std()) == pytest.approx(0.05, rel=0.4)
 
 
+def test_a_made_matrix_whose_product_is_normalized_keeps_the_scale():
+    """Its size changes nothing of the output, so there is nothing to make small."""
+
+    class Turning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made = nn.Sequential(nn.Flatten(), nn.Linear(60, 32), nn.ReLU(), nn.Linear(32, 9))
+
+        def forward(self, points):
+            return 5 * F.normalize(torch.bmm(points, self.made(points).view(-1, 3, 3)), dim=-1)
+
+    found = plan(Turning(), torch.randn(64, 20, 3))
+    assert "output layer" not in found["made.3.weight"].because
+
+
 # ── tables whose rows reach the output ───────────────────────────────────────────────────────
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fanin.architecture import Architecture
 from fanin.attention import FUSED, MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
-from fanin.operations import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.operations import BENDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 
 __all__ = [
     "JOINS",
@@ -30,6 +30,8 @@ _NEAR = 12
 # Where a signal may be the weight: as the second argument, or on either side.
 _LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
+# What makes a product with a generated matrix no output: it is read on, or brought to one size.
+_ENDS = _LAYERS | _MATMULS | NORMS | {"einsum", "normalize"}
 _TURNS = frozenset({"t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim"})
 
 
@@ -210,11 +212,11 @@ def generated(architecture: Architecture, call: Call) -> Generated | None:
 
 
 def _is_last(architecture: Architecture, call: Call) -> bool:
-    """Whether no layer is behind a call, and no product with a matrix that was made."""
+    """Whether no layer or norm is behind a call, and no product with a matrix that was made."""
     seen, waiting = {call.index}, [call]
     while waiting:
         for after in architecture.followers.get(waiting.pop().index, ()):
-            if after.op in _LAYERS | _MATMULS | {"einsum"} or after.units is not None:
+            if after.op in _ENDS or after.units is not None:
                 return False
             if after.index not in seen:
                 seen.add(after.index)
