@@ -264,6 +264,27 @@ def test_memory_around_the_tensor_is_left_alone(chosen, name: str):
 
 
 @every_set
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_much_memory_gets_the_values_of_its_parts(
+    chosen, name: str, dtype: torch.dtype, new: bool
+):
+    """It is written past the caches where it was there before, and made in one go where not."""
+    chosen(name)
+    count = (1 << 25) // dtype.itemsize + 5003
+    room = torch.empty(count + 64, dtype=dtype) if new else torch.full((count + 64,), 7, dtype=dtype)
+    edges, inside = (room[:33], room[33 + count :]), room[33 : 33 + count]  # no line begins there
+    for edge in edges:
+        edge.fill_(7)
+    draw.normal_(inside, KEY, 0.02, start=3)
+    for first in range(0, count, 1 << 20):  # little memory at once
+        part = torch.empty(min(1 << 20, count - first), dtype=dtype)
+        draw.normal_(part, KEY, 0.02, start=3 + first)
+        assert torch.equal(inside[first : first + len(part)], part)
+    assert all((edge == 7).all() for edge in edges)
+
+
+@every_set
 def test_views_that_are_not_plain_memory_get_the_same_values(chosen, name: str):
     chosen("reference")
     expected = draw.normal_(torch.empty(60, 50), KEY)

@@ -1,24 +1,22 @@
 /* The draw for the instruction set of lanes.h. */
 
 /* 4·LANES words, from a block of Philox4x32-10 on. */
-static inline void NAME(philox)(const Job *job, uint64_t block, uint32_t *out) {
+static inline void NAME(philox)(const Keys *keys, uint64_t block, uint32_t *out) {
     /* Of each 64 bits the lower 32 are the counter word; what stands above is never looked at.
      * Blocks stand in the order that STORE4 turns into their own. */
     W a0 = WADD(WALL(block), WEVEN), b0 = WADD(a0, WALL(LANES < 4 ? 1 : LANES / 4));
     W a1 = UPPER(a0), b1 = UPPER(b0);
-    W a2 = WALL(job->high), b2 = a2, a3 = UPPER(a2), b3 = a3;
-    uint32_t k0 = (uint32_t)job->low, k1 = (uint32_t)(job->low >> 32);
+    W a2 = WALL(keys->high), b2 = a2, a3 = UPPER(a2), b3 = a3;
     const W m0 = WALL(0xD2511F53u), m1 = WALL(0xCD9E8D57u);
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < ROUNDS; round++) {
         const W pa0 = PRODUCT(a0, m0), pa1 = PRODUCT(a2, m1);
         const W pb0 = PRODUCT(b0, m0), pb1 = PRODUCT(b2, m1);
-        a0 = XOR3(UPPER(pa1), a1, WALL(k0));
-        b0 = XOR3(UPPER(pb1), b1, WALL(k0));
-        a2 = XOR3(UPPER(pa0), a3, WALL(k1));
-        b2 = XOR3(UPPER(pb0), b3, WALL(k1));
+        const W k0 = WALL(keys->of[round][0]), k1 = WALL(keys->of[round][1]);
+        a0 = XOR3(UPPER(pa1), a1, k0);
+        b0 = XOR3(UPPER(pb1), b1, k0);
+        a2 = XOR3(UPPER(pa0), a3, k1);
+        b2 = XOR3(UPPER(pb0), b3, k1);
         a1 = pa1, b1 = pb1, a3 = pa0, b3 = pb0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
     }
     /* Lower halves of even and odd lanes side by side; then the four words of each block. */
     STORE4(out, PACK(a0, b0), PACK(a1, b1), PACK(a2, b2), PACK(a3, b3));
@@ -89,18 +87,40 @@ static void NAME(write)(const Job *job, const int32_t *in, int count, char *out)
     }
 }
 
-/* Values start … start + count − 1 of the stream. */
-static void NAME(fill)(const Job *job, uint64_t start, uint64_t count, char *out) {
+#ifdef STREAM
+/* Copy `size` bytes, whole lines of them past the caches. */
+static void NAME(stream)(const char *in, uint64_t size, char *out) {
+    uint64_t at = -(uintptr_t)out % LINE; /* bytes before the first whole line */
+    if (at > size) at = size;
+    memcpy(out, in, at);
+    for (; at + LINE <= size; at += LINE) STREAM(in + at, out + at);
+    memcpy(out + at, in + at, size - at);
+}
+#endif
+
+/* Values start … start + count − 1 of the stream; `past` the caches, where that can be. */
+static void NAME(fill)(const Job *job, uint64_t start, uint64_t count, char *out, int past) {
+    const Keys keys = keys_of(job);
     uint32_t piece[PIECE + 4 * LANES] __attribute__((aligned(64)));
+#ifdef STREAM
+    char values[PIECE * 8] __attribute__((aligned(64)));
+#endif
+    (void)past;
     while (count) {
         const int lane = (int)(start % 4);
         const int size = (int)(count < PIECE ? count : PIECE);
         const int step = 4 * LANES;
         int drawn = 0; /* in two loops: in one the processor cannot look far enough ahead */
         for (; drawn < lane + size; drawn += step)
-            NAME(philox)(job, start / 4 + drawn / 4, piece + drawn);
+            NAME(philox)(&keys, start / 4 + drawn / 4, piece + drawn);
         NAME(map)(job, piece, drawn);
-        NAME(write)(job, (const int32_t *)piece + lane, size, out);
+#ifdef STREAM
+        if (past) {
+            NAME(write)(job, (const int32_t *)piece + lane, size, values);
+            NAME(stream)(values, (uint64_t)size * SIZES[job->form], out);
+        } else
+#endif
+            NAME(write)(job, (const int32_t *)piece + lane, size, out);
         out += (size_t)size * SIZES[job->form];
         start += size;
         count -= size;

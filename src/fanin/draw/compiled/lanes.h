@@ -40,6 +40,7 @@
 #undef SPLIT
 #undef STORE4
 #undef HALVES
+#undef STREAM
 
 /* Rows one after the other, from those that exponent and four bits of a float give. */
 #define DENSE(row) AT_LEAST_0(SUB(row, ALL(BEFORE_ONE)))
@@ -78,7 +79,8 @@
 #define WADD _mm512_add_epi64
 #define WEVEN _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0)
 #define PRODUCT _mm512_mul_epu32
-#define UPPER(w) _mm512_srli_epi64(w, 32)
+/* not a shift, which has one unit of the processor's alone, that products need too */
+#define UPPER(w) _mm512_shuffle_epi32(w, (_MM_PERM_ENUM)0xF5)
 #define XOR3(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
 #define PACK(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0xA0)
 #define SPLIT(even, odd) _mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xF5)
@@ -132,6 +134,7 @@ static inline void store4_avx512(uint32_t *out, __m512i a, __m512i b, __m512i c,
 }
 #endif
 #define STORE4 store4_avx512
+#define STREAM(in, out) _mm512_stream_si512((__m512i *)(out), LOAD(in))
 #define HALVES(in, out) _mm_storeu_si128((__m128i *)(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), 0))
 
 #elif defined(SET_AVX2)
@@ -189,6 +192,10 @@ static inline void store4_avx2(uint32_t *out, __m256i a, __m256i b, __m256i c, _
     for (int i = 0; i < 4; i++) STORE(out + 8 * i, y[i]);
 }
 #define STORE4 store4_avx2
+static inline void line_avx2(const char *in, char *out) {
+    for (int i = 0; i < LINE; i += 32) _mm256_stream_si256((__m256i *)(out + i), LOAD(in + i));
+}
+#define STREAM line_avx2
 #define HALVES(in, out) _mm_storeu_si128((__m128i *)(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), 0))
 
 #elif defined(SET_NEON)
