@@ -266,13 +266,13 @@ def test_memory_around_the_tensor_is_left_alone(chosen, name: str):
 @every_set
 @pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_much_memory_gets_the_values_of_its_parts(
-    chosen, name: str, dtype: torch.dtype, new: bool
-):
+def test_much_memory_gets_the_values_of_its_parts(chosen, name: str, dtype: torch.dtype, new: bool):
     """It is written past the caches where it was there before, and made in one go where not."""
     chosen(name)
     count = (1 << 25) // dtype.itemsize + 5003
-    room = torch.empty(count + 64, dtype=dtype) if new else torch.full((count + 64,), 7, dtype=dtype)
+    room = (
+        torch.empty(count + 64, dtype=dtype) if new else torch.full((count + 64,), 7, dtype=dtype)
+    )
     edges, inside = (room[:33], room[33 + count :]), room[33 : 33 + count]  # no line begins there
     for edge in edges:
         edge.fill_(7)

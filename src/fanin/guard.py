@@ -10,8 +10,8 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -134,11 +134,26 @@ def reseed(seed: int) -> None:
     random.seed(seed)
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Run what torch.compile wrapped as the Python it was made from, so that it can be watched."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        return nullcontext()
-    return cast(AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run what torch.compile wraps as the Python it is made from, so that it can be watched.
+
+    Also what is wrapped in the block, as torch.cond and its like do at every call.
+    """
+    compiles = torch.compile
+    with ExitStack() as stack:
+
+        def later(*args: Any, **kwargs: Any) -> Any:
+            torch.compile = compiles
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return compiles(*args, **kwargs)
+
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        else:  # nothing has been compiled, and to load it takes seconds
+            torch.compile = later
+            stack.callback(setattr, torch, "compile", compiles)
+        yield
 
 
 def private(batch: Any) -> Any:

@@ -6,15 +6,27 @@ import itertools
 import types
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 
 from fanin.operations import Weighted, recurrent
 
-__all__ = ["open_recurrent", "transparent"]
+__all__ = ["open_recurrent", "transparent", "written_out"]
+
+# Operations that are given functions, by the names that they have inside of torch.
+_CONTROL = frozenset({"associative_scan", "cond", "map_impl", "scan", "while_loop"})
+
+
+def written_out(func: Any) -> Callable[..., Any] | None:
+    """torch.cond, while_loop, scan, associative_scan, map: their own Python; None for all else."""
+    if not isinstance(func, HigherOrderOperator) or func._name not in _CONTROL:
+        return None
+    kernels: Any = func.py_kernels
+    return cast(Callable[..., Any], kernels[torch._C.DispatchKey.CompositeExplicitAutograd])
 
 
 def transparent(func: Any) -> Any:

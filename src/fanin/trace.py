@@ -27,7 +27,7 @@ from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.nested import arguments, map_tensors, signals_in, tensors_in
-from fanin.opened import open_recurrent, transparent
+from fanin.opened import open_recurrent, transparent, written_out
 from fanin.operations import (
     ACTIVATIONS,
     LEARNED_INPUT,
@@ -214,6 +214,10 @@ class Watch(TorchFunctionMode):
                     return transparent(func)(*args, **kwargs)
             finally:
                 self._inside.pop()
+        control = written_out(func)
+        if control is not None:
+            with self:
+                return control(*args, **kwargs)
         target = kwargs.get("out")
         if target is not None or in_place or kwargs.get("inplace"):
             self._written(target if target is not None else args[:1] or list(kwargs.values())[:1])
