@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from page_reader import Page
 from torch import nn
 
 import fanin
@@ -83,3 +84,11 @@ def test_the_nearest_name_is_offered_as_it_is_written_and_on_one_line():
 )
 def test_a_list_says_how_much_it_leaves_out(items: list[str], told: str):
     assert listed(iter(items), 2, apart="; ", what="group") == told
+
+
+def test_a_notebook_shows_a_plan_as_its_text_and_runs_nothing_of_its_names():
+    plan = fanin.Plan((), {"<script>alert(1)</script>&": "frozen"})
+    page = Page(plan._repr_html_())
+    assert set(page.tags) == {"pre"}
+    assert not page.open
+    assert page.text.strip() == str(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -173,6 +174,10 @@ class Plan(Recipe):
 
     def __str__(self) -> str:
         return to_text(self)
+
+    def _repr_html_(self) -> str:
+        told = html.escape(to_text(self, every_character=True))
+        return f'<pre style="white-space:pre;overflow-x:auto;line-height:1.35">{told}</pre>'
 
     def __repr__(self) -> str:
         return f"<fanin.Plan: {self.scheme}, {len(self.assignments)} parameters>"
