@@ -12,10 +12,10 @@ static inline void NAME(philox)(const Keys *keys, uint64_t block, uint32_t *out)
         const W pa0 = PRODUCT(a0, m0), pa1 = PRODUCT(a2, m1);
         const W pb0 = PRODUCT(b0, m0), pb1 = PRODUCT(b2, m1);
         const W k0 = WALL(keys->of[round][0]), k1 = WALL(keys->of[round][1]);
-        a0 = XOR3(UPPER(pa1), a1, k0);
-        b0 = XOR3(UPPER(pb1), b1, k0);
-        a2 = XOR3(UPPER(pa0), a3, k1);
-        b2 = XOR3(UPPER(pb0), b3, k1);
+        a0 = XOR3(ACROSS(pa1), a1, k0);
+        b0 = XOR3(ACROSS(pb1), b1, k0);
+        a2 = XOR3(ACROSS(pa0), a3, k1);
+        b2 = XOR3(ACROSS(pb0), b3, k1);
         a1 = pa1, b1 = pb1, a3 = pa0, b3 = pb0;
     }
     /* Lower halves of even and odd lanes side by side; then the four words of each block. */

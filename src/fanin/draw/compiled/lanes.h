@@ -35,6 +35,7 @@
 #undef WEVEN
 #undef PRODUCT
 #undef UPPER
+#undef ACROSS
 #undef XOR3
 #undef PACK
 #undef SPLIT
@@ -79,8 +80,10 @@
 #define WADD _mm512_add_epi64
 #define WEVEN _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0)
 #define PRODUCT _mm512_mul_epu32
-/* not a shift, which has one unit of the processor's alone, that products need too */
-#define UPPER(w) _mm512_shuffle_epi32(w, (_MM_PERM_ENUM)0xF5)
+#define UPPER(w) _mm512_srli_epi64(w, 32)
+/* Shifts have one unit of the processor, which products need too; shuffles have the other, which the
+ * map needs for permutations. */
+#define ACROSS(w) _mm512_shuffle_epi32(w, (_MM_PERM_ENUM)0xF5)
 #define XOR3(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
 #define PACK(even, odd) _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0xA0)
 #define SPLIT(even, odd) _mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xF5)
@@ -306,6 +309,10 @@ static inline void store4_scalar(uint32_t *out, Pair a, Pair b, Pair c, Pair d) 
 }
 #define STORE4 store4_scalar
 
+#endif
+
+#ifndef ACROSS /* the upper half in the place of the lower; above it stands anything */
+#define ACROSS UPPER
 #endif
 
 #ifndef S /* all bits of a number set, or none */
