@@ -721,13 +721,14 @@ def test_bytes_beside_tokens_are_a_mask():
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_nested_tensors_without_a_shape_are_one_clear_error():
+@pytest.mark.parametrize("layout", ["strided", "jagged"])
+def test_nested_tensors_are_one_clear_error(layout: str):
     def forward(self, x):
-        return torch.nested.to_padded_tensor(
-            torch.nested.as_nested_tensor([self.first(x)[i, : i + 1] for i in range(3)]).relu(), 0.0
-        )
+        rows = [self.first(x)[i, : i + 1] for i in range(3)]
+        nested = torch.nested.as_nested_tensor(rows, layout=getattr(torch, layout))
+        return torch.nested.to_padded_tensor(nested.relu(), 0.0)
 
     model, x = Net(forward, first=nn.Linear(4, 6)), torch.randn(3, 5, 4)
     for verb in (fanin.check, fanin.plan, fanin.init_, fanin.repair_):
-        with pytest.raises(ModelError, match="strided layout"):
+        with pytest.raises(ModelError, match="makes a nested tensor, which cannot be watched; pad"):
             verb(model, x)

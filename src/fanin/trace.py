@@ -419,10 +419,10 @@ class Watch(TorchFunctionMode):
         option: float | None = None,
         curve: str | None = None,
     ) -> Call:
-        if output.is_nested and output.layout == torch.strided:
+        if output.is_nested:  # it has no shape, or one whose numbers cannot be compared
             raise ModelError(
-                f"model: {self._stack[-1] or 'its forward'} makes a nested tensor of the strided "
-                "layout, which has no shape and cannot be watched; use layout=torch.jagged"
+                f"model: {self._stack[-1] or 'its forward'} makes a nested tensor, which cannot be "
+                "watched; pad the rows to one length and give the lengths as a mask"
             )
         uses = weighted or Weighted(op, (), ())
         units = None
