@@ -990,6 +990,8 @@ def test_a_parameter_whose_entries_share_memory_is_refused_by_name(scheme: str):
     model[2].weight.data = torch.ones(4, 1).expand(4, 16)
     with unchanged(model, batch), pytest.raises(ModelError, match=r"'2\.weight' is expanded"):
         fanin.init_(model, batch, scheme)
+    with unchanged(model, batch), pytest.raises(ModelError, match=r"'2\.weight' is expanded"):
+        fanin.calibrate_(model, batch)
 
 
 def test_a_forward_that_adds_modules_is_planned_without_them():

@@ -24,7 +24,17 @@ from fanin.started import started
 from fanin.window import Window
 from fanin.wording import listed
 
-__all__ = ["Trial", "apply_", "by_path", "copied", "fitted", "kept", "lent", "trial"]
+__all__ = [
+    "Trial",
+    "apply_",
+    "by_path",
+    "copied",
+    "fitted",
+    "kept",
+    "lent",
+    "require_memory",
+    "trial",
+]
 
 _NAMED = 3  # mismatches named in one error
 
@@ -82,7 +92,7 @@ def apply_(
     buffers = started(model, unsaved=True)
     _require_values(recipe, model, set(drawn), buffers)
     tensors = dict(model.named_parameters())
-    _require_memory({name: tensors[name] for name in drawn})
+    require_memory({name: tensors[name] for name in drawn})
     with kept(model) as keep:
         shares = {name: share(name, keep(tensors[name], device)) for name in drawn}
         pieces = [_piece(place, shares[place.parameter]) for place in chosen]
@@ -369,7 +379,7 @@ def fitted(
     return renamed
 
 
-def _require_memory(tensors: Mapping[str, Tensor]) -> None:
+def require_memory(tensors: Mapping[str, Tensor]) -> None:
     """Raise for a parameter of which several entries are one place in memory."""
     for name, tensor in tensors.items():
         steps = tensor.stride() if tensor.layout == torch.strided else ()

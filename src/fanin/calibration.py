@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fanin.apply import kept
+from fanin.apply import kept, require_memory
 from fanin.architecture import parameters_of
 from fanin.catalogue.scheme import is_number
 from fanin.errors import ArgumentError, ModelError
@@ -207,8 +207,10 @@ def calibrate_(
     }
     if not targets:
         return Calibration((), _left(model, targets, {}, untouched), passes=1)
+    names = [*targets, *{t.bias for t in targets.values() if t.bias is not None}]
+    require_memory({name: values[name] for name in names})
     with torch.inference_mode(False), kept(model) as keep:
-        for name in (*targets, *{t.bias for t in targets.values() if t.bias is not None}):
+        for name in names:
             keep(values[name])
         outcomes = outcomes_(model, batch, targets)
         left = _left(model, targets, outcomes, untouched)
