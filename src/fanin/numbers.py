@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fanin.nested import tensors_in
 
@@ -125,6 +126,7 @@ class Record:
         self.truncations: dict[int, tuple[float, float, float]] = {}
         self._empty: dict[int, Tensor] = {}
         self._behind: list[Tensor] = []  # leaves behind computed tensors that were drawn
+        self._data: Any = WeakTensorKeyDictionary()  # .data of a computed tensor → that tensor
         self._since: frozenset[str] = frozenset()  # parameters that were written afterwards
 
     def without(self, written: Collection[str]) -> Record:
@@ -156,6 +158,7 @@ class Record:
 
     def drew(self, tensor: Tensor) -> None:
         """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""
+        tensor = self._data.get(tensor, tensor)
         if tensor._base is not None:  # rows of a weight, written one by one
             return
         queue, seen = [tensor.grad_fn], set()
@@ -175,6 +178,7 @@ _UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 
 
 _DRAWS = frozenset({"normal_", "uniform_"})
+_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 # What hands out the memory of a tensor; whatever is written to that is not seen.
 _HANDS_OUT = frozenset(
     {"numpy", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage"}
@@ -199,6 +203,8 @@ class _Watch(TorchFunctionMode):
             for tensor in tensors_in((args[:1], kwargs.get("tensor"))):
                 self._record.drew(tensor)
         out = func(*args, **kwargs)
+        if func == _DATA and args[0].grad_fn is not None:
+            self._record._data[out] = args[0]
         if name in _UNWRITTEN and isinstance(out, Tensor) and not out.is_meta:
             # the tensor itself is kept, so that its storage cannot be handed out a second time
             self._record._empty[_key(out)] = out

@@ -1329,6 +1329,20 @@ def normal_init_after_weight_norm():
 
 
 @FAULTS(
+    thread="hifi-gan#145",
+    codes=("W504",),
+    layers=("0",),
+    watched=True,
+    **WARNING,
+)
+def data_drawn_after_weight_norm():
+    """As vocoders do it: `.data` is another tensor, of the same memory."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
+    model[0].weight.data.normal_(0, 0.01)
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(
     thread="torchtitan#3334",
     codes=("W503",),
     severities=("warning", "info"),
