@@ -1685,3 +1685,42 @@ def test_experts_have_a_role_also_where_torch_has_no_grouped_product():
 
     role = seen(Experts(), torch.randn(32, 8))["experts"]
     assert (role.fan_in, role.fan_out) == (16, 24)
+
+
+# ── cells written by hand ────────────────────────────────────────────────────────────────────
+
+
+class Cell(nn.Module):
+    """A cell of two layers, unrolled: as deep as it is, however many steps it takes."""
+
+    def __init__(self, fresh: bool = True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.out = nn.Linear(2 + 32 if fresh else 32, 64), nn.Linear(64, 32)
+        self.enter, self.head, self.fresh = nn.Linear(2, 32), nn.Linear(32, 1), fresh
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 32) if self.fresh else self.enter(x[:, 0])
+        for step in x.unbind(1):
+            h = torch.cat([step, h], 1) if self.fresh else h
+            h = self.out(self.inner(h).tanh()).tanh()
+        return self.head(h)
+
+
+def test_a_cell_that_is_unrolled_over_time_is_no_deep_stretch():
+    x = torch.randn(64, 24, 2)
+    found = seen(Cell(), x)
+    assert [found[f"{n}.weight"].run for n in ("inner", "out", "head")] == [3, 3, 3]
+    assert found["inner.weight"].repeated
+    assert found["out.weight"].repeated
+    assert not found["head.weight"].repeated
+    plan = fanin.plan(Cell(), x)
+    # 1/√34 for the input and the state together: at the first step, where the state is zero, a
+    # measurement would make it five times as large, and chaos of the steps behind it
+    assert plan["inner.weight"].std == pytest.approx(1 / math.sqrt(34), rel=1e-6)
+
+
+def test_a_layer_that_is_used_many_times_in_a_row_is_deep():
+    found = seen(Cell(fresh=False), torch.randn(64, 24, 2))
+    assert found["inner.weight"].run == 50
+    assert not found["inner.weight"].repeated

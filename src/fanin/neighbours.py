@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fanin.architecture import Architecture
+from fanin.architecture import Architecture, Key, key_of
 from fanin.attention import FUSED, MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
 from fanin.operations import BENDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
@@ -20,6 +20,7 @@ __all__ = [
     "nonlinearity_after",
     "reaches_softmax",
     "sets_steps",
+    "unrolled",
 ]
 
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
@@ -295,3 +296,25 @@ def _reached(architecture: Architecture, call: Call) -> list[Call]:
                 found[after.index] = after
                 waiting.append(after)
     return list(found.values())
+
+
+def unrolled(architecture: Architecture) -> set[int]:
+    """The later calls of layers of a cell that is unrolled over time: they make nothing deeper.
+
+    Such a layer is used again on what it made, and something new has joined in between; a layer
+    that is merely used several times in a row is as deep as others.
+    """
+    uses: dict[Key, list[Call]] = {}
+    for call in architecture.trace.calls:
+        if call.units is not None and call.operands:
+            uses.setdefault(key_of(call), []).append(call)
+    found: set[int] = set()
+    for first, *later in (calls for calls in uses.values() if len(calls) > 1):
+        made = architecture.descendants([first.index])
+        if later[0].index not in made:
+            continue
+        way = (made & architecture.ancestors([later[0].index])) - {first.index}
+        joins = (c for c in map(architecture.trace.calls.__getitem__, way) if c.op in JOINS | SUMS)
+        if any(set(c.inputs) - made for c in joins):
+            found.update(c.index for c in later)
+    return found

@@ -27,6 +27,7 @@ from fanin.neighbours import (
     nonlinearity_after,
     reaches_softmax,
     sets_steps,
+    unrolled,
 )
 from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.reparametrized import Part, parts
@@ -154,8 +155,9 @@ class _Reader:
         self.attention, self.mixed_at = attention_parts(architecture)
         ends = {b.end for b in self.branches}
         norms = {c.index for c in self.calls if architecture.normalizes(c)}
-        self.place, self.ahead = _stretches(architecture, ends | norms)
-        self.chained = _stretches(architecture, ends)
+        self.again = unrolled(architecture)
+        self.place, self.ahead = _stretches(architecture, ends | norms, self.again)
+        self.chained = _stretches(architecture, ends, self.again)
         self.unnamed = dict(architecture.unnamed)
         self.normed = any(b.norm != "none" for b in self.branch_of.values())
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
@@ -424,8 +426,7 @@ class _Reader:
         if packed > 1:
             blocks = packed
             fan_out = role.shape[layout.index("o")] / packed
-        repeated = self.place.get(late.index, 0) > self.place.get(call.index, 0)
-        repeated = repeated and call.op not in RECURRENT
+        repeated = late.index in self.again and call.op not in RECURRENT
         gates = self._gates(role, layout) if repeated else 1
         if gates > 1:
             blocks, fan_out = gates, role.shape[layout.index("o")] / gates
@@ -540,11 +541,14 @@ def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[
 
 
 def _stretches(
-    architecture: Architecture, resets: set[int]
+    architecture: Architecture, resets: set[int], again: set[int]
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Layers with weights before and after each call, counted from the last of `resets`."""
+    """Layers with weights before and after each call, counted from the last of `resets`.
+
+    Calls of layers that are used again do not count.
+    """
     calls = architecture.trace.calls
-    counted = {c.index for c in calls if c.units is not None and "i" in c.layout}
+    counted = {c.index for c in calls if c.units is not None and "i" in c.layout} - again
     place: dict[int, int] = {}
     reach: dict[int, int] = {}
     for call in calls:

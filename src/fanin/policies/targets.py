@@ -47,6 +47,8 @@ def uncertain(role: Role) -> bool:
     """Whether the size of the layer's input depends on the batch or on layers before it."""
     if role.branch is not None and role.branch.norm != "none":
         return False  # a norm in the branch or on the stream holds the size
+    if role.repeated:
+        return False  # its state is not there yet at the first call, which would decide
     if role.input.kind in _STEADY or role.attention or role.op.startswith(("lstm", "gru", "rnn")):
         return False
     if role.activation == "sin" and role.factor >= SIREN:
