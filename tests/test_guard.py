@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import seeded
 from zoo.checks import unchanged
 
 import fanin
-from fanin.errors import ForwardError, LossError
+from fanin.errors import ForwardError, LossError, ModelError
 from fanin.guard import Guard, untouched
 
 
@@ -139,6 +141,100 @@ def test_a_tensor_that_is_no_buffer_is_put_back():
     model, x = Naughty(lambda m: m.cache.add_(1)), torch.randn(16, 6)
     with unchanged(model, x):
         fanin.check(model, x)
+
+
+# ── frozen parameters that a forward writes ──────────────────────────────────────────────────
+
+FOLLOWS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "in place": lambda t, p: t.mul_(0.9).add_(p, alpha=0.1),
+    "operator": lambda t, p: t.__imul__(0.9).__iadd__(0.1 * p),
+    "data": lambda t, p: setattr(t, "data", t.data * 0.9 + p.data * 0.1),
+    "data in place": lambda t, p: t.data.lerp_(p.data, 0.1),
+    "copied": lambda t, p: t.copy_(0.9 * t + 0.1 * p),
+    "foreach": lambda t, p: torch._foreach_lerp_([t], [p], 0.1),
+    "out": lambda t, p: torch.lerp(t, p, 0.1, out=t),
+    "by index": lambda t, p: t.__setitem__(..., t.lerp(p, 0.1)),
+}
+
+
+class Momentum(nn.Module):
+    """A teacher follows by an average that the forward takes, as in MoCo; contrast is the loss."""
+
+    def __init__(self, follow: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        made = (nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 16))
+        self.student, self.follow = nn.Sequential(*made), follow
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        with torch.no_grad():
+            self.teacher[0].weight.mul_(1.1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
+            for teacher, student in pairs:
+                self.follow(teacher, student)
+            keys = F.normalize(self.teacher(y), dim=1)
+        queries = F.normalize(self.student(x), dim=1)
+        return F.cross_entropy(queries @ keys.T / 0.2, torch.arange(len(x)))
+
+
+def momentum(name: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    x = torch.randn(16, 6)
+    return Momentum(FOLLOWS[name]), (x, x + 0.1 * torch.randn(16, 6))
+
+
+def _itself(found: Tensor) -> Tensor:
+    return found
+
+
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_a_teacher_that_follows_in_the_forward_is_sound_and_put_back(name: str):
+    model, batch = momentum(name)
+    with unchanged(model, batch):
+        report, plan = fanin.check(model, batch, _itself), fanin.plan(model, batch)
+        with untouched(model):
+            model(*batch)
+    assert report.ok
+    assert [s.name for s in report.layers if s.gradient_rms] == ["student.0", "student.2"]
+    assert plan.untouched.keys() == {n for n, _ in model.named_parameters() if n[0] == "t"}
+    teacher = [(p, p.data_ptr(), p.clone()) for p in model.teacher.parameters()]
+    fanin.init_(model, batch)
+    fanin.calibrate_(model, batch)
+    assert all(p.data_ptr() == at and torch.equal(p, was) for p, at, was in teacher)
+
+
+@pytest.mark.parametrize("name", FOLLOWS)
+@pytest.mark.parametrize("preserve", [False, True])
+def test_a_teacher_that_follows_is_put_back_by_a_repair(name: str, preserve: bool):
+    model, batch = momentum(name)
+    first, _, last = model.student
+    with torch.no_grad():
+        first.weight[16:], first.bias[16:] = first.weight[:16], first.bias[:16]
+        last.weight[:, 16:] = last.weight[:, :16]
+    teacher = [(p, p.data_ptr(), p.clone()) for p in model.teacher.parameters()]
+    repair = fanin.repair_(model, batch, _itself, warnings=True, preserve=preserve)
+    assert repair.changed or preserve  # what changes the student shows in the teacher too
+    assert all(p.data_ptr() == at and torch.equal(p, was) for p, at, was in teacher)
+
+
+def test_a_forward_that_sets_its_own_start_is_told_to_be_run_before():
+    class Normalized(Naughty):
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.count:
+                self.first.weight.data.div_(x.std())
+                self.count.fill_(1)
+            return super().forward(x)
+
+    model, x = Normalized(lambda m: None), torch.randn(16, 6)
+    model.last.weight.requires_grad_(False)
+    for verb in (fanin.check, fanin.plan, fanin.init_):
+        with (
+            unchanged(model, x),
+            pytest.raises(ModelError, match=r"'first.weight' in place; .* run it once before"),
+        ):
+            verb(model, x)
+    model(x)
+    assert fanin.check(model, x).ok
 
 
 # ── writing into parameters ──────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
-from fanin.guard import finite_again, private, watching
+from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
@@ -57,8 +57,8 @@ def check(
     Args:
         model: any module that runs; or a function without arguments that builds one, whose
             construction is then watched too (W503, and N402 with certainty).
-        batch: a tensor (one positional argument), a tuple (positional arguments) or a dict
-            (keyword arguments).
+        batch: a tensor or TensorDict (one positional argument), a tuple (positional arguments) or a
+            dict (keyword arguments).
         loss: from the model's output to a scalar, the mean loss.  Without it the output's own
             ``.loss`` is used, or else a random linear functional of the output.
         seed: of everything random in the check.
@@ -71,7 +71,7 @@ def check(
 
     Raises:
         ModelError: the model cannot be checked: no (trainable) parameters, meta, lazy or sparse
-            parameters, or a forward that changes its own parameters.
+            parameters, or a forward that changes its own trainable parameters.
         ForwardError: the model, its hooks or its backward pass raised.
         BatchError: the batch is not finite or on another device.
         LossError: the loss is not a finite scalar connected to a parameter.
@@ -120,8 +120,6 @@ def examined(
     _check_loss(loss)
     seed = draw.integer("seed", seed, 0, 2**64)
     chosen = _codes(select, ignore)
-    if isinstance(batch, Mapping) and not isinstance(batch, dict):
-        batch = dict(batch)
     _check_model(model)
     check_batch(model, batch)
     limit = _limit(model, dtype)
@@ -210,15 +208,8 @@ def _layers(
 def _first_pass(subject: Subject, limit: float | None) -> Pass:
     """The watched pass of the model itself; with a limit, the first call beyond it is found."""
     recorder = Recorder(subject.seed, subject.samples, limit=limit)
-    try:
-        seen, _ = run_pass(replace(subject, batch=private(subject.batch)), recorder)
-    finally:
-        changed = subject.guard.changed()
-    if changed:
-        raise ModelError(
-            f"model: its forward changes the parameter {changed[0]!r} in place; a check needs a "
-            "forward that leaves parameters alone (the model was put back)"
-        )
+    seen, _ = run_pass(subject, recorder)
+    subject.guard.reject_changed("a check")
     return seen
 
 

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from fanin.errors import ForwardError
-from fanin.nested import map_batch
+from fanin.errors import ForwardError, ModelError
+from fanin.nested import map_batch, tensors_in
 
 __all__ = ["Guard", "finite_again", "private", "random_state", "reseed", "untouched", "watching"]
 
@@ -46,6 +47,7 @@ class Guard:
             if key is not None:
                 self._by_storage.setdefault(key, []).append((name, parameter))
         self._copies: dict[str, Tensor] = {}
+        self._sources: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
         self._modules = [(m, _attributes(m)) for m in model.modules()]
         self._buffers = [(b, b.data, b.detach().clone()) for b in model.buffers()]
 
@@ -55,6 +57,35 @@ class Guard:
             if name not in self._copies:
                 self._copies[name] = parameter.detach().clone()
                 self.written.append(name)
+
+    def keep_gradients(self, batch: Any) -> None:
+        """Put back, too, the gradients of what the tensors of a batch were computed from.
+
+        A loss may run backward through the batch by itself.
+        """
+        for tensor in tensors_in(batch):
+            for leaf in _leaves(tensor):
+                grad = leaf.grad
+                values = None if grad is None else grad.detach().clone()
+                self._sources.setdefault(id(leaf), (leaf, grad, values))
+
+    def reject_changed(self, what: str) -> None:
+        """Raise ModelError where the forward changed a parameter that trains.
+
+        Frozen ones are its own business, as those of a teacher that follows by an average.
+
+        Args:
+            what: is done to the model, as "a check".
+        """
+        named = zip(self._parameters, self._requires_grad, strict=True)
+        training = {name for (name, _), trains in named if trains}
+        moved = [name for name in self.changed() if name in training]
+        if moved:
+            raise ModelError(
+                f"model: its forward changes the parameter {moved[0]!r} in place; {what} needs a "
+                "forward that leaves trainable parameters alone: if it sets its own start at its "
+                "first call, run it once before (the model was put back)"
+            )
 
     def changed(self) -> list[str]:
         """Paths of parameters whose values are no longer what they were, or may not be."""
@@ -84,6 +115,10 @@ class Guard:
             for name, parameter in self._parameters:
                 if name in self._copies:
                     parameter.data.copy_(self._copies[name])
+            for leaf, grad, values in self._sources.values():
+                leaf.grad = grad
+                if grad is not None and values is not None and not _same_bits(values, grad):
+                    grad.copy_(values)
         rest = zip(self._parameters, self._requires_grad, self._grads, strict=True)
         for (_, parameter), requires_grad, grad in rest:
             if parameter.requires_grad != requires_grad:
@@ -94,13 +129,17 @@ class Guard:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Guard]:
-    """Run a block and put `model` and all random states back afterwards, also on an exception."""
-    guard = Guard(model)
-    with random_state(model):
-        try:
-            yield guard
-        finally:
-            guard.restore()
+    """Run a block and put `model` and all random states back afterwards, also on an exception.
+
+    No watch tells of what is written, so where there are frozen parameters, which a forward may
+    write, the block runs eager, and writes are looked for.
+    """
+    with ExitStack() as stack:
+        guard = stack.enter_context(_restored(model))
+        if not all(p.requires_grad for p in model.parameters()):
+            stack.enter_context(_eager())
+            stack.enter_context(_Writes(guard))
+        yield guard
 
 
 @contextmanager
@@ -109,8 +148,44 @@ def watching(model: nn.Module) -> Iterator[Guard]:
 
     A forward may take gradients itself, so they are there even where nothing else needs them.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _eager(), untouched(model) as guard:
+    with torch.inference_mode(False), torch.enable_grad(), _eager(), _restored(model) as guard:
         yield guard
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[Guard]:
+    guard = Guard(model)
+    with random_state(model):
+        try:
+            yield guard
+        finally:
+            guard.restore()
+
+
+class _Writes(TorchFunctionMode):
+    """Tells a guard what is about to be written in place."""
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self._guard = guard
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        own = name.endswith("_") and not name.endswith("__")  # add_; not __add__
+        if own or name.startswith("__i") or name == "__setitem__" or kwargs.keys() & _INTO:
+            for tensor in tensors_in((args, kwargs)):
+                self._guard.protect(tensor)
+        return func(*args, **kwargs)
+
+
+_INTO = frozenset({"out", "inplace"})  # arguments by which a call writes into a tensor
 
 
 @contextmanager
@@ -156,9 +231,35 @@ def _eager() -> Iterator[None]:
         yield
 
 
-def private(batch: Any) -> Any:
-    """A copy of the batch, so that a forward that writes into its inputs leaves the original."""
-    return map_batch(lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
+def private(batch: Any, attached: bool = False) -> Any:
+    """A copy of the batch, so that a forward that writes into its inputs leaves the original.
+
+    Args:
+        batch: to be copied.
+        attached: whether what was computed stays in its graph, for a loss that takes derivatives by
+            what it was computed from.  Where that is parameters, a backward pass would run through
+            the graph and use it up; it is left.
+    """
+
+    def copied(tensor: Tensor) -> Tensor:
+        sources = _leaves(tensor) if attached else []
+        if sources and not any(isinstance(leaf, nn.Parameter) for leaf in sources):
+            return tensor.clone()
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    return map_batch(copied, batch)
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """What a tensor was computed from, of all that takes a gradient; a leaf from nothing."""
+    found, seen, queue = [], set(), [tensor.grad_fn]
+    while queue:
+        node: Any = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found += [node.variable] if hasattr(node, "variable") else []
+            queue += [following for following, _ in node.next_functions]
+    return found
 
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # dicts whose members are kept elsewhere

@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import SUPPORTED_NODES
 
 __all__ = ["arguments", "map_batch", "map_tensors", "signals_in", "tensors_in"]
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the forward pass: tensor, tuple or dict."""
-    if isinstance(batch, Mapping):
+    """Positional and keyword arguments of the forward pass: tensor, tuple or dict.
+
+    A mapping that torch knows as a container of its own kind, as TensorDict, is one argument.
+    """
+    own = type(batch) in SUPPORTED_NODES and not isinstance(batch, dict)
+    if isinstance(batch, Mapping) and not own:
         return (), dict(batch)
     if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
         return tuple(batch), {}
@@ -74,9 +79,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """A batch with every tensor replaced; kinds of dicts of other libraries become plain ones.
+    """A batch with every tensor replaced.
 
-    `map_tensors` leaves such containers alone, which a model may need as they are.
+    Containers that torch knows (`torch.utils._pytree`), as TensorDict, keep their kind; other kinds
+    of dicts become plain ones.  `map_tensors` leaves all of these alone.
 
     >>> import torch
     >>> map_batch(lambda tensor: tensor + 1, {"a": (torch.ones(1), "text")})
@@ -84,6 +90,10 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """
     if isinstance(batch, Tensor):
         return function(batch)
+    known = SUPPORTED_NODES.get(type(batch))
+    if known is not None:
+        members, context = known.flatten_fn(batch)
+        return known.unflatten_fn([map_batch(function, value) for value in members], context)
     if isinstance(batch, Mapping):
         return {key: map_batch(function, value) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

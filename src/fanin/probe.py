@@ -15,7 +15,7 @@ from fanin.architecture import Architecture, Key, key_of, read, weighted_source
 from fanin.calls import Call
 from fanin.criteria import chance, targets
 from fanin.errors import ForwardError, LossError
-from fanin.guard import Guard, reseed
+from fanin.guard import Guard, private, reseed
 from fanin.nested import tensors_in
 from fanin.operations import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS, Weighted
 from fanin.sketch import Directions, project
@@ -81,19 +81,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Stand:
-    """What stands in for the model's own tensors in a virtual step.
+    """What stands in for the model's own tensors in a virtual step; else these themselves.
 
     Attributes:
         call: runs the model with other tensors in the place of its own.
+        batch: that it is run on, in the dtype of `promote`.
         parameters: path → the tensor that stands in.
         substitute: id of one of the model's own tensors → its stand-in, wherever it still turns up.
-        promote: floating dtype that every result is brought to.
+        promote: floating dtype that every result is brought to, or None.
     """
 
     call: Callable[..., Any]
+    batch: Any
     parameters: Mapping[str, Tensor]
     substitute: Mapping[int, Tensor]
-    promote: torch.dtype
+    promote: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -488,32 +490,23 @@ def run_pass(
     """
     reseed(subject.seed)
     model = subject.model
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
     if stand is None:
-        watch = Watch(model, parameters.items(), subject.guard, recorder)
-    else:
-        parameters = dict(stand.parameters)
-        extra = (stand.substitute, stand.promote)
-        watch = Watch(model, parameters.items(), subject.guard, recorder, *extra)
+        stand = Stand(model, subject.batch, dict(model.named_parameters()), {}, None)
+    parameters = stand.parameters
+    given = list(tensors_in(subject.batch))
+    subject.guard.keep_gradients(given)
+    batch = private(stand.batch, attached=True)
+    # A loss that takes derivatives by the batch means the copy that the model was given.
+    pairs = zip(given, tensors_in(batch), strict=True)
+    substitute = {id(own): copy for own, copy in pairs if own.requires_grad}
+    extra = ({**substitute, **stand.substitute}, stand.promote)
+    watch = Watch(model, parameters.items(), subject.guard, recorder, *extra)
     recorder.calls = watch.calls
-    call = model if stand is None else stand.call
-    seen, output, value = trace(call, subject.batch, subject.loss, watch)
+    seen, output, value = trace(stand.call, batch, subject.loss, watch)
     value, named = _objective(output, value, subject.seed)
     del output  # what the backward pass needs of it, the graph keeps
     architecture = read(seen, model)
-    wanted = {n: p for n, p in parameters.items() if p.requires_grad}
-    try:
-        found = watch.gradients(value, list(wanted.values()))
-    except Exception as error:
-        told = " ".join(str(error).split())
-        if "use_reentrant=True" in told:
-            told = "a checkpoint with use_reentrant=True cannot be checked; use use_reentrant=False"
-        raise ForwardError(
-            f"model: its backward pass raised {type(error).__name__}: {told}"
-        ) from error
-    gradients: dict[str, Tensor | None] = dict(zip(wanted, found, strict=True))
-    if all(g is None for g in found):
-        raise LossError("loss: it is not connected to any trainable parameter of the model")
+    gradients = _gradients(watch, value, parameters)
     result = Pass(
         architecture=architecture,
         loss=float(value.detach()),
@@ -529,6 +522,25 @@ def run_pass(
         heard=frozenset(recorder.heard),
     )
     return result, gradients
+
+
+def _gradients(
+    watch: Watch, value: Tensor, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """The gradient of each trainable parameter; None for what the loss does not depend on."""
+    wanted = {n: p for n, p in parameters.items() if p.requires_grad}
+    try:
+        found = watch.gradients(value, list(wanted.values()))
+    except Exception as error:
+        told = " ".join(str(error).split())
+        if "use_reentrant=True" in told:
+            told = "a checkpoint with use_reentrant=True cannot be checked; use use_reentrant=False"
+        raise ForwardError(
+            f"model: its backward pass raised {type(error).__name__}: {told}"
+        ) from error
+    if all(g is None for g in found):
+        raise LossError("loss: it is not connected to any trainable parameter of the model")
+    return dict(zip(wanted, found, strict=True))
 
 
 def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fanin.architecture import Architecture, read
 from fanin.calls import Call
-from fanin.errors import BatchError, ForwardError, ModelError
+from fanin.errors import BatchError, ForwardError
 from fanin.guard import Guard, finite_again, private, reseed, watching
 from fanin.nested import arguments, map_batch, tensors_in
 from fanin.operations import Weighted
@@ -48,13 +48,11 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     A model on the meta device is run on a meta copy of the batch: no value is computed.
 
     Raises:
-        ModelError: the model cannot be watched, or its forward changes its own parameters.
+        ModelError: the model cannot be watched, or its forward changes its trainable parameters.
         BatchError: the batch is not finite or on another device.
         ForwardError: the forward raised.
     """
     reject_unwatchable(model)
-    if isinstance(batch, Mapping) and not isinstance(batch, dict):
-        batch = dict(batch)
     meta = any(p.is_meta for p in model.parameters())
     if meta:
         batch = map_batch(lambda tensor: tensor.to("meta"), batch)
@@ -63,13 +61,15 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
     made = torch.device("meta") if meta else nullcontext()
     own = {name for name, _ in model.named_parameters()}
 
-    def read() -> tuple[Architecture, list[str]]:
+    def read() -> Architecture:
         with watching(model) as guard, made:
             reseed(0)
-            return _watched(model, private(batch), guard), guard.changed()
+            found = _watched(model, private(batch), guard)
+            guard.reject_changed("a plan")
+            return found
 
     try:
-        (architecture, changed), _ = finite_again(model, read)  # what will be drawn anew may be NaN
+        architecture, _ = finite_again(model, read)  # what will be drawn anew may be NaN
     except ForwardError as error:
         if not meta:
             raise
@@ -79,13 +79,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
         ) from error
     # A forward may add modules, which are gone again.
     kept = tuple(p for p in architecture.parameters if p.name in own)
-    architecture = replace(architecture, parameters=kept)
-    if changed:
-        raise ModelError(
-            f"model: its forward changes the parameter {changed[0]!r} in place; a plan needs a "
-            "forward that leaves parameters alone (the model was put back)"
-        )
-    return architecture
+    return replace(architecture, parameters=kept)
 
 
 def bare(model: nn.Module) -> nn.Module:

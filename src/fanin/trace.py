@@ -108,8 +108,11 @@ class Watch(TorchFunctionMode):
         self._stack: list[str] = [""]
         self._failed: tuple[BaseException | None, str] = None, ""
         self._inside: list[str] = []
-        for name, parameter in parameters:
+        self._frozen: set[int] = set()
+        named = list(parameters)
+        for name, parameter in named:
             self._note(parameter, _Record(None, (name,), varies=False))
+        self._frozen = {id(parameter) for _, parameter in named if not parameter.requires_grad}
 
     # ---- provenance -----------------------------------------------------------------------------
 
@@ -125,6 +128,8 @@ class Watch(TorchFunctionMode):
         return tuple(dict.fromkeys(r.call for r in records if r is not None and r.call is not None))
 
     def _note(self, tensor: Tensor, record: _Record) -> None:
+        if record.call is None and id(tensor) in self._frozen:
+            return  # a teacher that follows by an average is not computed from its student
         self._records[id(tensor)] = (weakref.ref(tensor), record)
 
     def _known(self, tensor: Tensor) -> _Record | None:

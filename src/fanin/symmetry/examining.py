@@ -36,11 +36,8 @@ def examine(
     """
     twins = clones(subject.model)
     alike = suspects(seen)
-    stuck = [
-        n
-        for n, g in seen.gradients.items()
-        if g == 0.0 and subject.model.get_parameter(n).numel() > 0
-    ]
+    parameters = dict(subject.model.named_parameters())  # not every name is a path of modules
+    stuck = [n for n, g in seen.gradients.items() if g == 0.0 and parameters[n].numel() > 0]
     unused = tuple(
         Deadlock(n, n.rpartition(".")[0] or n, UNUSED)
         for n, g in seen.gradients.items()

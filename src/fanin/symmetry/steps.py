@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -102,7 +103,7 @@ class VirtualRun:
     ) -> None:
         self._subject, self.seen, self.keep = subject, seen, keep
         self.precision = precision
-        self._batch = map_batch(self._copy, subject.batch)
+        self._batch = map_batch(self._input, subject.batch)
         self._originals = dict(subject.model.named_parameters())
         self._copies = {
             n: self._copy(p.detach()).clone().requires_grad_(p.requires_grad)
@@ -124,6 +125,12 @@ class VirtualRun:
             return tensor.to(dtype.to_complex())
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
+    def _input(self, tensor: Tensor) -> Tensor:
+        """A leaf stays one; what was computed stays in its graph."""
+        if tensor.is_leaf:
+            return self._copy(tensor.detach()).requires_grad_(tensor.requires_grad)
+        return self._copy(tensor)
+
     def train(self) -> VirtualRun:
         """Take the virtual steps; the last pass only looks."""
         for step in range(STEPS + 1):
@@ -142,12 +149,22 @@ class VirtualRun:
     def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
         subject = self._subject
         recorder = _Listener(subject.seed, subject.samples, self.keep, self._listen)
-        tensors = {**self._copies, **self._buffers}
-        named_buffers = dict(subject.model.named_buffers())
-        substitute = {id(self._originals[n]): c for n, c in self._copies.items()}
-        substitute |= {id(named_buffers[n]): b for n, b in self._buffers.items()}
+        placed = _placed(self._originals, subject.model)
+        with self._called() if placed else self._lent() as stand:
+            found = run_pass(subject, recorder, stand)
+        self.signals |= recorder.signals
+        for index, some in recorder.arrived.items():
+            before = self.arrived.get(index)
+            same = before is not None and before.shape == some.shape
+            self.arrived[index] = before | some if before is not None and same else some
+        return found
 
-        model = subject.model
+    @contextmanager
+    def _called(self) -> Iterator[Stand]:
+        """The model is called with the copies in the place of its own tensors."""
+        model, tensors = self._subject.model, {**self._copies, **self._buffers}
+        own = {**self._originals, **dict(model.named_buffers())}
+        substitute = {id(own[n]): copy for n, copy in tensors.items()}
         if isinstance(model, nn.DataParallel):  # functional_call refuses it
             model = model.module
             tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
@@ -155,17 +172,24 @@ class VirtualRun:
         def call(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(model, tensors, args, kwargs)
 
-        found = run_pass(
-            replace(subject, batch=map_batch(lambda t: t.detach().clone(), self._batch)),
-            recorder,
-            Stand(call, self._copies, substitute, self.precision.dtype),
-        )
-        self.signals |= recorder.signals
-        for index, some in recorder.arrived.items():
-            before = self.arrived.get(index)
-            same = before is not None and before.shape == some.shape
-            self.arrived[index] = before | some if before is not None and same else some
-        return found
+        yield Stand(call, self._batch, self._copies, substitute, self.precision.dtype)
+
+    @contextmanager
+    def _lent(self) -> Iterator[Stand]:
+        """The model's own tensors have the memory of the copies for the length of a block."""
+        model = self._subject.model
+        own = {**self._originals, **dict(model.named_buffers())}
+        kept = {n: (tensor.data, set(tensor._backward_hooks or ())) for n, tensor in own.items()}
+        try:
+            for n, copy in {**self._copies, **self._buffers}.items():
+                own[n].data = copy.data
+            yield Stand(model, self._batch, self._originals, {}, self.precision.dtype)
+        finally:
+            for n, (data, before) in kept.items():
+                own[n].data = data
+                hooks = own[n]._backward_hooks or {}
+                for added in hooks.keys() - before:  # those that listened to its gradient
+                    del hooks[added]
 
     def _noise(self, name: str, seen: Pass, step: int) -> bool:
         """Whether a gradient is nothing but the round-off of a sum that cancels."""
@@ -198,6 +222,14 @@ class VirtualRun:
             if cell is not None and what in cell.kept:
                 return cell.kept[what]
         return None
+
+
+def _placed(parameters: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether every parameter is where its name says; torchrl's are not, and cannot be replaced."""
+    try:
+        return all(model.get_parameter(n) is p for n, p in parameters.items())
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def counterpart(seen: Pass, layer: Layer) -> Layer:
