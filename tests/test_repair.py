@@ -46,6 +46,15 @@ HOPELESS = {
         ),
         "a repair leaves frozen parameters as they are",
     ),
+    **dict.fromkeys(
+        (
+            "softmax-over-the-one-head-of-a-layer",
+            "softmax-over-one-head-that-most-of-the-model-scores",
+            "softmax-over-the-single-output-of-one-of-two-heads",
+            "norm-over-the-one-unit-that-all-learned-layers-read",
+        ),
+        "a softmax or norm over one value has no slope at any weights",
+    ),
 }
 # Models in a sample of this stride stand for all healthy ones and all traps.
 STRIDE = 12

@@ -1331,14 +1331,15 @@ def normal_init_after_weight_norm():
 @FAULTS(
     thread="hifi-gan#145",
     codes=("W504",),
-    layers=("0",),
+    layers=("0.parametrizations.weight",),
     watched=True,
     **WARNING,
 )
 def data_drawn_after_weight_norm():
     """As vocoders do it: `.data` is another tensor, of the same memory."""
-    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
-    model[0].weight.data.normal_(0, 0.01)
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 4))
+    first.weight.data.normal_(0, 0.01)
     return model, torch.randn(32, 16), classify(32, 4)
 
 
@@ -1843,3 +1844,61 @@ def zero_rows_that_a_buffer_without_zeros_scales_one_by_one():
 @FAULTS(**_THREE, **ERROR)
 def zero_rows_on_the_nodes_of_a_graph():
     return _zero_rows(lambda net, h: net.edges @ h.relu())
+
+
+class _Choice(nn.Module):
+    """A layer for each of several heads, and a softmax of scores that weighs them."""
+
+    def __init__(self, inputs, outputs, score, heads=1):
+        super().__init__()
+        self.score, self.heads = score, heads
+        self.made = nn.Linear(inputs, heads * outputs)
+
+    def forward(self, x):
+        share = self.score(x).softmax(-1).unsqueeze(-1)
+        return (share * self.made(x).unflatten(-1, (self.heads, -1))).sum(-2)
+
+
+_OVER_ONE = {"codes": ("S102",), "words": ("a function without slope (softmax",)}
+
+
+@FAULTS(layers=("0.score", "2.score"), absent=("S101",), **_OVER_ONE, **WARNING)
+def softmax_over_the_one_head_of_a_layer():
+    """FeaStConv with heads=1: no start moves the scores, and all else trains."""
+    first, second = _Choice(16, 32, nn.Linear(16, 1)), _Choice(32, 3, nn.Linear(32, 1))
+    return nn.Sequential(first, nn.ReLU(), second), torch.randn(64, 16), classify(64, 3)
+
+
+@FAULTS(layers=("0.score.0", "0.score.2"), **_OVER_ONE, **ERROR)
+def softmax_over_one_head_that_most_of_the_model_scores():
+    return nn.Sequential(_Choice(16, 3, mlp(16, 64, 1))), torch.randn(64, 16), classify(64, 3)
+
+
+@FAULTS(layers=("value",), **_OVER_ONE, **ERROR)
+def softmax_over_the_single_output_of_one_of_two_heads():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.policy, self.value = mlp(16, 64, 64), nn.Linear(64, 3), nn.Linear(64, 1)
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.policy(h), 5 * self.value(h).softmax(-1)
+
+    act, worth = classify(64, 3), regress(64, 1)
+    return Net(), torch.randn(64, 16), lambda out: act(out[0]) + worth(out[1])
+
+
+@FAULTS(codes=("S102",), layers=("body.0",), words=("(layer_norm in",), **ERROR)
+def norm_over_the_one_unit_that_all_learned_layers_read():
+    """Most of the entries lie behind it and move, and see nothing of the batch."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(16, 1), nn.LayerNorm(1), *mlp(1, 64, 3))
+
+        def forward(self, x):
+            return x[:, :3] + self.body(x)
+
+    return Net(), torch.randn(64, 16), classify(64, 3)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fanin.architecture import Layer
+from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.operations import RECURRENT_LAYERS
@@ -27,6 +28,11 @@ __all__ = ["RULES"]
 # half of each layer's units doubled train like their healthy twins (trainability benchmark); those
 # with one unit a layer do not.
 COLLAPSED_SHARE = 0.25
+# A part that a softmax over one value holds is idle by design where at least this share of all
+# trained entries learns: below it, most of what was paid for never moves.
+LEARNING_SHARE = 0.5
+# What gives a constant (or only a sign) over a single value.
+_OVER_ONE = frozenset({"softmax", "log_softmax", "normalize", "layer_norm", "rms_norm"})
 
 
 def locked_units(evidence: Evidence) -> Iterator[Finding]:
@@ -155,6 +161,16 @@ _SLOPE_FIX = (
 )
 
 
+_IDLE_WHY = (
+    "A softmax over a single value is one, a norm over a single value a constant or a sign, at any "
+    "start: what is computed for it alone never moves.  Most of the model learns past it."
+)
+_IDLE_FIX = (
+    "Nothing in the weights: where one value is meant (a single head, a single variable) those "
+    "parameters are only idle; else take the softmax or norm over more than one."
+)
+
+
 _UNSEEN_WHY = (
     "Their gradients are exactly zero in float64, step after step, and what they are used in "
     "cannot be followed to the loss or measured: torch.vmap, a compiled module, a function unknown "
@@ -166,14 +182,19 @@ _UNSEEN_FIX = "Draw them again; for their cause, check the same layers outside o
 def deadlocks(evidence: Evidence) -> Iterator[Finding]:
     """S102: parameters that no virtual step moved, held by zero factors or dead units.
 
-    A frozen zero that the signal goes around switches a branch off, maybe on purpose.
+    A frozen zero that the signal goes around switches a branch off, maybe on purpose; a softmax of
+    one head or variable, inside of a model that learns, is no matter of its start.
     """
     found = tuple(d for d in evidence.symmetry.deadlocks if d.cause not in (UNSEEN, UNUSED))
     yield from _unseen(evidence)
     off = tuple(d for d in found if d.cause == FROZEN_ZERO)
-    if off and _learns_around(evidence, off):
+    if off and _learns_around(evidence, _closed_by(evidence, off)):
         found = tuple(d for d in found if d.cause != FROZEN_ZERO)
         yield _deadlock(evidence, "warning", off)
+    idle = tuple(d for d in found if d.cause == NO_SLOPE and _over_one(evidence, d))
+    if idle and _learns_past(evidence, idle):
+        found = tuple(d for d in found if d not in idle)
+        yield _deadlock(evidence, "warning", idle)
     if found:
         yield _deadlock(evidence, "error", found)
 
@@ -208,8 +229,9 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
     why, fix = _DEAD_WHY, _DEAD_FIX
     if FROZEN_ZERO in causes:
         why, fix = _FROZEN_WHY, _FROZEN_FIX
+    idle = NO_SLOPE in causes and severity == "warning"
     if NO_SLOPE in causes:
-        why, fix = _SLOPE_WHY, _SLOPE_FIX
+        why, fix = (_IDLE_WHY, _IDLE_FIX) if idle else (_SLOPE_WHY, _SLOPE_FIX)
     if UNSEEN in causes:
         why, fix = _UNSEEN_WHY, _UNSEEN_FIX
     factors = TWO_ZEROS in causes
@@ -221,23 +243,72 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
         layers,
         measured=f"{len(found)} of {total} parameters got no gradient in {steps} steps",
         expected="a gradient in every used parameter after a step or two",
-        message=f"No update ever reaches {listed(d.parameter for d in found)}: "
+        message=f"No update ever reaches {listed(d.parameter for d in found)}"
+        f"{', and no start changes that' if idle else ''}: "
         f"{' and '.join(causes)}{f' ({listed(held)})' if held else ''}.",
         why=None if factors else why,
         fix=None if factors else fix,
     )
 
 
-def _learns_around(evidence: Evidence, off: tuple[Deadlock, ...]) -> bool:
-    """Whether the batch reaches the output around the frozen zeros, through layers that learn."""
-    read = evidence.seen.architecture
+def _moving(evidence: Evidence) -> set[str]:
     held = {d.parameter for d in evidence.symmetry.deadlocks}
-    moving = {n for n, g in evidence.seen.gradients.items() if g is not None} - held
+    return {n for n, g in evidence.seen.gradients.items() if g is not None} - held
+
+
+def _closed_by(evidence: Evidence, off: tuple[Deadlock, ...]) -> set[int]:
+    """Calls that read the zeros which hold these parameters."""
     zeros = {b for d in off for b in d.because}
-    closed = {i for y in read.layers if zeros & set(y.parameters) for i in y.calls}
+    layers = evidence.seen.architecture.layers
+    return {i for y in layers if zeros & set(y.parameters) for i in y.calls}
+
+
+def _learns_around(evidence: Evidence, closed: set[int]) -> bool:
+    """Whether the batch reaches the output around closed calls, through layers that learn."""
+    read, moving = evidence.seen.architecture, _moving(evidence)
     return read.reached(
         closed, {i for y in read.layers if moving & set(y.parameters) for i in y.calls}
     )
+
+
+def _functions(evidence: Evidence, deadlock: Deadlock) -> list[Call]:
+    """The calls over a single value that a deadlock names."""
+    return [
+        c
+        for c in evidence.seen.architecture.trace.calls
+        if c.op in _OVER_ONE
+        and 1 in c.shape[1:]
+        and (f"{c.op} in {c.module}" if c.module else c.op) in deadlock.because
+    ]
+
+
+def _over_one(evidence: Evidence, deadlock: Deadlock) -> bool:
+    """Whether only functions over one value hold it, and no output is made of these alone."""
+    read = evidence.seen.architecture
+    functions = _functions(evidence, deadlock)
+    if {c.op for c in functions} != {b.partition(" in ")[0] for b in deadlock.because}:
+        return False
+    seen, queue = set(), functions
+    while queue:
+        call = queue.pop()
+        seen.add(call.index)
+        after = read.followers.get(call.index, ())
+        ends = (c.index >= read.trace.length for c in (call, *after))  # the loss, or read by it
+        if call.index in read.goal or any(ends):
+            return False
+        alone = (c for c in after if not c.entry and seen.issuperset(c.behind))
+        queue += [c for c in alone if c.index not in seen]
+    return True
+
+
+def _learns_past(evidence: Evidence, idle: tuple[Deadlock, ...]) -> bool:
+    """Whether most of the model learns, and the batch reaches the output past what is idle."""
+    sizes = {
+        p.name: math.prod(p.shape) for p in evidence.seen.architecture.parameters if p.trainable
+    }
+    learning = sum(sizes.get(n, 0) for n in _moving(evidence))
+    closed = {c.index for d in idle for c in _functions(evidence, d)}
+    return learning >= LEARNING_SHARE * sum(sizes.values()) and _learns_around(evidence, closed)
 
 
 def _holders(found: tuple[Deadlock, ...]) -> list[str]:
