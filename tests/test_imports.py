@@ -48,6 +48,7 @@ ORDER = (
     "neighbours",
     "reparametrized",
     "roles",
+    "adapters",
     "reading",
     "started",
     "apply",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -425,7 +426,12 @@ RULES: dict[str, Rule] = {
 
 def test_every_rule_of_the_table_is_tested():
     left_alone = {what for what, how, _ in TABLE if how == "left alone"}
-    assert left_alone == {"LayerScale, other scales", "step sizes of state-space models"}
+    assert left_alone == {
+        "LayerScale, other scales",
+        "adapter beside frozen weights that is zero, if it is no low-rank pair",
+        "single numbers that the model's own code uses",
+        "step sizes of state-space models",
+    }
     assert {what for what, _, _ in TABLE} == {*RULES, *left_alone}
 
 
@@ -1028,7 +1034,7 @@ def test_what_else_is_computed_of_a_learned_input_is_left_with_that_reason():
 
     told = plan(Net(), torch.randn(12, 6, 16)).untouched
     assert told["norm.weight"].startswith("the input of a layer is computed from it")
-    assert "does not use it" in told["first"]
+    assert "no call that was watched on this batch reads it" in told["first"]
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────
@@ -1197,7 +1203,7 @@ def test_what_is_left_as_it_is_has_its_reason():
         *("frozen.weight", "frozen.bias", "held.parametrizations.weight.original"),
     }
     assert "requires_grad=False" in told["frozen.weight"]
-    assert "does not use it" in told["unused"]
+    assert "no call that was watched on this batch reads it" in told["unused"]
     assert "atan2" in told["odd"]
     assert "computed" in told["made"]
     assert told["held.parametrizations.weight.original"].startswith("W504")
@@ -1653,3 +1659,92 @@ def test_any_network_is_planned_started_and_checked_and_twice_the_same(network, 
     trains = all(p.requires_grad for p in model.parameters())
     if scheme == "auto" and trains and min(widths) >= 3:  # a thin layer may be all dead
         assert report.ok, report
+
+
+# ── numbers that an author chose ─────────────────────────────────────────────────────────────
+
+
+class Numbers(nn.Module):
+    """Single numbers that a model's own code uses, beside those of layers with one channel."""
+
+    ADDED = ("shift", "joined", "filled", "least", "score")
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.body, self.one, self.norm = nn.Linear(8, 16), nn.Linear(16, 1), nn.LayerNorm(1)
+        for name in (*self.ADDED, "cosine"):
+            self.register_parameter(name, nn.Parameter(torch.full(shape, -10.0)))
+
+    def forward(self, x):
+        h = self.body(x)
+        joined = torch.cat([h, self.joined.expand(len(x), 1)], 1)
+        cosines = F.normalize(h, dim=1) * self.cosine
+        filled = torch.where(h > 0, h, self.filled)
+        shares = (h + self.score).softmax(-1)
+        least = torch.maximum(h, self.least)
+        return h @ h.T + self.shift, joined, cosines, filled, shares, least, self.norm(self.one(h))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+def test_a_single_number_that_an_author_chose_is_left_alone(shape: tuple[int, ...]):
+    model = Numbers(shape)
+    found = init_(model, torch.randn(32, 8))
+    for name in (*Numbers.ADDED, "cosine"):
+        assert found.untouched[name] == "a single number whose value the model's author chose"
+        assert model.get_parameter(name).item() == -10.0
+    layers = ("one.bias", "norm.weight", "norm.bias")
+    assert [found[name].scheme for name in layers] == ["zeros", "ones", "zeros"]
+
+
+def test_a_single_number_without_a_value_starts_where_it_changes_nothing():
+    found = plan(Numbers().to("meta"), torch.randn(32, 8))
+    assert {found[name].scheme for name in Numbers.ADDED} == {"zeros"}
+    assert found["cosine"].scheme == "ones"
+
+
+def test_a_number_that_only_the_loss_reads_is_not_called_unused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.scale = nn.Linear(8, 4), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.body(x), self.scale
+
+    told = plan(Net(), torch.randn(32, 8)).untouched["scale"]
+    assert told == "no call that was watched on this batch reads it, so its role is not known"
+
+
+# ── frozen copies ────────────────────────────────────────────────────────────────────────────
+
+
+class Taught(nn.Module):
+    """A student beside its frozen copy, as MoCo, BYOL and the target network of Q-learning."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = mlp(8, 16, 4)
+        nn.init.zeros_(self.student[2].bias)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.other = nn.Linear(8, 16).requires_grad_(False)
+
+    def forward(self, x):
+        return self.student(x) - self.teacher(x), self.other(x)
+
+
+def test_a_frozen_copy_of_what_is_drawn_is_told_to_be_copied_again():
+    torch.manual_seed(0)
+    model, batch = Taught(), torch.randn(32, 8)
+    told = plan(model, batch).untouched
+    frozen = "frozen (requires_grad=False)"
+    for name in ("0.weight", "0.bias", "2.weight"):
+        again = f", and a copy of student.{name}, which is drawn anew: copy it again"
+        assert told[f"teacher.{name}"] == frozen + again
+    for name in ("teacher.2.bias", "other.weight", "other.bias"):  # zeros are no copy
+        assert told[name] == frozen
+    assert init_(model, batch).untouched == told
+
+
+def test_copies_without_values_are_only_frozen():
+    told = plan(Taught().to("meta"), torch.randn(32, 8)).untouched
+    assert set(told.values()) == {"frozen (requires_grad=False)"}

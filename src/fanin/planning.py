@@ -13,6 +13,7 @@ from rich.console import ConsoleRenderable
 from torch import nn
 
 from fanin import draw
+from fanin.adapters import at_rest
 from fanin.apply import apply_, lent
 from fanin.architecture import Architecture, parameters_of
 from fanin.assignment import Assignment, Recipe
@@ -237,7 +238,11 @@ def plan(
     found = roles(architecture, model)
     meta = any(p.is_meta for p in spread.parameters())
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
+    if name == "auto" and not frozen:
+        recipe = _without(recipe, at_rest(model, found))
     recipe = _without_unfit(recipe, model)
+    if not sharded:  # of a sharded model this copy has no values
+        recipe = _with_copies(recipe, model)
     wanted = targets(recipe, found)
     if not wanted:
         return Plan.of(recipe)
@@ -342,13 +347,50 @@ def _without_unfit(recipe: Recipe, model: nn.Module) -> Recipe:
             unfit[name] = f"its dtype is {str(parameter.dtype).removeprefix('torch.')}"
         elif parameter.numel() == 0:
             unfit[name] = "it is empty"
-    if not unfit:
+    return _without(recipe, unfit)
+
+
+def _with_copies(recipe: Recipe, model: nn.Module) -> Recipe:
+    """Say of each frozen parameter that is a copy of a drawn one that a draw parts the two.
+
+    A momentum encoder and the target network of Q-learning have to start as what they follow.
+    """
+    own = dict(model.named_parameters())
+    frozen = [n for n, p in own.items() if not p.requires_grad and n in recipe.untouched]
+    drawn: dict[tuple[Any, ...], list[str]] = {}
+    shapes = {tuple(own[name].shape) for name in frozen}
+    for assignment in recipe.assignments:
+        if assignment.shape in shapes:
+            key = _few_entries(own[assignment.parameter])
+            drawn.setdefault(key, []).append(assignment.parameter)
+    told = {}
+    for name in frozen if drawn else ():
+        values = own[name]
+        same = (n for n in drawn.get(_few_entries(values), ()) if torch.equal(own[n], values))
+        source = next(same, None)
+        if source is not None and not bool((values == values.flatten()[0]).all()):
+            told[name] = (
+                f"{recipe.untouched[name]}, and a copy of {source}, which is drawn anew: "
+                "copy it again"
+            )
+    return replace(recipe, untouched={**recipe.untouched, **told})
+
+
+def _few_entries(parameter: torch.Tensor) -> tuple[Any, ...]:
+    """What equal parameters share, and others hardly do; one of its own where nothing is there."""
+    there = not parameter.is_meta and not is_spread(parameter) and parameter.numel() > 0
+    if not there or parameter.dtype not in draw.DTYPES:
+        return (id(parameter),)
+    few = parameter.detach().flatten()[:4].tolist()
+    return (parameter.shape, parameter.dtype, parameter.device, *few)
+
+
+def _without(recipe: Recipe, left: Mapping[str, str]) -> Recipe:
+    """The recipe, but that these parameters keep their values."""
+    if not left:
         return recipe
-    return Recipe(
-        tuple(a for a in recipe.assignments if a.parameter not in unfit),
-        {**recipe.untouched, **unfit},
-        recipe.scheme,
-    )
+    kept = tuple(a for a in recipe.assignments if a.parameter not in left)
+    return Recipe(kept, {**recipe.untouched, **left}, recipe.scheme)
 
 
 def _measured(

@@ -91,7 +91,17 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("forget gate bias of an LSTM", "forget_gate_bias", "the cell remembers at the start"),
     ("norm scales", "one (0 where the norm uses 1 + weight)", "a fresh norm changes nothing"),
     ("gates on branches without norms", "zeros", "SkipInit, ReZero"),
+    (
+        "adapter beside frozen weights that is zero, if it is no low-rank pair",
+        "left alone",
+        "it starts by changing nothing",
+    ),
     ("LayerScale, other scales", "left alone", "their size is the author's choice"),
+    (
+        "single numbers that the model's own code uses",
+        "left alone",
+        "their value is the author's choice",
+    ),
     ("step sizes of state-space models", "left alone", "their range is the author's choice"),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from fanin.operations import NORMS
 from fanin.policies.choice import Blueprint, Choice, Leave, counted
 from fanin.policies.signal import DIRECT_STD
 from fanin.roles import Role
@@ -40,7 +41,7 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
     if not role.trainable and not frozen:
         return Leave("frozen (requires_grad=False)")
     if role.kind == "unused":
-        return Leave("the forward pass on this batch does not use it, so its role is not known")
+        return Leave("no call that was watched on this batch reads it, so its role is not known")
     if role.kind == "unknown":
         seen = role.seen if " " in role.seen else f"torch.{role.seen.removeprefix('torch.')}"
         return Leave(f"its role is not known: it is used in {seen}")
@@ -60,7 +61,18 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
         return Leave("a scale whose size the model's author chose")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
         return Leave("LayerScale: its size is a choice of the model's author")
+    if _number(role) and not drawn.meta:
+        return Leave("a single number whose value the model's author chose")
     return None
+
+
+def _number(role: Role) -> bool:
+    """A single number that the model's own code adds, multiplies with or puts in, no layer's.
+
+    The bias of SigLIP's logits, the scale of cosines, a constant of physics.
+    """
+    by_hand = role.kind in ("token", "score_bias", "norm_shift", "norm_scale")
+    return by_hand and role.op not in NORMS and math.prod(role.shape) == 1
 
 
 def _gate(role: Role) -> bool:
@@ -83,6 +95,8 @@ def rest(role: Role, drawn: Blueprint) -> Choice | Leave:
         return Choice("ones", "a scale with nothing known of it: one changes nothing")
     if kind == "slope":
         return Choice("constant", "PReLU's slope starts at 0.25 (He 2015)", gain=PRELU_SLOPE)
+    if kind == "token" and _number(role):
+        return Choice("zeros", "a single number with nothing known of it: zero adds nothing")
     if kind == "token":
         return Choice(
             "normal",
