@@ -209,6 +209,21 @@ class Token(nn.Module):
         return self.head(self.body(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 0])
 
 
+class Coupled(nn.Module):
+    """The layer in the middle gives a scale's logarithm and a shift; or noise is what it scales."""
+
+    def __init__(self, noise=False):
+        super().__init__()
+        self.net, self.noise = mlp(4, 16, 8), noise
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        a, b = x.chunk(2, -1)
+        scale, shift = self.net(a).chunk(2, -1)
+        other = torch.ones_like(b) if self.noise else b
+        return self.head(torch.cat([a, other * (0.5 * scale.tanh()).exp() + shift], -1))
+
+
 def near(value: float) -> Any:
     return pytest.approx(value, rel=1e-6)
 
@@ -227,6 +242,14 @@ RULES: dict[str, Rule] = {
     ),
     "second of a low-rank pair": Rule(
         lora(False), "up.weight", lora(True), "up.weight", "low-rank", lambda a: a.scheme == "zeros"
+    ),
+    "logarithm of a scale": Rule(
+        lambda: (Coupled(), torch.randn(32, 8)),
+        "net.2.weight",
+        lambda: (Coupled(noise=True), torch.randn(32, 8)),
+        "net.2.weight",
+        "exponential of its output",
+        lambda a: a.scheme == "zeros",
     ),
     "last of a residual branch, no norms": Rule(
         BARE,

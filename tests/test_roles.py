@@ -1724,3 +1724,29 @@ def test_a_layer_that_is_used_many_times_in_a_row_is_deep():
     found = seen(Cell(fresh=False), torch.randn(64, 24, 2))
     assert found["inner.weight"].run == 50
     assert not found["inner.weight"].repeated
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_layer_before_the_units_are_put_back_is_the_output_layer(affine: bool):
+    """What is subtracted and divided by before the model is put back behind it (RevIN)."""
+
+    class Forecaster(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.middle, self.out = (
+                nn.Linear(24, 64),
+                nn.Linear(64, 64),
+                nn.Linear(64, 12),
+            )
+            self.scale = nn.Parameter(torch.ones(3)) if affine else 1.0
+
+        def forward(self, x):
+            mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
+            h = self.enter(((x - mean) / std * self.scale).transpose(1, 2)).relu()
+            h = self.out(h + self.middle(h).relu()).transpose(1, 2)
+            return h / (self.scale + 1e-6) * std + mean
+
+    found = seen(Forecaster(), torch.randn(16, 24, 3) + 5)
+    assert found["out.weight"].head
+    assert found["out.weight"].branch is None
+    assert branch_of(found, "middle.weight").of == 1

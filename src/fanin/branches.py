@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -99,7 +100,7 @@ def branches(
     for add in architecture.trace.calls:
         if add.op in _ADDS and len(set(add.sources)) == 2:
             pair = _branch(architecture, add, starts)
-            if pair is not None:
+            if pair is not None and not _restores(architecture, pair[0]):
                 found.append(pair)
                 starts[add.index] = pair[0].start
     numbered = _numbered(architecture, [branch for branch, _ in found])
@@ -109,6 +110,18 @@ def branches(
         inside.update(dict.fromkeys(region, branch))
     lasts = {i for branch in numbered for i in branch.last if inside.get(i) is branch}
     return numbered, inside, lasts
+
+
+def _restores(architecture: Architecture, branch: Branch) -> bool:
+    """Whether a statistic of the batch is added at the very end: the output gets its units back.
+
+    The stream is what comes out of layers, and the layers before such a sum make the output.
+    """
+    calls = architecture.trace.calls
+    if branch.start < 0 or branch.end in architecture.inner:
+        return False
+    spread = math.prod(calls[branch.start].shape) < math.prod(calls[branch.end].shape)
+    return spread and not any(calls[i].operands for i in architecture.ancestors([branch.start]))
 
 
 def low_rank_pairs(architecture: Architecture) -> dict[int, str]:

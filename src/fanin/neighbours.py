@@ -19,6 +19,7 @@ __all__ = [
     "input_of",
     "nonlinearity_after",
     "reaches_softmax",
+    "sets_scale",
     "sets_steps",
     "unrolled",
 ]
@@ -33,6 +34,8 @@ _LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
 # What makes a product with a generated matrix no output: it is read on, or brought to one size.
 _ENDS = _LAYERS | _MATMULS | NORMS | {"einsum", "normalize"}
+# What stands between a layer and the exponential of its output, where that is a scale.
+_BOUNDS = PASSIVE | PRODUCTS | QUOTIENTS | SUMS | {"tanh", "clamp", "atan", "softsign", "neg"}
 _TURNS = frozenset({"t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim"})
 
 
@@ -296,6 +299,28 @@ def _reached(architecture: Architecture, call: Call) -> list[Call]:
                 found[after.index] = after
                 waiting.append(after)
     return list(found.values())
+
+
+def sets_scale(architecture: Architecture, call: Call) -> bool:
+    """Whether a layer's output is the logarithm of a scale that the signal is multiplied with.
+
+    As in the coupling layers of a flow: cut, bounded by a tanh or a clamp, and through an
+    exponential to a product with something that this layer has not made.
+    """
+    own = architecture.descendants([call.index])
+    seen, waiting = {call.index}, [call]
+    while waiting:
+        for after in architecture.followers.get(waiting.pop().index, ()):
+            if after.op == "exp":
+                scaled = architecture.followers.get(after.index, ())
+                others = {i for c in scaled if c.op in PRODUCTS | QUOTIENTS for i in c.sources}
+                if not others <= own:
+                    return True
+            bounds = after.op in _BOUNDS and after.units is None and len(set(after.sources)) == 1
+            if bounds and after.index not in seen:
+                seen.add(after.index)
+                waiting.append(after)
+    return False
 
 
 def unrolled(architecture: Architecture) -> set[int]:

@@ -26,6 +26,7 @@ from fanin.neighbours import (
     input_of,
     nonlinearity_after,
     reaches_softmax,
+    sets_scale,
     sets_steps,
     unrolled,
 )
@@ -79,6 +80,7 @@ class Role:
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
         repeated: whether it is used again on what it made (a state unrolled over time).
+        log_scale: whether an exponential of its output multiplies the signal (coupling layers).
         generates: the weights that its output is (a hypernetwork), None where it is a signal.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
         uses: further kinds it is used as (a tied table is a "weight" too).
@@ -123,6 +125,7 @@ class Role:
     run: int = 1
     chain: int = 1
     repeated: bool = False
+    log_scale: bool = False
     generates: Generated | None = None
     offset: float = 0.0
     uses: tuple[str, ...] = ()
@@ -452,6 +455,7 @@ class _Reader:
             repeated=repeated,
             generates=generates,
             head=role.head and (generates is None or generates.last),
+            log_scale=not attention and not role.head and sets_scale(self.architecture, call),
             low_rank=self.low_rank.get(call.index, ""),
             features=int(fan_in) if fan_in else None,
             **self._standing(call),

@@ -31,6 +31,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
+        "logarithm of a scale",
+        "zeros",
+        "coupling layers: a scale of one at the start (Glow, Kingma 2018)",
+    ),
+    (
         "last of a residual branch, no norms",
         "zeros",
         "every block starts as the identity (Fixup); any depth is bounded",
@@ -128,6 +133,9 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         return Choice(
             "zeros", "the second of a low-rank pair: the adapter starts by changing nothing"
         )
+    if role.log_scale:
+        because = "an exponential of its output is a scale: zero makes that one (Kingma 2018)"
+        return Choice("zeros", because)
     if role.activation == "sin" and role.factor >= SIREN:
         first = role.input.kind == "data"
         because = f"a sine of {role.factor:g} times this layer's output: as SIREN is published"
