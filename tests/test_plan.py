@@ -209,6 +209,24 @@ class Token(nn.Module):
         return self.head(self.body(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 0])
 
 
+class Placed(nn.Module):
+    """Tokens, and positions that are fixed or learned, before a branch with a norm."""
+
+    def __init__(self, fixed=True):
+        super().__init__()
+        self.tokens, self.norm = nn.Embedding(20, 16), nn.LayerNorm(16)
+        self.body, self.head = mlp(16, 16, 16), nn.Linear(16, 20)
+        places = torch.randn(9, 16)
+        if fixed:
+            self.register_buffer("places", places)
+        else:
+            self.places = nn.Parameter(places)
+
+    def forward(self, x):
+        h = 4 * self.tokens(x) + self.places[: x.shape[1]]
+        return self.head(h + self.body(self.norm(h)))
+
+
 class Coupled(nn.Module):
     """The layer in the middle gives a scale's logarithm and a shift; or noise is what it scales."""
 
@@ -379,6 +397,14 @@ RULES: dict[str, Rule] = {
         "users.weight",
         "past every layer",
         lambda a: (a.scheme, a.std) == ("normal", 0.3),
+    ),
+    "table to whose rows fixed positions are added, before norms": Rule(
+        lambda: (Placed(), torch.randint(0, 20, (8, 9))),
+        "tokens.weight",
+        lambda: (Placed(fixed=False), torch.randint(0, 20, (8, 9))),
+        "tokens.weight",
+        "fixed positions",
+        lambda a: (a.scheme, a.std) == ("normal", 0.25),
     ),
     "other tables": Rule(
         lambda: looked_up(nn.Linear(8, 8), nn.Tanh()),

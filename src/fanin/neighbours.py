@@ -15,6 +15,7 @@ __all__ = [
     "After",
     "Generated",
     "Input",
+    "beside_fixed",
     "generated",
     "input_of",
     "nonlinearity_after",
@@ -299,6 +300,26 @@ def _reached(architecture: Architecture, call: Call) -> list[Call]:
                 found[after.index] = after
                 waiting.append(after)
     return list(found.values())
+
+
+def beside_fixed(architecture: Architecture, call: Call) -> float:
+    """What a signal is multiplied with before something that is not learned is added to it.
+
+    As to rows of a table the sines of positions; 0 where nothing of that kind is added.
+    """
+    factor = 1.0
+    for _ in range(_NEAR):
+        after = architecture.followers.get(call.index, ())
+        if len(after) != 1 or len(set(after[0].sources)) != 1 or after[0].operands:
+            return 0.0
+        call = after[0]
+        if call.op in SUMS and call.option is None:
+            return factor
+        if call.op in PRODUCTS and call.option:
+            factor *= abs(call.option)
+        elif call.op not in PASSIVE:
+            return 0.0
+    return 0.0
 
 
 def sets_scale(architecture: Architecture, call: Call) -> bool:

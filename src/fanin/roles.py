@@ -22,6 +22,7 @@ from fanin.neighbours import (
     JOINS,
     Generated,
     Input,
+    beside_fixed,
     generated,
     input_of,
     nonlinearity_after,
@@ -80,6 +81,8 @@ class Role:
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
         repeated: whether it is used again on what it made (a state unrolled over time).
+        fixed: what rows of a table are multiplied with before something fixed is added to them
+            (sines of positions); 0 where nothing is.
         log_scale: whether an exponential of its output multiplies the signal (coupling layers).
         generates: the weights that its output is (a hypernetwork), None where it is a signal.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
@@ -126,6 +129,7 @@ class Role:
     chain: int = 1
     repeated: bool = False
     log_scale: bool = False
+    fixed: float = 0.0
     generates: Generated | None = None
     offset: float = 0.0
     uses: tuple[str, ...] = ()
@@ -233,6 +237,7 @@ class _Reader:
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
                 direct=self._direct(call),
+                fixed=beside_fixed(self.architecture, call),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)

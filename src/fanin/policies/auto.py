@@ -89,6 +89,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "rows that are logits, or that are multiplied with one another; a layer that reads them "
         "too makes up for it",
     ),
+    (
+        "table to whose rows fixed positions are added, before norms",
+        "normal, std 1 over the factor between",
+        "sines have unit size: beside them rows of 0.02 are next to nothing",
+    ),
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
     ("learned input of a layer", "normal, std 1", "the layer expects unit variance of its input"),
     ("learned token or position", "normal, std 0.02", "small beside the signal"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from fanin.operations import NORMS
-from fanin.policies.choice import Blueprint, Choice, Leave, counted
+from fanin.policies.choice import Blueprint, Choice, Leave, counted, words
 from fanin.policies.signal import DIRECT_STD
 from fanin.roles import Role
 
@@ -127,6 +127,13 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
         )
     if role.feeds_scores:
         return Choice("zeros", "a bias on attention scores: no preference at the start")
+    if drawn.normed and role.fixed:
+        return Choice(
+            "normal",
+            "fixed positions are added to its rows: beside sines they need unit size"
+            f"{f' after the factor {words(role.fixed)}' if role.fixed != 1 else ''}{note}",
+            gain=1 / role.fixed,
+        )
     if drawn.normed:
         return Choice(
             "normal",
