@@ -86,6 +86,28 @@ def test_a_part_that_is_trained_beside_a_frozen_one_is_drawn():
     assert block.second.weight.any()
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_is_trained_behind_a_frozen_table_is_no_adapter(wrapped: bool):
+    """However deep the model stands in another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(2000, 32).requires_grad_(False), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 3)
+    )
+    nn.init.zeros_(model[3].weight)
+    nn.init.normal_(model[1].weight, std=30.0)
+    whole = nn.Sequential(model) if wrapped else model
+    fanin.init_(whole, torch.randint(0, 2000, (16, 5)))
+    assert float(model[1].weight.detach().std()) < 1
+
+
+@pytest.mark.parametrize("broken", [float("nan"), 0.1])
+def test_an_adapter_with_a_fault_is_drawn(broken: float):
+    model, x = adapted("three factors")
+    model[0].b.data.fill_(broken)
+    plan = fanin.plan(model, x)
+    assert not any("changes nothing" in told for told in plan.untouched.values())
+
+
 def test_a_head_of_zeros_behind_a_frozen_model_is_drawn():
     model = nn.Sequential(nn.Linear(32, 32).requires_grad_(False), nn.ReLU(), nn.Linear(32, 3))
     nn.init.zeros_(model[2].weight)

@@ -139,3 +139,36 @@ with torch.no_grad():
 
 def test_it_may_be_the_first_that_is_compiled_in_a_process():
     subprocess.run([sys.executable, "-c", _FIRST], check=True, cwd=Path(__file__).parent)
+
+
+_KEPT = """
+import sys, threading, time, torch, fanin
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, seconds):
+        super().__init__()
+        self.layer, self.seconds = nn.Linear(4, 4), seconds
+    def forward(self, x):
+        kept.append(torch.compile)
+        time.sleep(self.seconds)
+        return self.layer(x)
+kept, compiles, graphs = [], torch.compile, []
+def plan(seconds):
+    fanin.plan(Net(seconds), torch.randn(8, 4))
+threads = [threading.Thread(target=plan, args=(seconds,)) for seconds in (0.3, 0.6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert torch.compile is compiles
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+for number, compile in enumerate([*kept, torch.compile], 1):
+    compile(lambda x: x + number, backend=backend)(torch.randn(3))
+    assert len(graphs) == number
+"""
+
+
+def test_torchs_compiler_is_as_before_when_the_last_of_several_threads_is_done():
+    subprocess.run([sys.executable, "-c", _KEPT], check=True, cwd=Path(__file__).parent)

@@ -1718,6 +1718,7 @@ def test_a_cell_that_is_unrolled_over_time_is_no_deep_stretch():
     # 1/√34 for the input and the state together: at the first step, where the state is zero, a
     # measurement would make it five times as large, and chaos of the steps behind it
     assert plan["inner.weight"].std == pytest.approx(1 / math.sqrt(34), rel=1e-6)
+    assert "orthogonal, since it is used again" in plan["inner.weight"].because
 
 
 def test_a_layer_that_is_used_many_times_in_a_row_is_deep():

@@ -7,20 +7,14 @@ in common is that their own start is exactly zero, which a new draw of one facto
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fanin.roles import Role
 
 __all__ = ["at_rest"]
-
-# Entries of the adapter over those of the frozen weights beside it, at most: rank 8 of a matrix of
-# 32 × 32 has a half.  More is a part of the model that is trained beside one that is not.
-_SHARE = 0.5
-_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def at_rest(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
@@ -34,28 +28,40 @@ def at_rest(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
     """
     own = dict(model.named_parameters())
     pairs = {role.parameter for role in roles if role.low_rank}
+    heads = {role.parameter for role in roles if role.head}
+    bases: dict[str, list[Tensor]] = {}  # path of a module → the frozen matrices in it
     beside: dict[str, list[str]] = {}
-    frozen: dict[str, int] = {}  # path of a module → entries of frozen matrices in it
     for name, parameter in own.items():
         if not parameter.requires_grad and parameter.dim() > 1:
             for path in _above(name):
-                frozen[path] = frozen.get(path, 0) + parameter.numel()
+                bases.setdefault(path, []).append(parameter)
     for name, parameter in own.items():
-        holder = next((path for path in _above(name) if path in frozen), "")
+        holder = next((path for path in _above(name) if path in bases), "")
         if parameter.requires_grad and holder and not parameter.is_meta:
             beside.setdefault(holder, []).append(name)
     found: dict[str, str] = {}
     for holder, names in beside.items():
-        matrices = [n for n in names if own[n].dim() > 1]
-        size = sum(math.prod(own[n].shape) for n in matrices)
-        if isinstance(model.get_submodule(holder), _LISTS) or size > _SHARE * frozen[holder]:
+        matrices = {n: own[n].detach() for n in names if own[n].dim() > 1}
+        if len(bases[holder]) > 1 or not heads.isdisjoint(matrices) or pairs.issuperset(matrices):
             continue
-        zeros = [n for n in matrices if not torch.count_nonzero(own[n].detach())]
-        alone = len(matrices) == 1  # two that are zero would never move
-        if zeros and (alone or len(zeros) < len(matrices)) and not pairs.issuperset(matrices):
-            told = f"an adapter beside frozen weights that changes nothing: {zeros[0]} is zero"
+        zero = _zero_of(bases[holder][0], matrices)
+        if zero:
+            told = f"an adapter beside frozen weights that changes nothing: {zero} is zero"
             found |= dict.fromkeys(names, told)
     return found
+
+
+def _zero_of(base: Tensor, matrices: Mapping[str, Tensor]) -> str:
+    """The matrix that keeps an adapter of one frozen weight at rest; "" where that is not sound.
+
+    All are of low rank beside the weight, and one at most is zero: two would never move.
+    """
+    least = min(base.shape)
+    low = all(sum(size >= least for size in m.shape) < 2 for m in matrices.values())
+    zeros = [name for name, m in matrices.items() if not torch.count_nonzero(m)]
+    others = [m for name, m in matrices.items() if name not in zeros]
+    sound = all(bool(torch.isfinite(m).all()) and bool((m != m.flatten()[0]).any()) for m in others)
+    return zeros[0] if low and sound and len(zeros) == 1 else ""
 
 
 def _above(name: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -63,11 +64,10 @@ class Guard:
 
         A loss may run backward through the batch by itself.
         """
-        for tensor in tensors_in(batch):
-            for leaf in _leaves(tensor):
-                grad = leaf.grad
-                values = None if grad is None else grad.detach().clone()
-                self._sources.setdefault(id(leaf), (leaf, grad, values))
+        for leaf in _leaves(*tensors_in(batch)):
+            grad = leaf.grad
+            values = None if grad is None else grad.detach().clone()
+            self._sources.setdefault(id(leaf), (leaf, grad, values))
 
     def reject_changed(self, what: str) -> None:
         """Raise ModelError where the forward changed a parameter that trains.
@@ -79,7 +79,7 @@ class Guard:
         """
         named = zip(self._parameters, self._requires_grad, strict=True)
         training = {name for (name, _), trains in named if trains}
-        moved = [name for name in self.changed() if name in training]
+        moved = [n for n in self.changed() if n in training or self._is_lost(n)]
         if moved:
             raise ModelError(
                 f"model: its forward changes the parameter {moved[0]!r} in place; {what} needs a "
@@ -98,6 +98,12 @@ class Guard:
             if saved is not None and name not in moved and not _same_bits(saved, parameter):
                 moved.append(name)
         return moved
+
+    def _is_lost(self, name: str) -> bool:
+        """Whether a parameter was written in place past the watch, so that there is no copy."""
+        at = [n for n, _ in self._parameters].index(name)
+        parameter, data = self._parameters[at][1], self._data[at]
+        return name not in self._copies and parameter.data_ptr() == data.data_ptr()
 
     def restore(self) -> None:
         """Put everything back."""
@@ -209,26 +215,51 @@ def reseed(seed: int) -> None:
     random.seed(seed)
 
 
+_compiles = torch.compile
+_lock = threading.Lock()
+_blocks = 0  # that last, in all threads
+_stances: list[ExitStack] = []  # at most one, for all of them
+
+
 @contextmanager
 def _eager() -> Iterator[None]:
     """Run what torch.compile wraps as the Python it is made from, so that it can be watched.
 
     Also what is wrapped in the block, as torch.cond and its like do at every call.
     """
-    compiles = torch.compile
-    with ExitStack() as stack:
-
-        def later(*args: Any, **kwargs: Any) -> Any:
-            torch.compile = compiles
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            return compiles(*args, **kwargs)
-
+    global _blocks, _compiles
+    with _lock:
+        if not _blocks:
+            _compiles, torch.compile = torch.compile, _later
+        _blocks += 1
         if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        else:  # nothing has been compiled, and to load it takes seconds
-            torch.compile = later
-            stack.callback(setattr, torch, "compile", compiles)
+            _force()
+    try:
         yield
+    finally:
+        with _lock:
+            _blocks -= 1
+            if not _blocks:
+                torch.compile = _compiles
+                while _stances:
+                    _stances.pop().close()
+
+
+def _force() -> None:
+    if not _stances:
+        _stances.append(ExitStack())
+        _stances[-1].enter_context(torch.compiler.set_stance("force_eager"))
+
+
+def _later(*args: Any, **kwargs: Any) -> Any:
+    """torch.compile, which a forward may keep.
+
+    To load what compiles takes seconds, so a block does not before somebody asks for it.
+    """
+    with _lock:
+        if _blocks:
+            _force()
+    return _compiles(*args, **kwargs)
 
 
 def private(batch: Any, attached: bool = False) -> Any:
@@ -250,9 +281,9 @@ def private(batch: Any, attached: bool = False) -> Any:
     return map_batch(copied, batch)
 
 
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    """What a tensor was computed from, of all that takes a gradient; a leaf from nothing."""
-    found, seen, queue = [], set(), [tensor.grad_fn]
+def _leaves(*tensors: Tensor) -> list[Tensor]:
+    """What tensors were computed from, of all that takes a gradient; a leaf from nothing."""
+    found, seen, queue = [], set(), [tensor.grad_fn for tensor in tensors]
     while queue:
         node: Any = queue.pop()
         if node is not None and node not in seen:

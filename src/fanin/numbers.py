@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+import weakref
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ class Record:
         self._empty: dict[int, Tensor] = {}
         self._behind: list[Tensor] = []  # leaves behind computed tensors that were drawn
         self._data: Any = WeakTensorKeyDictionary()  # .data of a computed tensor → that tensor
+        self._drawn: list[tuple[weakref.ref[Tensor], list[Tensor]]] = []  # such .data → leaves
         self._since: frozenset[str] = frozenset()  # parameters that were written afterwards
 
     def without(self, written: Collection[str]) -> Record:
@@ -153,23 +155,33 @@ class Record:
 
     def lost(self, model: nn.Module) -> tuple[str, ...]:
         """Parameters behind a computed weight that an initializer drew in their place."""
-        drawn = {id(t) for t in self._behind}
+        drawn = {id(t) for t in [*self._behind, *(t for _, some in self._drawn for t in some)]}
         return tuple(n for n, p in self._parameters(model) if id(p) in drawn)
 
     def drew(self, tensor: Tensor) -> None:
         """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""
-        tensor = self._data.get(tensor, tensor)
-        if tensor._base is not None:  # rows of a weight, written one by one
+        computed = self._data.get(tensor, tensor)
+        if computed._base is not None:  # rows of a weight, written one by one
             return
-        queue, seen = [tensor.grad_fn], set()
+        found: list[Tensor] = []
+        queue, seen = [computed.grad_fn], set()
         while queue:
             node: Any = queue.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
             if hasattr(node, "variable"):
-                self._behind.append(node.variable)
+                found.append(node.variable)
             queue += [before for before, _ in node.next_functions]
+        if computed is tensor:
+            self._behind += found
+        elif any(leaf.shape == tensor.shape for leaf in found):  # a weight, and no activation
+            self._drawn.append((weakref.ref(tensor), found))
+
+    def used(self, tensors: Iterable[Tensor]) -> None:
+        """Forget draws into .data that is used afterwards: it may be copied to where it counts."""
+        ids = {id(tensor) for tensor in tensors}
+        self._drawn = [(r, some) for r, some in self._drawn if id(r()) not in ids]
 
 
 # Beyond 6 σ a normal has 2e-9 of its mass: a bound there cuts nothing in any real matrix.
@@ -199,6 +211,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self._record._drawn:
+            self._record.used(tensors_in((args, kwargs)))
         if name in _DRAWS:
             for tensor in tensors_in((args[:1], kwargs.get("tensor"))):
                 self._record.drew(tensor)

@@ -495,7 +495,7 @@ def run_pass(
     parameters = stand.parameters
     given = list(tensors_in(subject.batch))
     subject.guard.keep_gradients(given)
-    batch = private(stand.batch, attached=True)
+    batch = private(stand.batch, attached=subject.loss is not None)
     # A loss that takes derivatives by the batch means the copy that the model was given.
     pairs = zip(given, tensors_in(batch), strict=True)
     substitute = {id(own): copy for own, copy in pairs if own.requires_grad}

@@ -303,11 +303,15 @@ def _over_one(evidence: Evidence, deadlock: Deadlock) -> bool:
 
 def _learns_past(evidence: Evidence, idle: tuple[Deadlock, ...]) -> bool:
     """Whether most of the model learns, and the batch reaches the output past what is idle."""
-    sizes = {
-        p.name: math.prod(p.shape) for p in evidence.seen.architecture.parameters if p.trainable
-    }
-    learning = sum(sizes.get(n, 0) for n in _moving(evidence))
+    read = evidence.seen.architecture
+    sizes = {p.name: math.prod(p.shape) for p in read.parameters if p.trainable}
     closed = {c.index for d in idle for c in _functions(evidence, d)}
+    open_: set[int] = set()  # calls that the batch reaches past what is closed
+    for call in read.trace.calls:
+        if call.index not in closed and (call.entry or not open_.isdisjoint(call.behind)):
+            open_.add(call.index)
+    fed = {n for i in open_ for n in read.trace.calls[i].parameters}
+    learning = sum(sizes.get(n, 0) for n in _moving(evidence) & fed)
     return learning >= LEARNING_SHARE * sum(sizes.values()) and _learns_around(evidence, closed)
 
 

@@ -203,8 +203,8 @@ def _recurrent(role: Role) -> Choice:
 
 def _in_time(role: Role) -> Choice:
     """A state's matrix in a recurrent network written by hand: it meets the input in a sum."""
-    if not {"o", "i"} <= set(role.layout) or role.expert:
-        return keeps_scale(role)
+    if role.fan_in != role.fan_out or not {"o", "i"} <= set(role.layout) or role.expert:
+        return keeps_scale(role)  # another layer of the cell made its input
     because = "used again on what it made, beside an input: orthogonal keeps the size of the state"
     return Choice("orthogonal", because)
 

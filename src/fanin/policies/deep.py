@@ -84,19 +84,20 @@ def deep(role: Role, drawn: Blueprint | None = None) -> Choice | None:
 
 
 def in_a_row(role: Role, choice: Choice) -> Choice:
-    """Orthogonal weights of the size of `choice`, where many layers follow one another.
+    """Orthogonal weights of the size of `choice`, where many layers follow one another, or itself.
 
     Norms between them hold the size of the signal, but not its directions.
     """
     sizes = {"he_normal": math.sqrt(2.0), "lecun_normal": 1.0}
-    if role.chain < DEEP or choice.scheme not in sizes or not _is_plain_matrix(role):
+    long = role.chain >= DEEP or role.repeated
+    if not long or choice.scheme not in sizes or not _is_plain_matrix(role):
         return choice
     slope = float(choice.arguments.get("negative_slope", 0.0))
     gain = choice.gain * sizes[choice.scheme] / math.sqrt(1 + slope**2)
     centred = bool(choice.arguments.get("centred", False))
-    because = (
-        f"{choice.because}; orthogonal, since {role.chain} layers follow one another without a sum"
-    )
+    told = f"{role.chain} layers follow one another without a sum"
+    told = "it is used again on what it made" if role.repeated else told
+    because = f"{choice.because}; orthogonal, since {told}"
     arguments = {"scale": "variance", "centred": centred}
     return Choice("orthogonal", because, gain, arguments=arguments)
 
