@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,16 @@ def problem(model: nn.Module) -> tuple[nn.Module, Tensor, Callable[[Tensor], Ten
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiling() -> None:
-    """torch's compiler changes nn.Module when it is used for the first time, whoever uses it."""
+def compiling() -> Iterator[None]:
+    """torch's compiler changes nn.Module when it is used for the first time, whoever uses it.
+
+    It also lets distributions take any argument from then on, which other tests would miss.
+    """
+    checks = torch.distributions.Distribution._validate_args
     with torch.no_grad():
         Net("cond")(torch.randn(5, 8))
+    yield
+    torch.distributions.Distribution.set_default_validate_args(checks)
 
 
 KINDS = [kind for kind in ("cond", "while_loop", "scan", "map") if hasattr(CONTROL, kind)]
