@@ -535,7 +535,12 @@ class TestProcess:
         path = tmp_path / "endless.py"
         path.write_text("import time\nprint('here', flush=True)\ntime.sleep(100)\n")
         command = [sys.executable, "-m", "fanin", "check", f"{path}:build"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+        try:
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        with process:
             assert process.stderr is not None
             assert process.stderr.readline() == "here\n"
             process.send_signal(signal.SIGINT)
