@@ -290,3 +290,27 @@ def test_a_copied_batch_keeps_the_kinds_that_torch_knows():
         torch.full((1,), 2.0)
     ] * 4
     assert batch[0]["a"] is x
+
+
+class Tuned(nn.Module):
+    """Takes a step of its own on what it is given, as in training at test time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_() if not x.requires_grad else x
+            self.first(inner).square().mean().backward()
+        self.zero_grad()
+        return self.head(self.first(x.detach()).relu())
+
+
+def test_the_graph_of_a_batch_is_left_to_whom_it_belongs():
+    model, start = Tuned(), torch.randn(16, 8, requires_grad=True)
+    batch = start.exp()  # whose graph a backward pass would use up
+    assert fanin.check(model, batch).ok
+    fanin.plan(model, batch)
+    batch.sum().backward()
+    assert torch.equal(start.grad, start.detach().exp())

@@ -452,3 +452,21 @@ def test_the_error_of_a_forward_is_told_beside_a_dtype_that_has_no_nan_test():
     model.kept = nn.Parameter(torch.zeros(4).to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(ForwardError, match="shapes cannot be multiplied"):
         fanin.plan(model, torch.randn(2, 5))
+
+
+class Unseen(nn.Module):
+    """Writes into a frozen parameter where no watch sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mean = nn.Linear(4, 3), nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x):
+        torch.ops.aten.mul_.Scalar(self.mean, 0.9)
+        return self.layer(x) + self.mean
+
+
+@pytest.mark.parametrize("verb", [fanin.check, fanin.plan, fanin.init_])
+def test_a_frozen_parameter_that_cannot_be_put_back_is_an_error(verb):
+    with pytest.raises(ModelError, match="changes the parameter 'mean' in place"):
+        verb(Unseen(), torch.randn(16, 4))

@@ -51,6 +51,7 @@ HOPELESS = {
             "softmax-over-the-one-head-of-a-layer",
             "softmax-over-one-head-that-most-of-the-model-scores",
             "softmax-over-the-single-output-of-one-of-two-heads",
+            "norm-over-the-one-unit-in-front-of-most-of-the-model",
             "norm-over-the-one-unit-that-all-learned-layers-read",
         ),
         "a softmax or norm over one value has no slope at any weights",

@@ -1721,6 +1721,27 @@ def test_a_cell_that_is_unrolled_over_time_is_no_deep_stretch():
     assert "orthogonal, since it is used again" in plan["inner.weight"].because
 
 
+class Transition(nn.Module):
+    """A cell whose new state is what its last layer gives, with nothing behind."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.out, self.head = nn.Linear(34, 64), nn.Linear(64, 32), nn.Linear(32, 1)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 32)
+        for step in x.unbind(1):
+            h = self.out(self.inner(torch.cat([step, h], 1)).relu())
+        return self.head(h)
+
+
+def test_a_layer_of_a_cell_that_reads_another_of_its_layers_has_the_gain_of_what_is_between():
+    plan = fanin.plan(Transition(), torch.randn(64, 9, 2))
+    assert plan["out.weight"].std == pytest.approx(math.sqrt(2 / 64), rel=1e-6)
+    assert "relu before it" in plan["out.weight"].because
+
+
 def test_a_layer_that_is_used_many_times_in_a_row_is_deep():
     found = seen(Cell(fresh=False), torch.randn(64, 24, 2))
     assert found["inner.weight"].run == 50

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clones", "repeated_rows", "repeats"]
+__all__ = ["clones", "equal", "repeated_rows", "repeats"]
 
 _SAMPLE = 4096  # entries looked at to tell a random start from a designed one
 _ROWS = 256  # rows in which neighbours are compared
@@ -24,27 +24,39 @@ def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     Only trainable matrices with random-looking entries count: zeros, ones, identities, tables of
     sines and repeated rows are designs, not accidents.
     """
-    buckets: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
-    kin: dict[str, str] = {}  # what looks random → the first that is equal
-    for name, parameter in model.named_parameters():
-        if _is_matrix(parameter) and _random_looking(parameter) and not _smooth(parameter):
-            kin[name] = name
-            head = parameter.detach().flatten()[:8].tolist()
-            key = (parameter.shape, parameter.dtype, *head)
-            buckets.setdefault(key, []).append((name, parameter))
-    equal: list[list[str]] = []
+    random = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if _is_matrix(parameter) and _random_looking(parameter) and not _smooth(parameter)
+    }
+    kin = {name: name for name in random}  # what looks random → the first that is equal
+    groups_of_equal = equal(random)
+    for same in groups_of_equal:
+        kin.update(dict.fromkeys(same, same[0]))
+    inside = _members(kin)
+    groups = dict.fromkeys(_places(same, kin, inside) for same in groups_of_equal)
+    return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
+
+
+def equal(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of tensors with the same values, in groups of two or more.
+
+    >>> equal({"a": torch.ones(2), "b": torch.zeros(2), "c": torch.ones(2)})
+    [['a', 'c']]
+    """
+    buckets: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        head = tensor.detach().flatten()[:8].tolist()
+        buckets.setdefault((tensor.shape, tensor.dtype, tensor.device, *head), []).append(name)
+    found = []
     for bucket in buckets.values():
         while len(bucket) > 1:
-            name, first = bucket[0]
-            later = [(n, p) for n, p in bucket[1:] if p.device == first.device]
-            same = [name, *(n for n, p in later if torch.equal(p, first))]
+            first = tensors[bucket[0]]
+            same = [bucket[0], *(n for n in bucket[1:] if torch.equal(tensors[n], first))]
             if len(same) > 1:
-                equal.append(same)
-                kin.update(dict.fromkeys(same, name))
-            bucket = [(n, p) for n, p in bucket if n not in same]
-    inside = _members(kin)
-    groups = dict.fromkeys(_places(same, kin, inside) for same in equal)
-    return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
+                found.append(same)
+            bucket = [name for name in bucket if name not in same]
+    return found
 
 
 # Share of rows that must repeat others before it is called a draw that was used twice; a few equal

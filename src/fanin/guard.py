@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -21,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from fanin.errors import ForwardError, ModelError
 from fanin.nested import map_batch, tensors_in
+from fanin.operations import name_of
+from fanin.process import Lasting
 
 __all__ = ["Guard", "finite_again", "private", "random_state", "reseed", "untouched", "watching"]
 
@@ -183,9 +184,7 @@ class _Writes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        own = name.endswith("_") and not name.endswith("__")  # add_; not __add__
-        if own or name.startswith("__i") or name == "__setitem__" or kwargs.keys() & _INTO:
+        if name_of(func)[1] or kwargs.keys() & _INTO:
             for tensor in tensors_in((args, kwargs)):
                 self._guard.protect(tensor)
         return func(*args, **kwargs)
@@ -216,9 +215,21 @@ def reseed(seed: int) -> None:
 
 
 _compiles = torch.compile
-_lock = threading.Lock()
-_blocks = 0  # that last, in all threads
-_stances: list[ExitStack] = []  # at most one, for all of them
+_stances: list[ExitStack] = []  # at most one, for all blocks
+
+
+def _begin() -> None:
+    global _compiles
+    _compiles, torch.compile = torch.compile, _later
+
+
+def _end() -> None:
+    torch.compile = _compiles
+    while _stances:
+        _stances.pop().close()
+
+
+_LASTING = Lasting(_begin, _end)
 
 
 @contextmanager
@@ -227,28 +238,17 @@ def _eager() -> Iterator[None]:
 
     Also what is wrapped in the block, as torch.cond and its like do at every call.
     """
-    global _blocks, _compiles
-    with _lock:
-        if not _blocks:
-            _compiles, torch.compile = torch.compile, _later
-        _blocks += 1
+    with _LASTING.block():
         if "torch._dynamo" in sys.modules:
             _force()
-    try:
         yield
-    finally:
-        with _lock:
-            _blocks -= 1
-            if not _blocks:
-                torch.compile = _compiles
-                while _stances:
-                    _stances.pop().close()
 
 
 def _force() -> None:
-    if not _stances:
-        _stances.append(ExitStack())
-        _stances[-1].enter_context(torch.compiler.set_stance("force_eager"))
+    with _LASTING.lock:
+        if _LASTING.blocks and not _stances:
+            _stances.append(ExitStack())
+            _stances[-1].enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def _later(*args: Any, **kwargs: Any) -> Any:
@@ -256,9 +256,7 @@ def _later(*args: Any, **kwargs: Any) -> Any:
 
     To load what compiles takes seconds, so a block does not before somebody asks for it.
     """
-    with _lock:
-        if _blocks:
-            _force()
+    _force()
     return _compiles(*args, **kwargs)
 
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fanin.nested import tensors_in
+from fanin.operations import name_of
 
 __all__ = ["TINY", "Audit", "Record", "audit", "recording"]
 
@@ -222,7 +223,7 @@ class _Watch(TorchFunctionMode):
         if name in _UNWRITTEN and isinstance(out, Tensor) and not out.is_meta:
             # the tensor itself is kept, so that its storage cannot be handed out a second time
             self._record._empty[_key(out)] = out
-        elif (name.endswith("_") and not name.endswith("__")) or name == "__setitem__":
+        elif name_of(func)[1]:
             if name != "requires_grad_":
                 for tensor in tensors_in((args[:1], kwargs.get("tensor"), kwargs.get("out"))):
                     self._record._empty.pop(_key(tensor), None)

@@ -31,6 +31,7 @@ __all__ = [
     "SUMS",
     "Weighted",
     "describe",
+    "name_of",
     "recurrent",
 ]
 
@@ -545,3 +546,22 @@ def describe(
     if name in _USES:
         return _USES[name](args, kwargs, learned)
     return None
+
+
+# The names between the underscores of the operators that write in place: __iadd__, ...
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
+
+
+def name_of(func: Any) -> tuple[str, bool]:
+    """Canonical name of a torch function, and whether it writes into its first argument."""
+    name = getattr(func, "__name__", None) or str(func)
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name)), False
+    if name in ("__getitem__", "__setitem__"):
+        return name, name == "__setitem__"
+    if name.startswith("__") and name.endswith("__"):
+        bare = name.strip("_")
+        in_place = bare in _IN_PLACE
+        return (bare[1:] if in_place else bare), in_place
+    in_place = name.endswith("_")
+    return (name.rstrip("_") if in_place else name), in_place

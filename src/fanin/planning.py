@@ -18,6 +18,7 @@ from fanin.apply import apply_, lent
 from fanin.architecture import Architecture, parameters_of
 from fanin.assignment import Assignment, Recipe
 from fanin.catalogue import find
+from fanin.clones import equal
 from fanin.errors import ArgumentError, BatchError, ModelError
 from fanin.fused import Fused
 from fanin.measuring import Target, Total, measure_
@@ -355,34 +356,27 @@ def _with_copies(recipe: Recipe, model: nn.Module) -> Recipe:
 
     A momentum encoder and the target network of Q-learning have to start as what they follow.
     """
-    own = dict(model.named_parameters())
-    frozen = [n for n, p in own.items() if not p.requires_grad and n in recipe.untouched]
-    drawn: dict[tuple[Any, ...], list[str]] = {}
-    shapes = {tuple(own[name].shape) for name in frozen}
-    for assignment in recipe.assignments:
-        if assignment.shape in shapes:
-            key = _few_entries(own[assignment.parameter])
-            drawn.setdefault(key, []).append(assignment.parameter)
-    told = {}
-    for name in frozen if drawn else ():
-        values = own[name]
-        same = (n for n in drawn.get(_few_entries(values), ()) if torch.equal(own[n], values))
-        source = next(same, None)
-        if source is not None and not bool((values == values.flatten()[0]).all()):
-            told[name] = (
-                f"{recipe.untouched[name]}, and a copy of {source}, which is drawn anew: "
+    drawn = {a.parameter for a in recipe.assignments}
+    there = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if (name in drawn or not parameter.requires_grad)
+        and not (parameter.is_meta or is_spread(parameter))
+        and parameter.dtype in draw.DTYPES
+        and parameter.numel() > 0
+    }
+    told: dict[str, str] = {}
+    for same in equal(there):
+        source = next((name for name in same if name in drawn), None)
+        values = there[same[0]].detach()
+        if source is not None and bool((values != values.flatten()[0]).any()):
+            told |= {
+                name: f"{recipe.untouched[name]}, and a copy of {source}, which is drawn anew: "
                 "copy it again"
-            )
+                for name in same
+                if name in recipe.untouched
+            }
     return replace(recipe, untouched={**recipe.untouched, **told})
-
-
-def _few_entries(parameter: torch.Tensor) -> tuple[Any, ...]:
-    """What equal parameters share, and others hardly do; one of its own where nothing is there."""
-    there = not parameter.is_meta and not is_spread(parameter) and parameter.numel() > 0
-    if not there or parameter.dtype not in draw.DTYPES:
-        return (id(parameter),)
-    few = parameter.detach().flatten()[:4].tolist()
-    return (parameter.shape, parameter.dtype, parameter.device, *few)
 
 
 def _without(recipe: Recipe, left: Mapping[str, str]) -> Recipe:

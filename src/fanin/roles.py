@@ -260,8 +260,7 @@ class _Reader:
             return False
         if "i" not in call.layout or call.op in RECURRENT:
             return False
-        late = [c for c in self.calls[call.index + 1 :] if c.parameters[:1] == call.parameters[:1]]
-        return any(call.index in self.architecture.ancestors([c.index]) for c in late[:1])
+        return any(self.calls[i].parameters[:1] == call.parameters[:1] for i in self.again)
 
     def _is_added_to(self, call: Call) -> bool:
         """Whether all that a call gives is added to something before anything else is done."""

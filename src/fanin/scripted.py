@@ -7,13 +7,13 @@ function modes as one, with its parameters before its arguments.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import overrides
+
+from fanin.process import Lasting
 
 __all__ = ["seen"]
 
@@ -22,24 +22,22 @@ _Function: Any = torch.jit.ScriptFunction
 _Method: Any = torch._C.ScriptMethod
 _wrapped: Any = torch.jit._recursive.wrap_cpp_module
 _call_function, _call_method = vars(_Function)["__call__"], vars(_Method)["__call__"]
-_lock = threading.Lock()
-_blocks = 0  # that last, in all threads
 
 
-@contextmanager
-def seen() -> Iterator[None]:
+def _begin() -> None:
+    _Function.__call__, _Method.__call__ = _function, _method
+
+
+def _end() -> None:
+    _Function.__call__, _Method.__call__ = _call_function, _call_method
+
+
+_LASTING = Lasting(_begin, _end)
+
+
+def seen() -> AbstractContextManager[None]:
     """Let function modes see what scripted functions do, and that scripted modules are called."""
-    global _blocks
-    with _lock:
-        _blocks += 1
-        _Function.__call__, _Method.__call__ = _function, _method
-    try:
-        yield
-    finally:
-        with _lock:
-            _blocks -= 1
-            if not _blocks:
-                _Function.__call__, _Method.__call__ = _call_function, _call_method
+    return _LASTING.block()
 
 
 def _function(scripted: Any, *args: Any, **kwargs: Any) -> Any:

@@ -38,6 +38,7 @@ from fanin.operations import (
     RECURRENT_LAYERS,
     Weighted,
     describe,
+    name_of,
 )
 from fanin.placement import is_spread
 
@@ -68,8 +69,6 @@ _CONSTANT = frozenset({
 })  # fmt: skip
 # Functions that turn a matrix, whatever their arguments.
 _TURNS = frozenset({"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"})
-# The names between the underscores of the operators that write in place: __iadd__, ...
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
 
 
 class Watch(TorchFunctionMode):
@@ -206,7 +205,7 @@ class Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name, in_place = _name(func)
+        name, in_place = name_of(func)
         if self._substitute:
             args, kwargs = map_tensors(self._swap, args), map_tensors(self._swap, kwargs)
         if name in RECURRENT_LAYERS and len(args) > 8:
@@ -531,21 +530,6 @@ def trace(
     outputs = tuple(i for i in watch.producers(output) if i >= 0)
     made = [i for i in watch.producers(value) if i >= 0] if value is not None else []
     return Trace(tuple(watch.calls), outputs, length, made[0] if made else None), output, value
-
-
-def _name(func: Any) -> tuple[str, bool]:
-    """Canonical name of a torch function, and whether it writes into its first argument."""
-    name = getattr(func, "__name__", None) or str(func)
-    if name == "__get__":
-        return str(getattr(getattr(func, "__self__", None), "__name__", name)), False
-    if name in ("__getitem__", "__setitem__"):
-        return name, name == "__setitem__"
-    if name.startswith("__") and name.endswith("__"):
-        bare = name.strip("_")
-        in_place = bare in _IN_PLACE
-        return (bare[1:] if in_place else bare), in_place
-    in_place = name.endswith("_")
-    return (name.rstrip("_") if in_place else name), in_place
 
 
 def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:

@@ -1902,3 +1902,19 @@ def norm_over_the_one_unit_that_all_learned_layers_read():
             return x[:, :3] + self.body(x)
 
     return Net(), torch.randn(64, 16), classify(64, 3)
+
+
+@FAULTS(codes=("S102",), layers=("body.0",), words=("(layer_norm in",), **ERROR)
+def norm_over_the_one_unit_in_front_of_most_of_the_model():
+    """The way around it learns too, and is a small part."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(16, 1), nn.LayerNorm(1), *mlp(1, 64, 64, 3))
+            self.around = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.around(x) + self.body(x)
+
+    return Net(), torch.randn(64, 16), classify(64, 3)

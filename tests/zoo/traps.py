@@ -2676,3 +2676,20 @@ def ensemble_whose_loss_is_weighted_with_zero():
 
     target = torch.randint(0, 3, (32,))
     return Net(), torch.randn(32, 8), lambda out: F.cross_entropy(out[0], target) + 0.0 * out[1]
+
+
+@TRAPS(absent=("W504",), watched=True)
+def data_that_is_drawn_and_then_given_to_the_parametrization():
+    """The weight that was drawn is the one that counts: it is set in the next line."""
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16))
+    drawn = first.weight.data
+    nn.init.normal_(drawn, std=0.3)
+    first.weight = drawn
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("W504",), watched=True)
+def an_output_whose_data_is_drawn_over_while_the_model_is_built():
+    first = nn.Linear(8, 16)
+    first(torch.randn(5, 8)).data.normal_()
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)

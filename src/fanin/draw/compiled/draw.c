@@ -196,11 +196,17 @@ typedef struct {
     int runs;
 } Worker;
 
+/* Elements of a tile.  Fewer, and two threads ask for one large page of memory more often, which the
+ * system then clears twice: 87 M values into new memory take 93 ms in tiles of 2^14, 57 ms in tiles
+ * of 2^18 (two threads).  More is no quicker, and at the end one thread waits longer for the other. */
+enum { FEWEST = 1 << 14, MANY = 1 << 18, TILES = 16 /* of a part, where that is between */ };
+
 /* Have the system make all pages of new memory at once: one by one, at the first write to each, takes
  * a fifth longer altogether.  Whether all were there before. */
 static int present(const Work *work, char *out, uint64_t bytes) {
 #if defined(__linux__)
-    enum { POPULATE_WRITE = 23, MOST_PAGES = 1024 }; /* MADV_POPULATE_WRITE of Linux 5.14 and later */
+    enum { POPULATE_WRITE = 23 }; /* MADV_POPULATE_WRITE of Linux 5.14 and later */
+    enum { MOST_PAGES = MANY * 8 / 4096 }; /* of a tile of doubles, where pages are smallest */
     const uint64_t page = work->page, above = (uintptr_t)out + page - 1;
     const uint64_t first = above - above % page, end = (uintptr_t)out + bytes;
     const uint64_t pages = end > first ? (end - first) / page : 0;
@@ -282,11 +288,6 @@ void fanin_table(const uint32_t *columns) {
 
 /* Whether this machine has an instruction set. */
 int fanin_has(int set) { return code_of(set).fill != NULL; }
-
-/* Elements of a tile.  Fewer, and two threads ask for one large page of memory more often, which the
- * system then clears twice: 87 M values into new memory take 93 ms in tiles of 2^14, 57 ms in tiles
- * of 2^18 (two threads).  More is no quicker, and at the end one thread waits longer for the other. */
-enum { FEWEST = 1 << 14, MANY = 1 << 18, TILES = 16 /* of a part, where that is between */ };
 
 /* Bytes from which on values are written past the caches: uniforms take 0.85 of the time then, normals
  * 0.95, for 100 MB; of 8 MB what is read next takes longer by what was gained. */
