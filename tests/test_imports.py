@@ -46,6 +46,7 @@ ORDER = (
     "architecture",
     "attention",
     "branches",
+    "written",
     "neighbours",
     "reparametrized",
     "roles",
