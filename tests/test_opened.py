@@ -1,4 +1,4 @@
-"""Opened recurrent calls: cuDNN is off for them on a GPU, and only there, and only for so long."""
+"""Opened torch functions; for recurrent calls cuDNN is off on a GPU, and only for so long."""
 
 from __future__ import annotations
 
@@ -179,3 +179,22 @@ def test_a_check_reads_any_part_of_what_an_lstm_gives(batch_first: bool, read):
 
     torch.manual_seed(0)
     assert fanin.check(Reads(), torch.randn(6, 3, 4), lambda out: out.square().mean()).ok
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_tensors_that_are_broadcast_together_stay_apart(listed: bool):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.other = nn.Linear(4, 3), nn.Linear(4, 1)
+
+        def forward(self, x):
+            pair = [self.used(x), self.other(x)]
+            used, other = (
+                torch.broadcast_tensors(pair) if listed else torch.broadcast_tensors(*pair)
+            )
+            assert used.shape == other.shape == (5, 3)
+            return used
+
+    report = fanin.check(Net(), torch.randn(5, 4))
+    assert [f.layer for f in report.findings if f.code == "W501"] == ["other.weight"]

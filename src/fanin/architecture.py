@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from fanin.calls import INTEGERS, Call, Trace
-from fanin.operations import ADDING, BENDING, NORMS, PASSIVE
+from fanin.operations import ADDING, BENDING, NORMS, PASSIVE, SUMS
 
 __all__ = [
     "Architecture",
@@ -332,15 +332,20 @@ def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
 
 
 def weighted_source(calls: Sequence[Call], call: Call) -> Call | None:
-    """The nearest weighted call whose units `call` still shows, through norms and reshapes."""
-    while True:
-        if not call.behind:
-            return None
-        call = calls[max(call.behind)]
-        if call.units is not None:
-            return call
-        if call.op not in _CARRIERS:
-            return None
+    """The nearest weighted call whose units `call` still shows, through norms and reshapes.
+
+    Of a sum the latest term that shows any: noise of a learned size, added to a mean, shows none.
+    """
+    seen: set[int] = set()
+    waiting = list(call.behind[-1:])
+    while waiting:
+        before = calls[waiting.pop()]
+        if before.units is not None:
+            return before
+        if before.op in _CARRIERS and before.index not in seen:
+            seen.add(before.index)
+            waiting += before.behind if before.op in SUMS else before.behind[-1:]
+    return None
 
 
 def _owner(call: Call, aliases: Mapping[str, tuple[str, ...]]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,6 +117,14 @@ def _outliers(values: Tensor, sample: Tensor, bound: float) -> int:
 # ---- watching a construction ---------------------------------------------------------------------
 
 
+class _Draw(NamedTuple):
+    """A draw into what is computed, which changes none of the leaves that it is computed from."""
+
+    tensor: weakref.ref[Tensor]
+    leaves: list[Tensor]
+    recorded: bool  # whether gradients told what they are
+
+
 class Record:
     """What was seen while a model was built.
 
@@ -129,7 +137,8 @@ class Record:
         self._empty: dict[int, Tensor] = {}
         self._behind: list[Tensor] = []  # leaves behind computed tensors that were drawn
         self._data: Any = WeakTensorKeyDictionary()  # .data of a computed tensor → that tensor
-        self._drawn: list[tuple[weakref.ref[Tensor], list[Tensor]]] = []  # such .data → leaves
+        self._made: Any = WeakTensorKeyDictionary()  # computed without gradients → its leaves
+        self._drawn: list[_Draw] = []  # into these two
         self._since: frozenset[str] = frozenset()  # parameters that were written afterwards
 
     def without(self, written: Collection[str]) -> Record:
@@ -156,15 +165,23 @@ class Record:
 
     def lost(self, model: nn.Module) -> tuple[str, ...]:
         """Parameters behind a computed weight that an initializer drew in their place."""
-        drawn = {id(t) for t in [*self._behind, *(t for _, some in self._drawn for t in some)]}
-        return tuple(n for n, p in self._parameters(model) if id(p) in drawn)
+        sure = {id(t) for t in self._behind}
+        sure |= {id(t) for d in self._drawn if d.recorded for t in d.leaves}
+        # Without a record of gradients, only a parametrization is known to make a weight of them.
+        likely = {id(t) for d in self._drawn for t in d.leaves}
+        return tuple(
+            n
+            for n, p in self._parameters(model)
+            if id(p) in sure or (id(p) in likely and ".parametrizations." in f".{n}")
+        )
 
     def drew(self, tensor: Tensor) -> None:
         """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""
         computed = self._data.get(tensor, tensor)
         if computed._base is not None:  # rows of a weight, written one by one
             return
-        found: list[Tensor] = []
+        aside = computed is not tensor or tensor in self._made
+        found: list[Tensor] = list(self._made.get(tensor, ()))
         queue, seen = [computed.grad_fn], set()
         while queue:
             node: Any = queue.pop()
@@ -174,15 +191,25 @@ class Record:
             if hasattr(node, "variable"):
                 found.append(node.variable)
             queue += [before for before, _ in node.next_functions]
-        if computed is tensor:
+        if not aside:
             self._behind += found
         elif any(leaf.shape == tensor.shape for leaf in found):  # a weight, and no activation
-            self._drawn.append((weakref.ref(tensor), found))
+            self._drawn.append(_Draw(weakref.ref(tensor), found, tensor not in self._made))
+
+    def made(self, out: Any, given: Iterable[Tensor]) -> None:
+        """Note what is computed from parameters while no gradients are recorded."""
+        leaves: list[Tensor] = []
+        for tensor in given:
+            leaves += [tensor] if isinstance(tensor, nn.Parameter) else self._made.get(tensor, [])
+        memory = {_key(leaf) for leaf in leaves}
+        for tensor in tensors_in(out) if leaves else ():
+            if _key(tensor) not in memory:  # a view writes through
+                self._made[tensor] = leaves
 
     def used(self, tensors: Iterable[Tensor]) -> None:
-        """Forget draws into .data that is used afterwards: it may be copied to where it counts."""
+        """Forget draws into what is used afterwards: it may be copied to where it counts."""
         ids = {id(tensor) for tensor in tensors}
-        self._drawn = [(r, some) for r, some in self._drawn if id(r()) not in ids]
+        self._drawn = [d for d in self._drawn if id(d.tensor()) not in ids]
 
 
 # Beyond 6 σ a normal has 2e-9 of its mass: a bound there cuts nothing in any real matrix.
@@ -191,6 +218,11 @@ _UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 
 
 _DRAWS = frozenset({"normal_", "uniform_"})
+# What takes a tensor's shape alone.
+_SHAPED = frozenset({
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty",
+    "new_zeros", "new_ones", "new_full", "new_tensor",
+})  # fmt: skip
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 # What hands out the memory of a tensor; whatever is written to that is not seen.
 _HANDS_OUT = frozenset(
@@ -220,6 +252,8 @@ class _Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func == _DATA and args[0].grad_fn is not None:
             self._record._data[out] = args[0]
+        elif not (torch.is_grad_enabled() or name_of(func)[1] or name in _SHAPED):
+            self._record.made(out, tensors_in((args, kwargs)))
         if name in _UNWRITTEN and isinstance(out, Tensor) and not out.is_meta:
             # the tensor itself is kept, so that its storage cannot be handed out a second time
             self._record._empty[_key(out)] = out

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,11 +23,22 @@ _CONTROL = frozenset({"associative_scan", "cond", "map_impl", "scan", "while_loo
 
 
 def written_out(func: Any) -> Callable[..., Any] | None:
-    """torch.cond, while_loop, scan, associative_scan, map: their own Python; None for all else."""
+    """torch.cond, while_loop, scan, associative_scan, map: their own Python; None for all else.
+
+    Tensors that are broadcast together are expanded one by one: each stays what it was made from.
+    """
+    if func is torch.functional.broadcast_tensors:
+        return _expanded
     if not isinstance(func, HigherOrderOperator) or func._name not in _CONTROL:
         return None
     kernels: Any = func.py_kernels
     return cast(Callable[..., Any], kernels[torch._C.DispatchKey.CompositeExplicitAutograd])
+
+
+def _expanded(*given: Any) -> tuple[Tensor, ...]:
+    tensors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+    shape = np.broadcast_shapes(*(tuple(t.shape) for t in tensors))
+    return tuple(t.expand(shape) for t in tensors)
 
 
 def transparent(func: Any) -> Any:

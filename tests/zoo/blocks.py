@@ -356,3 +356,17 @@ def ensemble():
             return torch.vmap(one)(self.a, self.b).mean(0)
 
     return Ensemble(), torch.randn(32, 8), classify(32, 4)
+
+
+class Actor(nn.Module):
+    """A policy that draws: normal about a mean, of a learned size, and bounded by tanh (SAC)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+        self.mean, self.size = nn.Linear(64, 3), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.body(x)
+        drawn = torch.distributions.Normal(self.mean(h), self.size(h).clamp(-20, 2).exp())
+        return drawn.rsample().tanh()

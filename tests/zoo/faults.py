@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import classify, mlp, regress, zero_
+from zoo.blocks import Actor, classify, mlp, regress, zero_
 
 __all__ = ["FAULTS"]
 
@@ -730,6 +730,16 @@ def tanh_net_with_weights_of_one():
     return model, torch.randn(64, 20), classify(64, 5)
 
 
+@FAULTS(codes=("P206",), layers=("mean",), **ERROR)
+def actor_whose_actions_are_at_their_bounds():
+    """Noise is added to what a layer gives, and tanh bounds the sum."""
+    actor = Actor()
+    with torch.no_grad():
+        actor.mean.weight.mul_(300)
+    wanted = torch.rand(64, 3) - 0.5
+    return actor, torch.randn(64, 8), lambda action: F.mse_loss(action, wanted)
+
+
 def _large_input_weights(cell, **kwargs):
     """A recurrent network, a whole sequence at once or step by step, with input weights × 100."""
 
@@ -1341,6 +1351,15 @@ def data_drawn_after_weight_norm():
     model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 4))
     first.weight.data.normal_(0, 0.01)
     return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("W504",), layers=("0.parametrizations.weight",), watched=True, **WARNING)
+def weight_drawn_without_gradients_after_weight_norm():
+    """What is computed under no_grad has no record of what it is computed from."""
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+    with torch.no_grad():
+        first.weight.normal_(0, 0.01)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 4)), torch.randn(32, 16), classify(32, 4)
 
 
 @FAULTS(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import BasicBlock, classify, mlp, regress, zero_
+from zoo.blocks import Actor, BasicBlock, classify, mlp, regress, zero_
 
 __all__ = ["TRAPS"]
 
@@ -2692,4 +2692,22 @@ def data_that_is_drawn_and_then_given_to_the_parametrization():
 def an_output_whose_data_is_drawn_over_while_the_model_is_built():
     first = nn.Linear(8, 16)
     first(torch.randn(5, 8)).data.normal_()
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("P206",))
+def actor_whose_actions_are_noise_in_bounds():
+    wanted = torch.rand(64, 3) - 0.5
+    return Actor(), torch.randn(64, 8), lambda action: F.mse_loss(action, wanted)
+
+
+@TRAPS(absent=("W504",), watched=True)
+def draws_of_the_shape_of_a_weight_under_weight_norm():
+    """Noise that is kept beside it, and a weight that is drawn first and set then."""
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16))
+    with torch.no_grad():
+        first.register_buffer("noise", torch.empty_like(first.weight).normal_())
+        drawn = first.weight.clone()
+        drawn.normal_(std=0.3)
+        first.weight = drawn
     return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)

@@ -327,10 +327,10 @@ def _behind_closed_norm(evidence: Evidence, layer: Layer, zero: frozenset[str]) 
 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """P206: layers that work in the flat part of a bounded activation."""
-    heads = evidence.seen.architecture.heads
-    trunk = {s.index for s in evidence.trunk}
+    read = evidence.seen.architecture
+    heads, trunk = read.heads, {s.index for s in evidence.trunk}
     found: dict[tuple[str, str | None], list[tuple[str, float, float]]] = {}
-    for layer in evidence.seen.architecture.layers:
+    for layer in read.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
         shares = [c.saturated for c in cells if c.saturated is not None]
         if not shares:
@@ -343,7 +343,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):
-            severity = "error" if central and share >= full else "warning"
+            only = central or not {c.dead_at for c in cells}.isdisjoint(read.trunk)
+            severity = "error" if only and share >= full else "warning"
             kind = (severity, large_inputs(evidence, layer.name))
             found.setdefault(kind, []).append((layer.name, share, rms))
     for (severity, scale), flat in found.items():
