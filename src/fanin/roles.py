@@ -168,7 +168,8 @@ class _Reader:
         self.unnamed = dict(architecture.unnamed)
         self.normed = any(b.norm != "none" for b in self.branch_of.values())
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
-        self.layered = {c.index for c in self.calls if c.layout and "v" not in c.layout}
+        self.tables = {c.index for c in self.calls if "v" in c.layout}
+        self.layered = {c.index for c in self.calls if c.layout} - self.tables
 
     def read(self) -> tuple[Role, ...]:
         uses = _by_parameter((c, o) for c in self.calls for o in c.operands)
@@ -268,37 +269,19 @@ class _Reader:
         return bool(after) and all(a.op in SUMS and len(a.inputs) > 1 for a in after)
 
     def _direct(self, call: Call) -> bool:
-        """Whether rows of a table reach the output past every layer.
+        """Whether rows of a table reach the output past every layer, in a model without norms.
 
         Where a layer reads them too, that they are returned, or a term of the loss is made of
         them (one number for the whole batch), asks nothing of their size.
         """
         if self.normed:
             return False
-        passed, queue = {call.index}, [call]
-        read, starts = False, set()
-        while queue:
-            for after in self.followers.get(queue.pop().index, ()):
-                if after.index in self.layered:
-                    read = True
-                elif after.index not in passed:
-                    passed.add(after.index)
-                    queue.append(after)
-        if not read:
-            return self.architecture.open_way([call.index], self.layered, onward=True)
-        trace, goal = self.architecture.trace, set(self.architecture.goal)
-        numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
-        stops = self.layered | (numbers - goal if goal <= numbers else numbers)
-        kept = {call.index}  # what has rows as they are
-        for index in sorted(passed - kept):
-            before = self.calls[index]
-            if kept.isdisjoint(before.behind):
-                continue
-            if before.op in PASSIVE | JOINS:
-                kept.add(index)
-            elif index not in stops:
-                starts.add(index)
-        return self.architecture.open_way(starts, stops, onward=True)
+        start, stops = {call.index}, self.layered
+        if self.architecture.first_met(start, stops, onward=True):
+            stops = stops | _terms(self.architecture)
+            acting = {c.index for c in self.calls if c.op not in PASSIVE | JOINS}
+            start = self.architecture.first_met(start, acting, onward=True) - stops
+        return self.architecture.open_way(start, stops, onward=True)
 
     def _makes_output(self, kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
         """Whether the calls that use a parameter make the model's output.
@@ -467,18 +450,11 @@ class _Reader:
 
     def _reads_direct(self, signal: int) -> bool:
         """Whether all tables that a signal comes from are `direct`, and none is a weight too."""
-        tables, seen, queue = [], {signal}, [signal]
-        while queue:
-            call = self.calls[queue.pop()]
-            if "v" in call.layout:
-                tables.append(call)
-                continue
-            queue += {*call.behind} - seen
-            seen |= {*call.behind}
+        near = {signal} & self.tables
+        near = near or self.architecture.first_met({signal}, self.tables, onward=False)
+        names = {p for i in near for p in self.calls[i].parameters}
         weights = {p for i in self.layered for p in self.calls[i].parameters}
-        names = {p for c in tables for p in c.parameters}
-        plain = names <= self.drawn - weights
-        return bool(tables) and plain and all(self._direct(c) for c in tables)
+        return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = call.layout in ("oi", "io") and not attention
@@ -546,6 +522,13 @@ def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[
         for name in operand.parameters:
             found.setdefault(name, []).append((call, operand))
     return found
+
+
+def _terms(architecture: Architecture) -> set[int]:
+    """Calls of the model that make one number of a whole batch, unless that is all it returns."""
+    trace, goal = architecture.trace, set(architecture.goal)
+    numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
+    return numbers - goal if goal <= numbers else numbers
 
 
 def _stretches(
