@@ -94,7 +94,7 @@ class Role:
         features: size of the signal it reads (weights) or makes (tables).
         feeds_scores: whether it ends up as a bias on attention scores.
         direct: whether rows of a table reach the output past every layer, for more than to be
-            returned, in a model without norms; of a weight that reads a table: whether its do.
+            returned, in a model without norms; of a weight that reads tables: whether theirs do.
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -313,9 +313,7 @@ class _Reader:
             return "norm_scale" if operand.role == "weight" else "norm_shift"
         if call.op == "prelu":
             return "slope"
-        if operand.role.startswith(("bias", "recurrent_bias")):
-            return operand.role.removesuffix("_reverse")
-        if operand.role.startswith(("recurrent", "projection")):
+        if operand.role.startswith(("bias", "recurrent", "projection")):
             return operand.role.removesuffix("_reverse")
         if call.layout:
             return "table" if "v" in call.layout else "weight"
@@ -393,43 +391,21 @@ class _Reader:
 
         In a network unrolled over time, the first state is a constant.
         """
-        main = operand is call.operands[0]
-        layout = call.layout if main else "oi"
-        turned = operand.shape[:-2] + operand.shape[:-3:-1]
-        if operand.turned or (role.shape != operand.shape and role.shape == turned):
-            layout = layout[:-2] + layout[:-3:-1]  # the call was given the transpose
-        given = operand.shape[::-1] if operand.turned else operand.shape
-        if operand.offset is not None and role.shape[1:] == given and len(given) > 1:
-            layout = "b" + layout  # one matrix of several, as F.linear(x, experts[3])
+        layout = _layout(role, call, operand)
         if len(layout) != len(role.shape) and role.part is None:
             return replace(role, kind="unknown", seen=call.op)
-        blocks, groups = call.blocks, 1
-        if call.op.startswith("conv"):
-            groups = call.blocks
-        fan_in = call.mean_fan_in or call.fan_in
-        fan_out: float | None = call.fan_out
-        if not main or call.op in RECURRENT:
-            blocks = 1 if role.kind == "projection" else call.blocks
-            fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
-        attention = self.attention.get(call.index, "")
-        packed = self._packed(role, operand, layout, attention)
-        if packed > 1:
-            blocks = packed
-            fan_out = role.shape[layout.index("o")] / packed
         repeated = late.index in self.again and call.op not in RECURRENT
-        gates = self._gates(role, layout) if repeated else 1
-        if gates > 1:
-            blocks, fan_out = gates, role.shape[layout.index("o")] / gates
-        spread = layout.startswith("b") and role.shape[0] > 1
+        fan_in, fan_out, blocks = self._fans(role, call, operand, layout, repeated)
+        attention = self.attention.get(call.index, "")
+        generates = self._generated(call, attention)
         learned = bool(late.learned) and not late.sources
         signal = late.sources[0] if late.sources else BATCH
-        generates = self._generated(call, attention)
         source = Input("learned") if learned else input_of(self.architecture, signal)
         return replace(
             role,
             layout=layout,
             blocks=blocks,
-            groups=groups,
+            groups=call.blocks if call.op.startswith("conv") else 1,
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
             input=source,
@@ -438,7 +414,7 @@ class _Reader:
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
             shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
-            expert=spread,
+            expert=layout.startswith("b") and role.shape[0] > 1,
             repeated=repeated,
             generates=generates,
             head=role.head and (generates is None or generates.last),
@@ -447,6 +423,23 @@ class _Reader:
             features=int(fan_in) if fan_in else None,
             **self._standing(call),
         )
+
+    def _fans(
+        self, role: Role, call: Call, operand: Operand, layout: str, repeated: bool
+    ) -> tuple[float | None, float | None, int]:
+        """Fan-in and fan-out of one of the matrices that a weight is made of, and their number."""
+        fan_in: float | None = call.mean_fan_in or call.fan_in
+        fan_out: float | None = call.fan_out
+        blocks = call.blocks
+        if operand is not call.operands[0] or call.op in RECURRENT:
+            blocks = 1 if role.kind == "projection" else call.blocks
+            fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
+        parts = self._gates(role, layout) if repeated else 1
+        if parts == 1:
+            parts = self._packed(role, operand, layout, self.attention.get(call.index, ""))
+        if parts > 1:
+            blocks, fan_out = parts, role.shape[layout.index("o")] / parts
+        return fan_in, fan_out, blocks
 
     def _reads_direct(self, signal: int) -> bool:
         """Whether all tables that a signal comes from are `direct`, and none is a weight too."""
@@ -507,12 +500,24 @@ class _Reader:
             "factor": after.factor,
             "alone": branch is not None and self._ends(call, branch),
             "norm_after": after.normed,
-            "branch": self.branch_of.get(call.index),
+            "branch": branch,
             "last": call.index in self.lasts,
             "place": self.place.get(call.index, 0),
             "run": self.place.get(call.index, 0) + 1 + self.ahead.get(call.index, 0),
             "chain": sum(side.get(call.index, 0) for side in self.chained) + 1,
         }
+
+
+def _layout(role: Role, call: Call, operand: Operand) -> str:
+    """What the dimensions of a parameter are, where the call was given a part or its transpose."""
+    layout = call.layout if operand is call.operands[0] else "oi"
+    turned = operand.shape[:-2] + operand.shape[:-3:-1]
+    if operand.turned or (role.shape != operand.shape and role.shape == turned):
+        layout = layout[:-2] + layout[:-3:-1]
+    given = operand.shape[::-1] if operand.turned else operand.shape
+    if operand.offset is not None and role.shape[1:] == given and len(given) > 1:
+        layout = "b" + layout  # one matrix of several, as F.linear(x, experts[3])
+    return layout
 
 
 def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[Call, Operand]]]:
