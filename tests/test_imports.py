@@ -34,6 +34,7 @@ ORDER = (
     "fused",
     "memory",
     "placement",
+    "kinds",
     "operations",
     "nested",
     "opened",

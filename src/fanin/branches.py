@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
-from fanin.operations import ACTIVATIONS, QUOTIENTS, RECURRENT, SUMS
+from fanin.kinds import ACTIVATIONS, JOINS, QUOTIENTS, RECURRENT, SUMS
 
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
 _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 # What has all of its operands in its values; elsewhere one can gate another.
-_GATHERS = SUMS | {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
+_GATHERS = SUMS | JOINS | {"hstack", "vstack", "dstack"}
 # What makes integers or booleans of a signal; and what gives indices beside its values.
 _COUNTS = frozenset({
     "eq", "ne", "gt", "ge", "lt", "le", "isclose", "isnan", "logical_and", "logical_or",

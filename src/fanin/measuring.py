@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin.guard import Guard, private, reseed, watching
-from fanin.operations import RECURRENT_CELLS, RECURRENT_LAYERS, Weighted
+from fanin.kinds import RECURRENT_CELLS, RECURRENT_LAYERS
+from fanin.operations import Weighted
 from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace

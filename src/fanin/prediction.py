@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call, Operand
-from fanin.operations import PASSIVE
+from fanin.kinds import PASSIVE
 from fanin.probe import Cell, Pass
 
 __all__ = ["Prediction", "between_samples", "predictions"]

@@ -16,8 +16,9 @@ from fanin.calls import Call
 from fanin.criteria import chance, targets
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, private, reseed
+from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
 from fanin.nested import tensors_in
-from fanin.operations import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS, Weighted
+from fanin.operations import Weighted
 from fanin.sketch import Directions, project
 from fanin.slopes import SIGMOID_WEAK, flat_parts
 from fanin.trace import Watch, trace

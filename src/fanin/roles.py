@@ -18,8 +18,8 @@ from fanin.architecture import Architecture
 from fanin.attention import attention_parts
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
+from fanin.kinds import ADDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.neighbours import (
-    JOINS,
     Generated,
     Input,
     beside_fixed,
@@ -31,7 +31,6 @@ from fanin.neighbours import (
     sets_steps,
     unrolled,
 )
-from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.reparametrized import Part, parts
 
 __all__ = ["Role", "roles"]

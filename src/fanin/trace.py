@@ -26,20 +26,18 @@ from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
-from fanin.nested import arguments, map_tensors, signals_in, tensors_in
-from fanin.opened import open_recurrent, transparent, written_out
-from fanin.operations import (
+from fanin.kinds import (
     ACTIVATIONS,
-    LEARNED_INPUT,
     PASSIVE,
     PRODUCTS,
     QUOTIENTS,
     RECURRENT,
     RECURRENT_LAYERS,
-    Weighted,
-    describe,
     name_of,
 )
+from fanin.nested import arguments, map_tensors, signals_in, tensors_in
+from fanin.opened import open_recurrent, transparent, written_out
+from fanin.operations import LEARNED_INPUT, Weighted, describe
 from fanin.placement import is_spread
 
 __all__ = ["Watch", "reject_unwatchable", "trace"]

@@ -16,7 +16,7 @@ from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import large_inputs, live
 from fanin.findings.rules import Finding, finding
-from fanin.operations import NORMS, PRODUCTS, RECURRENT
+from fanin.kinds import NORMS, PRODUCTS, RECURRENT
 from fanin.wording import listed
 
 __all__ = ["ABOVE_TARGET", "RULES"]

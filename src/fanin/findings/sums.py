@@ -14,7 +14,7 @@ from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import large_inputs
 from fanin.findings.rules import Finding, finding
-from fanin.operations import PASSIVE
+from fanin.kinds import PASSIVE
 from fanin.probe import Cell
 
 __all__ = ["RULES"]

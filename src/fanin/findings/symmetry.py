@@ -9,7 +9,7 @@ from fanin.architecture import Layer
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
-from fanin.operations import RECURRENT_LAYERS
+from fanin.kinds import RECURRENT_LAYERS
 from fanin.summary import count
 from fanin.symmetry import (
     FROZEN_ZERO,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fanin.architecture import Key, Layer
 from fanin.calls import Call
+from fanin.kinds import BENDING, PASSIVE
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.operations import BENDING, PASSIVE
 from fanin.probe import Pass
 from fanin.sketch import classes, labels
 from fanin.symmetry.result import Identity, UnitClass
