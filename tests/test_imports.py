@@ -68,6 +68,7 @@ ORDER = (
     "slopes",
     "criteria",
     "probe",
+    "passes",
     "layers",
     "prediction",
     "symmetry",

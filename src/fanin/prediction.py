@@ -20,7 +20,8 @@ from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call, Operand
 from fanin.kinds import PASSIVE
-from fanin.probe import Cell, Pass
+from fanin.passes import Pass
+from fanin.probe import Cell
 
 __all__ = ["Prediction", "between_samples", "predictions"]
 

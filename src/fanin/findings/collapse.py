@@ -14,7 +14,8 @@ from fanin.findings.reach import gain, live
 from fanin.findings.rules import Finding, finding
 from fanin.findings.signals import ABOVE_TARGET
 from fanin.kinds import NORMS, PASSIVE
-from fanin.probe import ALIKE, Pass
+from fanin.passes import Pass
+from fanin.probe import ALIKE
 from fanin.wording import listed
 
 __all__ = ["RULES"]

@@ -11,7 +11,7 @@ from fanin.architecture import Key, Layer
 from fanin.calls import Call
 from fanin.kinds import BENDING, PASSIVE
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.probe import Pass
+from fanin.passes import Pass
 from fanin.sketch import classes, labels
 from fanin.symmetry.result import Identity, UnitClass
 from fanin.symmetry.steps import STEPS, VirtualRun, counterpart
