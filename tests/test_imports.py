@@ -43,6 +43,7 @@ ORDER = (
     "guard",
     "unsharded",
     "calls",
+    "provenance",
     "trace",
     "architecture",
     "attention",
