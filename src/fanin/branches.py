@@ -259,7 +259,7 @@ def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
     queue = [end]
     while queue:
         index = queue.pop()
-        if index > start and index >= 0 and index not in seen:
+        if index > start and index not in seen:
             seen.add(index)
             queue += calls[index].behind
     return seen
@@ -375,7 +375,7 @@ def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, 
         if beside is not None:
             stream.append(stream[beside])
             number.append(number[beside])
-        elif before is None or before >= place:
+        elif before is None:
             stream.append(place)
             number.append(0)
         else:

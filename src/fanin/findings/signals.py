@@ -346,8 +346,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             severity = "error" if central and share >= full else "warning"
             kind = (severity, large_inputs(evidence, layer.name))
             found.setdefault(kind, []).append((layer.name, share, rms))
-    for (severity, scale), flat in found.items():
-        cause = "Most" if scale is None else "The inputs are so large that most"
+    for (severity, fix), flat in found.items():
+        cause = "Most" if fix is None else "The inputs are so large that most"
         shown = (f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in flat)
         yield finding(
             "P206",
@@ -356,7 +356,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             measured=listed(shown, 4, apart="; "),
             expected=f"below {SATURATING:.0%}",
             message=f"{cause} units sit where their activation is flat.",
-            fix=scale,
+            fix=fix,
         )
 
 
