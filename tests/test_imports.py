@@ -48,6 +48,7 @@ ORDER = (
     "architecture",
     "attention",
     "branches",
+    "written",
     "neighbours",
     "reparametrized",
     "roles",

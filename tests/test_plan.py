@@ -242,6 +242,17 @@ class Coupled(nn.Module):
         return self.head(torch.cat([a, other * (0.5 * scale.tanh()).exp() + shift], -1))
 
 
+class Bell(nn.Module):
+    """exp(−(z / width)² / 2), written out."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        return torch.exp(-0.5 * (x / self.width) ** 2)
+
+
 def near(value: float) -> Any:
     return pytest.approx(value, rel=1e-6)
 
@@ -461,6 +472,22 @@ RULES: dict[str, Rule] = {
         "scale",
         "a fresh norm scales by one",
         lambda a: (a.scheme, a.std) == ("ones", 1.0),
+    ),
+    "before an activation written out that is steep (χ > 8)": Rule(
+        chain(3, lambda: Bell(0.1)),
+        "0.weight",
+        chain(3, Bell),
+        "0.weight",
+        "is steep",
+        lambda a: 0.2 / 4 < a.std < 0.4 / 4,
+    ),
+    "bias of the first layer, φ(−x) = φ(x)": Rule(
+        chain(3, Bell),
+        "0.bias",
+        chain(3, nn.Tanh),
+        "0.bias",
+        "the same for x and −x",
+        lambda a: (a.scheme, a.std) == ("normal", 1.0),
     ),
     "gates on branches without norms": Rule(
         lambda: scaled(0.3, 1),

@@ -88,8 +88,9 @@ def gain(activation: str | nn.Module | Callable[[Any], Any]) -> float:
     and none for most others.
 
     Args:
-        activation: a name (`fanin.moments.NAMES`, as in ``"leaky_relu(0.2)"``), a module, or a
-            function of a tensor.  Modules and functions are evaluated elementwise in float64 and
+        activation: a name (`fanin.moments.NAMES`, as in ``"leaky_relu(0.2)"``), a formula of z (as
+            ``"z * sigmoid(1.702 * z)"``, see `fanin.moments.find`), a module, or a function of a
+            tensor.  Modules and functions are evaluated elementwise in float64 and
             left as they are.
 
     Raises:

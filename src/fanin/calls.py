@@ -63,6 +63,9 @@ class Call:
         padding: row of a table that stands for padding.
         option: the number that a signal is multiplied with, divided by or raised to.
         curve: a nonlinearity as `fanin.moments` takes it, with its arguments.
+        terms: what it is given, in order, where that is signals and numbers alone: an int is the
+            index of the call that made a signal, a float a number.  Of what keeps values, or is a
+            `curve`, the signal; empty where anything else is given.
     """
 
     index: int
@@ -84,6 +87,7 @@ class Call:
     padding: int | None = None
     option: float | None = None
     curve: str | None = None
+    terms: tuple[int | float, ...] = ()
 
     @property
     def behind(self) -> tuple[int, ...]:

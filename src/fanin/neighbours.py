@@ -9,6 +9,7 @@ from fanin.architecture import Architecture, Key, key_of
 from fanin.attention import FUSED, MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
 from fanin.kinds import BENDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.written import written_after, written_before
 
 __all__ = [
     "After",
@@ -35,6 +36,10 @@ _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
 _ENDS = _LAYERS | _MATMULS | NORMS | {"einsum", "normalize"}
 # What stands between a layer and the exponential of its output, where that is a scale.
 _BOUNDS = PASSIVE | PRODUCTS | QUOTIENTS | SUMS | {"tanh", "clamp", "atan", "softsign", "neg"}
+_PARTS = frozenset({
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind", "select",
+    "narrow", "__getitem__", "index_select",
+})  # fmt: skip
 _TURNS = frozenset({"t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim"})
 
 
@@ -96,10 +101,11 @@ def input_of(architecture: Architecture, index: int) -> Input:
         kind = _kind(architecture, call)
         if kind is not None:
             return Input(kind)
+        written = written_before(architecture, index)
+        if written is not None:
+            return Input("activation", written.name, written.curve)
         if call.op in BENDING:
             return Input("activation", call.op, call.curve)
-        if _is_square(call) and call.behind and calls[call.behind[0]].op == "relu":
-            return Input("activation", "relu_squared", "relu_squared")
         signals = list(dict.fromkeys(i for i in call.sources if i != INTEGERS))
         if len(signals) > 1 and call.op in SUMS:
             return Input("sum")
@@ -127,10 +133,6 @@ def _kind(architecture: Architecture, call: Call) -> str | None:
     return "attention" if call.op in MIXES and not call.operands else None
 
 
-def _is_square(call: Call) -> bool:
-    return call.op == "square" or (call.op == "pow" and call.option == 2)
-
-
 def _product(architecture: Architecture, signals: list[int]) -> Input:
     """Two signals multiplied: a gate, or an activation written out (x·sigmoid(x))."""
     factors = [c for i in signals if (c := _nearest(architecture, i)) is not None]
@@ -140,9 +142,25 @@ def _product(architecture: Architecture, signals: list[int]) -> Input:
         inside = _nearest(architecture, bent[0].sources[0])
         ends = {source_of(architecture, c.index) for c in (plain[0], bent[0])}
         layer = plain[0].units is not None or architecture.normalizes(plain[0])
+        if any(_takes_part(architecture, i) for i in signals):
+            return Input("product", bent[0].op, bent[0].curve)  # parts of one output: a gate
         if inside is plain[0] or (layer and len(ends) == 1 and None not in ends):
             return Input("activation", *_WRITTEN[bent[0].op])
     return Input("product", bent[0].op, bent[0].curve) if bent else Input("product")
+
+
+def _takes_part(architecture: Architecture, index: int) -> bool:
+    """Whether a signal is a part of what one call made, such as half of its channels."""
+    for _ in range(_NEAR):
+        if index < 0:
+            return False
+        call = architecture.trace.calls[index]
+        if call.op in _PARTS:
+            return True
+        if call.op not in PASSIVE or len(set(call.sources)) != 1:
+            return False
+        index = call.sources[0]
+    return False
 
 
 def _nearest(architecture: Architecture, index: int) -> Call | None:
@@ -163,6 +181,9 @@ def nonlinearity_after(architecture: Architecture, call: Call) -> After:
     normed, factor = False, 1.0
     for _ in range(_NEAR):
         after = architecture.followers.get(call.index, ())
+        bends = written_after(architecture, call.index)
+        if bends is not None:
+            return After(bends.name, bends.curve, normed, factor)
         bent = next((c for c in after if c.op in BENDING), None)
         if bent is not None:
             return After(bent.op, bent.curve, normed, factor)

@@ -299,8 +299,26 @@ class Watch(TorchFunctionMode):
             op, curve = traced(weighted.op if weighted else name, args, kwargs)
             option = _option(name, args, kwargs)
             call = self._add_call(op, inputs, outputs[0], weighted, varies, option, curve)
+            if weighted is None:
+                one = curve is not None or op in PASSIVE
+                terms = args[:1] if one else _in_order(op, args, kwargs)
+                call = replace(call, terms=self._terms(terms))
+                self.calls[call.index] = call
         self.provenance.note(outputs, Record(call.index, varies=varies))
         self._report(call, weighted, args, outputs[0])
+
+    def _terms(self, values: tuple[Any, ...]) -> tuple[int | float, ...]:
+        """`Call.terms`: signals and numbers, or nothing where one is something else."""
+        found: list[int | float] = []
+        for value in values:
+            record = self._record_of(value) if isinstance(value, Tensor) else None
+            if record is not None and record.call is not None:
+                found.append(record.call)
+            elif type(value) in (int, float):
+                found.append(float(value))
+            else:
+                return ()
+        return tuple(found)
 
     def _recurrent(self, weighted: Weighted, outputs: tuple[Tensor, ...]) -> None:
         """One layer of a fused recurrent call."""
@@ -472,6 +490,13 @@ def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> floa
     given = (*(args[1:] if name == "pow" else args), *kwargs.values())
     numbers = (a for a in given if isinstance(a, (int, float)) and not isinstance(a, bool))
     return next((float(a) for a in numbers), None)
+
+
+def _in_order(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an elementwise call is given, by place; (None,) where names give it what none has."""
+    if kwargs and op in ("clamp", "clip"):
+        return (*args, *(kwargs[k] for k in ("min", "max") if k in kwargs))
+    return (None,) if kwargs else args
 
 
 def reject_unwatchable(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from fanin.errors import ArgumentError
+from fanin.moments import formulas
 from fanin.wording import did_you_mean
 
 __all__ = ["NAMES", "Activation", "Function", "arguments", "find", "function"]
@@ -305,6 +306,7 @@ _ALIASES = {
     "squared_relu": "relu_squared", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
 }  # fmt: skip
 _CALL = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
+_OF_Z = re.compile(rf"\b{formulas.VARIABLE}\b")
 
 
 def _squashed(name: str) -> str:
@@ -318,40 +320,62 @@ _SQUASHED |= {_squashed(alias): name for alias, name in _ALIASES.items()}
 
 @lru_cache(maxsize=256)
 def find(name: str) -> Activation:
-    """The activation of a name, with its arguments in brackets.
+    """The activation of a name, with its arguments in brackets; or of a formula of z.
 
-    Letter case and underscores do not matter.
+    Letter case and underscores of names do not matter.
 
     Args:
-        name: one of `NAMES`, as in ``"gelu"`` or ``"leaky_relu(0.2)"``.
+        name: one of `NAMES`, as in ``"gelu"`` or ``"leaky_relu(0.2)"``; or a formula of z, as
+            ``"z * sigmoid(1.702 * z)"`` or ``"exp(-z ** 2 / 2)"``, with numbers, ``+ - * / **``,
+            comparisons, and functions by name: `NAMES`, each with the signal as its first
+            argument, sqrt, rsqrt, log, log2, log1p, exp2, sinh, cosh, tan, asinh, sinc, sign,
+            reciprocal, minimum, maximum, logaddexp, where and clamp.
 
     Raises:
         ArgumentError: the name is unknown, or its arguments are not allowed.
 
     >>> find("LeakyReLU(0.2)").name
     'leaky_relu(0.2)'
+    >>> find("where(z > 0, z, 0.2 * z)")(np.array([-1.0, 2.0]))
+    array([-0.2,  2. ])
     """
     parsed = _CALL.fullmatch(name)
     known = _SQUASHED.get(_squashed(parsed[1])) if parsed else None
+    if _OF_Z.search(name):
+        try:
+            return Activation(name, formulas.function(name, _named))
+        except ValueError as error:
+            raise ArgumentError(f"activation: {name!r} is not allowed: {error}") from None
     if parsed is None or known is None:
         hint = did_you_mean(name, [*NAMES, *_ALIASES]) or f"; known are {', '.join(NAMES)}"
         raise ArgumentError(f"activation: {name!r} is not known{hint}")
-    builder = _BUILDERS[known]
     given = [text for text in (parsed[2] or "").split(",") if text.strip()]
-    allowed = arguments(known)
     try:
-        values = [float(text) for text in given]
-        if not all(map(math.isfinite, values)):
-            raise ValueError("its arguments must be finite")
-        if len(values) > len(allowed):
-            defaults = (f"{key}={default:g}" for key, default in allowed.items())
-            raise ValueError(f"{known} takes {', '.join(defaults) or 'no arguments'}")
-        value, derivative, kinks = builder(*values)
+        return _built(known, [float(text) for text in given])
     except ValueError as error:
         raise ArgumentError(f"activation: {name!r} is not allowed: {error}") from None
+
+
+def _built(known: str, values: list[float]) -> Activation:
+    """One of `NAMES` with these arguments; a ValueError where they are not allowed."""
+    allowed = arguments(known)
+    if not all(map(math.isfinite, values)):
+        raise ValueError("its arguments must be finite")
+    if len(values) > len(allowed):
+        defaults = (f"{key}={default:g}" for key, default in allowed.items())
+        raise ValueError(f"{known} takes {', '.join(defaults) or 'no arguments'}")
+    value, derivative, kinks = _BUILDERS[known](*values)
     full = f"{known}({', '.join(map(repr, values))})" if values else known
     every = (*values, *tuple(allowed.values())[len(values) :])
     return Activation(full, value, derivative, kinks, base=known, arguments=every)
+
+
+def _named(name: str, given: tuple[float, ...]) -> Function:
+    """The function of a name in a formula; a ValueError where there is none."""
+    known = _SQUASHED.get(_squashed(name))
+    if known is None:
+        raise ValueError(f"{name!r} is not known{did_you_mean(name, [*NAMES, *_ALIASES])}")
+    return _built(known, list(given)).function
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from fanin.catalogue import find
 from fanin.catalogue.models import fixup_factor
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
-from fanin.policies.signal import keeps_scale
+from fanin.policies.signal import is_even, keeps_scale, unit_size
 from fanin.roles import Role
 
 __all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
@@ -69,6 +69,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("deep stretch without norms, elu or selu", "orthogonal × 1/√E[φ²]", "self-normalizing"),
     ("bias of the first layer of a mirrored stretch", "mirrored_bias", "no two kinks meet in 0"),
+    (
+        "bias of the first layer, φ(−x) = φ(x)",
+        "normal, std of the pre-activation",
+        "abs, cos, exp(−x²) …: without offsets the model could not tell x from −x",
+    ),
     ("behind relu or leaky relu", "he_normal", "the variance that the kink takes away"),
     ("behind another activation", "lecun_normal × 1/√E[φ²]", "the gain by quadrature"),
     (
@@ -80,6 +85,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "these, 9 or more in a row with norms between",
         "orthogonal, of the same size",
         "norms hold the size, not the directions",
+    ),
+    (
+        "before an activation written out that is steep (χ > 8)",
+        "the same, × the size where χ = 8",
+        "exp(−(x/0.1)²), x = 1 …: of larger signals it would let the gradient grow",
     ),
     ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
     ("table that is the output layer too", "lecun_normal over the width, × 0.3", "small logits"),
@@ -278,10 +288,21 @@ def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
         because = f"the middle of mirrored pairs: there {weight.activation} bends least"
         return Choice("constant", because, gain=shift)
     chosen = deep(weight, drawn)
+    if chosen is None and weight.input.kind == "data" and not weight.norm_after:
+        return _apart(weight) if is_even(weight.curve) else Skip()
     if chosen is None or not chosen.arguments.get("first"):
         return Skip()
     because = "offsets in opposite pairs, which the mirrored layers carry through the whole stretch"
     return Choice("mirrored_bias", because, gain=OFFSET * (deep_size(weight) or 1.0))
+
+
+def _apart(weight: Role) -> Choice:
+    """The bias of a layer that reads the data, before an activation that is even."""
+    because = (
+        f"{weight.activation} is the same for x and −x: offsets as large as the pre-activation let "
+        "the model tell them apart"
+    )
+    return Choice("normal", because, gain=unit_size(weight.curve))
 
 
 def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
@@ -295,4 +316,6 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
         return generated_size(role)
     # What reads a table has no factor in its plan; measured, its branch counts as any other.
     size = None if _by_branch(role) else deep_size(role, drawn)
-    return _branch_factor(role) if size is None else size
+    if size is not None:
+        return size
+    return _branch_factor(role) * (1.0 if role.norm_after else unit_size(role.curve))

@@ -16,6 +16,7 @@ from fanin import moments
 from fanin.policies.choice import Blueprint, Choice, words
 from fanin.policies.signal import (
     ENOUGH_INPUTS,
+    is_even,
     odd_part,
     operating_point,
     shifted_point,
@@ -35,14 +36,18 @@ DEEP_BIASED, DEEP_BENT = 5, 8
 PARTING = math.e**2
 # φ(x) − φ(−x) is x, or next to it, so a mirrored pair of units passes x on.
 MIRRORED = frozenset({
-    "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "selu", "gelu", "silu", "mish",
-    "softplus", "hardswish",
+    "relu", "leaky_relu", "prelu", "rrelu", "relu6", "elu", "celu", "selu", "gelu", "quick_gelu",
+    "silu", "mish", "softplus", "hardswish",
 })  # fmt: skip
 # Odd about 0: a mirrored pair there would stay one for ever.
 ODD = frozenset({
     "tanh", "sin", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "atan",
 })  # fmt: skip
 _FAR = 100.0  # beyond all bounds
+# An activation written out counts as tanh where it is odd about 0, as gelu where a mirrored pair of
+# it parts near inputs by less than a stretch of `DEEP` layers may in each.
+_LIKE_ODD, _LIKE_MIRRORED = "tanh", "gelu"
+_POINTS = np.linspace(-4.0, 4.0, 81)
 BIASED = frozenset({"sigmoid", "hardsigmoid", "softplus"})
 BENT = frozenset({"sin", "hardtanh"})
 # Odd about 0, with a mean: pairs about a bias b have a smaller one, and are two units.  (About its
@@ -71,12 +76,12 @@ def deep(role: Role, drawn: Blueprint | None = None) -> Choice | None:
     """
     if not _is_plain_matrix(role) or role.run < _depth(role):
         return None
-    before = role.input.activation if role.input.kind == "activation" else None
+    before = _before(role)
     if _curve(role, before) is None:
         return None
-    if (before or role.activation) in STEADY and _is_steady(role, before):
+    if (before or _after(role)) in STEADY and _is_steady(role, before):
         return _exact(role, before)
-    if before in MIRRORED or (before is None and role.activation in MIRRORED):
+    if before in MIRRORED or (before is None and _after(role) in MIRRORED):
         return _mirrored(role, before)
     if _is_odd(role, before):
         return _shifted(role, before, drawn) or _odd(role, before)
@@ -108,9 +113,44 @@ def _is_plain_matrix(role: Role) -> bool:
     return plain and matrix and not role.op.startswith("conv_tr")
 
 
+def _before(role: Role) -> str | None:
+    """The activation before a layer, by the name it counts as; None where there is none."""
+    source = role.input
+    return _like(source.activation, source.curve) if source.kind == "activation" else None
+
+
+def _after(role: Role) -> str | None:
+    """The activation behind a layer, by the name it counts as."""
+    return _like(role.activation, role.curve)
+
+
+@lru_cache(maxsize=1024)
+def _like(name: str | None, curve: str | None) -> str | None:
+    """The activation that one counts as here: itself, or of those written out the nearest kind."""
+    if curve is None or moments.find(curve).base:
+        return name
+    phi = moments.function(curve)
+    values, middle = phi(_POINTS), float(phi(np.zeros(1))[0])
+    if np.allclose(values + values[::-1], 2 * middle, atol=1e-6 * float(np.abs(values).max())):
+        return _LIKE_ODD
+    pair = odd_part(curve)
+    if not is_even(curve) and operating_point(pair, PARTING ** (1 / DEEP)) == 1.0:
+        return _LIKE_MIRRORED
+    return name
+
+
 def _name(role: Role, before: str | None) -> str:
     """The activation that a stretch is made of: the one before a layer, or the one behind it."""
-    return before or role.activation or ""
+    return before or _after(role) or ""
+
+
+def _told(role: Role, before: str | None) -> tuple[str, str]:
+    """The same for people: what it is called, and a clause that says what φ is, or nothing."""
+    name = (role.input.activation if before else role.activation) or ""
+    curve = _curve(role, before)
+    if curve is None or moments.find(curve).base:
+        return name, ""
+    return "φ", f" (φ(z) = {curve})"
 
 
 def _curve(role: Role, before: str | None) -> str | None:
@@ -138,7 +178,7 @@ def _exact(role: Role, before: str | None) -> Choice:
     curve = _curve(role, before) or ""
     gain = 1.0 if before is None else 1 / math.sqrt(moments.moments(curve).second)
     because = (
-        f"layer {role.place + 1} of {role.run} in a row without norms: {_name(role, before)} "
+        f"layer {role.place + 1} of {role.run} in a row without norms: {_told(role, before)[0]} "
         "keeps inputs apart by itself; orthogonal, so that all directions fare alike"
     )
     return Choice(_scheme(role, before), because, gain, arguments={"scale": "variance"})
@@ -146,7 +186,7 @@ def _exact(role: Role, before: str | None) -> Choice:
 
 def _depth(role: Role) -> int:
     """Layers in a row from which the activation asks for a start of its own."""
-    names = {role.activation, role.input.activation}
+    names = {_after(role), _like(role.input.activation, role.input.curve)}
     if names & BIASED:
         return DEEP_BIASED
     return DEEP_BENT if names & BENT else DEEP
@@ -207,10 +247,13 @@ def _point(curve: str, run: int, mirrored: bool) -> _Point | None:
 
 
 def _mirrored(role: Role, before: str | None) -> Choice | None:
-    name, point = _name(role, before), _point(_curve(role, before) or "", role.run, True)
+    point = _point(_curve(role, before) or "", role.run, True)
     if point is None:
         return None
-    because = f"units in mirrored pairs, so that {name}(x) − {name}(−x) passes x on at any depth"
+    name, what = _told(role, before)
+    because = (
+        f"units in mirrored pairs, so that {name}(x) − {name}(−x) passes x on at any depth{what}"
+    )
     return _pairs(role, before, point, MIRRORED, because)
 
 
@@ -234,7 +277,7 @@ def _pairs(
     role: Role, before: str | None, point: _Point, family: frozenset[str], because: str
 ) -> Choice | None:
     inputs, outputs = _sizes(role)
-    first, last = before is None, role.head or role.activation not in family
+    first, last = before is None, role.head or _after(role) not in family
     rows, columns = (outputs if last else outputs // 2), (inputs if first else inputs // 2)
     narrow = (not last and outputs < _PAIRED) or (not first and inputs < _PAIRED)
     if narrow or (first and last):
@@ -250,16 +293,18 @@ def _pairs(
 
 def _odd(role: Role, before: str | None) -> Choice | None:
     inputs, _ = _sizes(role)
-    name, point = _name(role, before), _point(_curve(role, before) or "", role.run, False)
+    point = _point(_curve(role, before) or "", role.run, False)
     centred = before is not None and before in BIASED
     if point is None or (centred and inputs < ENOUGH_INPUTS):
         return None
-    last = role.activation not in ODD
+    last = _after(role) not in ODD
     gain = point.size if before is None else (1.0 if last else point.size) / point.spread
+    name, what = _told(role, before)
     because = (
         f"layer {role.place + 1} of {role.run} in a row without norms: pre-activations of std "
         f"{words(point.size)}, where {name} lets near inputs part by no more than "
-        f"{words(PARTING ** (1 / role.run))} a layer; orthogonal, so that all directions fare alike"
+        f"{words(PARTING ** (1 / role.run))} a layer{what}; orthogonal, so that all directions "
+        "fare alike"
     )
     arguments = {"scale": "variance", "centred": centred}
     return Choice(_scheme(role, before), because, gain, arguments=arguments)
@@ -271,14 +316,14 @@ def deep_size(role: Role, drawn: Blueprint | None = None) -> float | None:
     A bias that shifts every unit (`deep_shift`) is not counted.
     """
     chosen = deep(role, drawn)
-    if chosen is None or role.curve is None or role.activation not in MIRRORED | ODD:
+    if chosen is None or role.curve is None or _after(role) not in MIRRORED | ODD:
         return None
     if role.activation in STEADY and chosen.scheme != "looks_linear":
         return 1.0
     paired = chosen.arguments.get("last") is False
     if role.head and chosen.scheme == "looks_linear":
         return 1.0
-    mirrored = role.activation in MIRRORED or paired
+    mirrored = _after(role) in MIRRORED or paired
     point = _point(role.curve, role.run, mirrored)
     return None if point is None else point.size
 

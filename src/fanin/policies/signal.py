@@ -18,12 +18,15 @@ from fanin.roles import Role
 __all__ = [
     "DIRECT_STD",
     "ENOUGH_INPUTS",
+    "STEEP",
     "Curve",
+    "is_even",
     "keeps_scale",
     "odd_part",
     "operating_point",
     "shifted_point",
     "spread",
+    "unit_size",
 ]
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -36,6 +39,11 @@ _BIASED = 0.5
 # Mean square, of a unit signal, below which an activation passes rare values alone: threshold(8)
 # would ask for weights × 5e6.  The faintest that somebody may mean, softshrink(2), has 0.012.
 _FAINT = 1e-3
+#: χ, the growth of the gradient's square, up to which an activation may meet a unit signal.  The
+#: steepest named one, abs, has 2.8; exp(−(z/0.1)²/2) has 58, and MLPs of it with 6 hidden layers
+#: learn nothing from unit signals, all there is from those where χ is 8 (χ = 3: as well).
+STEEP = 8.0
+_SIDES = np.linspace(-4.0, 4.0, 82)
 # Fewer inputs than this are too few to give one direction away.
 ENOUGH_INPUTS = 8
 _SMALLEST = 1e-3  # every smooth activation looks linear at this size
@@ -59,13 +67,40 @@ _ATTENTION = {
 
 def keeps_scale(role: Role) -> Choice:
     """Weights that give unit variance, from what is known of the layer's input."""
-    choice = _by_input(role)
+    choice = _sized(role, _by_input(role))
     told = _ATTENTION.get(role.attention)
     if told is not None and "own" in told and role.blocks == 1:
         told = told.partition(",")[0] if role.attention != "qkv" else "queries, keys and values"
     if role.expert:
         told = f"one matrix for each of {role.shape[0]} experts"
     return replace(choice, because=f"{told}: {choice.because}") if told else choice
+
+
+def unit_size(curve: str | None) -> float:
+    """Std that a pre-activation has before an activation: 1, or less before a steep one."""
+    if curve is None or moments.find(curve).base:
+        return 1.0  # no named one is steep
+    return operating_point(curve, STEEP) or 1.0
+
+
+def _sized(role: Role, choice: Choice) -> Choice:
+    """The choice with the size of output that the activation behind it asks for."""
+    size = 1.0 if role.norm_after else unit_size(role.curve)
+    if size == 1.0:
+        return choice
+    because = (
+        f"{choice.because}; × {words(size)}: {role.activation} is steep, and of larger signals it "
+        "would let the gradient grow"
+    )
+    return replace(choice, gain=choice.gain * size, because=because)
+
+
+def is_even(curve: str | None) -> bool:
+    """Whether an activation gives x and −x the same value."""
+    if curve is None:
+        return False
+    values = moments.function(curve)(_SIDES)
+    return bool(np.allclose(values, values[::-1], rtol=1e-9, atol=0.0))
 
 
 def _by_input(role: Role) -> Choice:
@@ -110,7 +145,7 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
     if source.curve is None:
         because = f"the moments of {source.activation} before it are not known ({fan})"
         return Choice("lecun_normal", because)
-    seen = moments.moments(source.curve)
+    seen = moments.moments(source.curve, variance=unit_size(source.curve) ** 2)
     if seen.second < _FAINT:
         because = (
             f"{source.curve} before it passes next to nothing of a unit signal (E[φ²] = "
