@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from fanin.calls import INTEGERS, Call, Trace
-from fanin.operations import ADDING, BENDING, NORMS, PASSIVE, SUMS
+from fanin.kinds import ADDING, BENDING, NORMS, PASSIVE, SUMS
 
 __all__ = [
     "Architecture",

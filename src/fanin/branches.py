@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
-from fanin.operations import ACTIVATIONS, QUOTIENTS, RECURRENT, SUMS
+from fanin.kinds import ACTIVATIONS, JOINS, QUOTIENTS, RECURRENT, SUMS
 
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
 _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 # What has all of its operands in its values; elsewhere one can gate another.
-_GATHERS = SUMS | {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
+_GATHERS = SUMS | JOINS | {"hstack", "vstack", "dstack"}
 # What makes integers or booleans of a signal; and what gives indices beside its values.
 _COUNTS = frozenset({
     "eq", "ne", "gt", "ge", "lt", "le", "isclose", "isnan", "logical_and", "logical_or",
@@ -259,7 +259,7 @@ def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
     queue = [end]
     while queue:
         index = queue.pop()
-        if index > start and index >= 0 and index not in seen:
+        if index > start and index not in seen:
             seen.add(index)
             queue += calls[index].behind
     return seen
@@ -375,7 +375,7 @@ def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, 
         if beside is not None:
             stream.append(stream[beside])
             number.append(number[beside])
-        elif before is None or before >= place:
+        elif before is None:
             stream.append(place)
             number.append(0)
         else:

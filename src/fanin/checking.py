@@ -21,8 +21,9 @@ from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
 from fanin.numbers import Audit, Record, audit, recording
+from fanin.passes import Pass, Subject, run_pass
 from fanin.prediction import between_samples, predictions
-from fanin.probe import Pass, Recorder, Subject, relative_spread, run_pass
+from fanin.probe import Recorder, relative_spread
 from fanin.reading import check_batch
 from fanin.report import Report
 from fanin.starts import starts

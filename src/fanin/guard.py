@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fanin.errors import ForwardError, ModelError
+from fanin.kinds import name_of
 from fanin.nested import map_batch, tensors_in
-from fanin.operations import name_of
 from fanin.process import Lasting
 
 __all__ = ["Guard", "finite_again", "private", "random_state", "reseed", "untouched", "watching"]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fanin.architecture import Layer
-from fanin.probe import Cell, Pass
+from fanin.passes import Pass
+from fanin.probe import Cell
 from fanin.sketch import labels
 
 __all__ = [

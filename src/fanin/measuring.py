@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin.guard import Guard, private, reseed, watching
-from fanin.operations import RECURRENT_CELLS, RECURRENT_LAYERS, Weighted
+from fanin.kinds import RECURRENT_CELLS, RECURRENT_LAYERS
+from fanin.operations import Weighted
 from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
@@ -149,9 +150,11 @@ class _Measuring(Watch):
     """
 
     def __init__(self, model: nn.Module, guard: Guard, adjust: _Adjust) -> None:
-        self._magnitudes = {frozenset(pair): pair[0] for pair in _normed(model)}
         self._products = adjust.product
-        super().__init__(model, model.named_parameters(), guard, Unobserved(), adjust=adjust)
+        # What is computed from a magnitude and a direction counts as the magnitude.
+        merged = {frozenset(pair): pair[0] for pair in _normed(model)}
+        given = model, model.named_parameters(), guard, Unobserved()
+        super().__init__(*given, adjust=adjust, merged=merged)
 
     def __torch_function__(
         self,
@@ -167,13 +170,6 @@ class _Measuring(Watch):
             func = self._layerwise(func)  # called for one layer at a time
         return super().__torch_function__(func, types, args, kwargs)
 
-    def _note(self, tensor: Tensor, record: Any) -> None:
-        """What is computed from a magnitude and a direction counts as the magnitude."""
-        name = self._magnitudes.get(frozenset(record.parameters))
-        if name is not None and record.call is None:
-            record = replace(record, parameters=(name,), offset=0.0)
-        super()._note(tensor, record)
-
     def _layerwise(self, func: Any) -> Any:
         @functools.wraps(func)
         def run(*args: Any) -> Any:
@@ -187,7 +183,7 @@ class _Measuring(Watch):
     def _gates(self, x: Tensor, weights: Sequence[Tensor]) -> None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for weight in weights:
-                record = self._known(weight)
+                record = self.provenance.own(weight)
                 if record is not None and len(record.parameters) == 1 and record.offset == 0.0:
                     run = functools.partial(F.linear, x, weight)
                     self._products(record.parameters[0], weight, run(), run)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from fanin.architecture import Architecture, Key, key_of
 from fanin.attention import FUSED, MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
-from fanin.operations import BENDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.kinds import BENDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.written import written_after, written_before
 
 __all__ = [
-    "JOINS",
     "After",
     "Generated",
     "Input",
@@ -26,7 +25,6 @@ __all__ = [
     "unrolled",
 ]
 
-JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 # Activations that are often written out with one of a simpler kind.
 _WRITTEN = {"sigmoid": ("silu", "silu"), "tanh": ("gelu", "gelu_tanh"), "erf": ("gelu", "gelu")}
 # Calls that are followed at most: a norm written out, with its changes of dtype, takes 8.

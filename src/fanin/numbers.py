@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fanin.kinds import name_of
 from fanin.nested import tensors_in
-from fanin.operations import name_of
 
 __all__ = ["TINY", "Audit", "Record", "audit", "recording"]
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call, Operand
-from fanin.operations import PASSIVE
-from fanin.probe import Cell, Pass
+from fanin.kinds import PASSIVE
+from fanin.passes import Pass
+from fanin.probe import Cell
 
 __all__ = ["Prediction", "between_samples", "predictions"]
 

@@ -18,8 +18,8 @@ from fanin.architecture import Architecture
 from fanin.attention import attention_parts
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
+from fanin.kinds import ADDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.neighbours import (
-    JOINS,
     Generated,
     Input,
     beside_fixed,
@@ -31,7 +31,6 @@ from fanin.neighbours import (
     sets_steps,
     unrolled,
 )
-from fanin.operations import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.reparametrized import Part, parts
 
 __all__ = ["Role", "roles"]
@@ -94,7 +93,7 @@ class Role:
         features: size of the signal it reads (weights) or makes (tables).
         feeds_scores: whether it ends up as a bias on attention scores.
         direct: whether rows of a table reach the output past every layer, for more than to be
-            returned, in a model without norms; of a weight that reads a table: whether its do.
+            returned, in a model without norms; of a weight that reads tables: whether theirs do.
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -168,7 +167,8 @@ class _Reader:
         self.unnamed = dict(architecture.unnamed)
         self.normed = any(b.norm != "none" for b in self.branch_of.values())
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
-        self.layered = {c.index for c in self.calls if c.layout and "v" not in c.layout}
+        self.tables = {c.index for c in self.calls if "v" in c.layout}
+        self.layered = {c.index for c in self.calls if c.layout} - self.tables
 
     def read(self) -> tuple[Role, ...]:
         uses = _by_parameter((c, o) for c in self.calls for o in c.operands)
@@ -268,37 +268,19 @@ class _Reader:
         return bool(after) and all(a.op in SUMS and len(a.inputs) > 1 for a in after)
 
     def _direct(self, call: Call) -> bool:
-        """Whether rows of a table reach the output past every layer.
+        """Whether rows of a table reach the output past every layer, in a model without norms.
 
         Where a layer reads them too, that they are returned, or a term of the loss is made of
         them (one number for the whole batch), asks nothing of their size.
         """
         if self.normed:
             return False
-        passed, queue = {call.index}, [call]
-        read, starts = False, set()
-        while queue:
-            for after in self.followers.get(queue.pop().index, ()):
-                if after.index in self.layered:
-                    read = True
-                elif after.index not in passed:
-                    passed.add(after.index)
-                    queue.append(after)
-        if not read:
-            return self.architecture.open_way([call.index], self.layered, onward=True)
-        trace, goal = self.architecture.trace, set(self.architecture.goal)
-        numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
-        stops = self.layered | (numbers - goal if goal <= numbers else numbers)
-        kept = {call.index}  # what has rows as they are
-        for index in sorted(passed - kept):
-            before = self.calls[index]
-            if kept.isdisjoint(before.behind):
-                continue
-            if before.op in PASSIVE | JOINS:
-                kept.add(index)
-            elif index not in stops:
-                starts.add(index)
-        return self.architecture.open_way(starts, stops, onward=True)
+        start, stops = {call.index}, self.layered
+        if self.architecture.first_met(start, stops, onward=True):
+            stops = stops | _terms(self.architecture)
+            acting = {c.index for c in self.calls if c.op not in PASSIVE | JOINS}
+            start = self.architecture.first_met(start, acting, onward=True) - stops
+        return self.architecture.open_way(start, stops, onward=True)
 
     def _makes_output(self, kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
         """Whether the calls that use a parameter make the model's output.
@@ -330,9 +312,7 @@ class _Reader:
             return "norm_scale" if operand.role == "weight" else "norm_shift"
         if call.op == "prelu":
             return "slope"
-        if operand.role.startswith(("bias", "recurrent_bias")):
-            return operand.role.removesuffix("_reverse")
-        if operand.role.startswith(("recurrent", "projection")):
+        if operand.role.startswith(("bias", "recurrent", "projection")):
             return operand.role.removesuffix("_reverse")
         if call.layout:
             return "table" if "v" in call.layout else "weight"
@@ -410,43 +390,21 @@ class _Reader:
 
         In a network unrolled over time, the first state is a constant.
         """
-        main = operand is call.operands[0]
-        layout = call.layout if main else "oi"
-        turned = operand.shape[:-2] + operand.shape[:-3:-1]
-        if operand.turned or (role.shape != operand.shape and role.shape == turned):
-            layout = layout[:-2] + layout[:-3:-1]  # the call was given the transpose
-        given = operand.shape[::-1] if operand.turned else operand.shape
-        if operand.offset is not None and role.shape[1:] == given and len(given) > 1:
-            layout = "b" + layout  # one matrix of several, as F.linear(x, experts[3])
+        layout = _layout(role, call, operand)
         if len(layout) != len(role.shape) and role.part is None:
             return replace(role, kind="unknown", seen=call.op)
-        blocks, groups = call.blocks, 1
-        if call.op.startswith("conv"):
-            groups = call.blocks
-        fan_in = call.mean_fan_in or call.fan_in
-        fan_out: float | None = call.fan_out
-        if not main or call.op in RECURRENT:
-            blocks = 1 if role.kind == "projection" else call.blocks
-            fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
-        attention = self.attention.get(call.index, "")
-        packed = self._packed(role, operand, layout, attention)
-        if packed > 1:
-            blocks = packed
-            fan_out = role.shape[layout.index("o")] / packed
         repeated = late.index in self.again and call.op not in RECURRENT
-        gates = self._gates(role, layout) if repeated else 1
-        if gates > 1:
-            blocks, fan_out = gates, role.shape[layout.index("o")] / gates
-        spread = layout.startswith("b") and role.shape[0] > 1
+        fan_in, fan_out, blocks = self._fans(role, call, operand, layout, repeated)
+        attention = self.attention.get(call.index, "")
+        generates = self._generated(call, attention)
         learned = bool(late.learned) and not late.sources
         signal = late.sources[0] if late.sources else BATCH
-        generates = self._generated(call, attention)
         source = Input("learned") if learned else input_of(self.architecture, signal)
         return replace(
             role,
             layout=layout,
             blocks=blocks,
-            groups=groups,
+            groups=call.blocks if call.op.startswith("conv") else 1,
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
             input=source,
@@ -455,7 +413,7 @@ class _Reader:
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
             shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
-            expert=spread,
+            expert=layout.startswith("b") and role.shape[0] > 1,
             repeated=repeated,
             generates=generates,
             head=role.head and (generates is None or generates.last),
@@ -465,20 +423,30 @@ class _Reader:
             **self._standing(call),
         )
 
+    def _fans(
+        self, role: Role, call: Call, operand: Operand, layout: str, repeated: bool
+    ) -> tuple[float | None, float | None, int]:
+        """Fan-in and fan-out of one of the matrices that a weight is made of, and their number."""
+        fan_in: float | None = call.mean_fan_in or call.fan_in
+        fan_out: float | None = call.fan_out
+        blocks = call.blocks
+        if operand is not call.operands[0] or call.op in RECURRENT:
+            blocks = 1 if role.kind == "projection" else call.blocks
+            fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
+        parts = self._gates(role, layout) if repeated else 1
+        if parts == 1:
+            parts = self._packed(role, operand, layout, self.attention.get(call.index, ""))
+        if parts > 1:
+            blocks, fan_out = parts, role.shape[layout.index("o")] / parts
+        return fan_in, fan_out, blocks
+
     def _reads_direct(self, signal: int) -> bool:
         """Whether all tables that a signal comes from are `direct`, and none is a weight too."""
-        tables, seen, queue = [], {signal}, [signal]
-        while queue:
-            call = self.calls[queue.pop()]
-            if "v" in call.layout:
-                tables.append(call)
-                continue
-            queue += {*call.behind} - seen
-            seen |= {*call.behind}
+        near = {signal} & self.tables
+        near = near or self.architecture.first_met({signal}, self.tables, onward=False)
+        names = {p for i in near for p in self.calls[i].parameters}
         weights = {p for i in self.layered for p in self.calls[i].parameters}
-        names = {p for c in tables for p in c.parameters}
-        plain = names <= self.drawn - weights
-        return bool(tables) and plain and all(self._direct(c) for c in tables)
+        return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = call.layout in ("oi", "io") and not attention
@@ -531,12 +499,24 @@ class _Reader:
             "factor": after.factor,
             "alone": branch is not None and self._ends(call, branch),
             "norm_after": after.normed,
-            "branch": self.branch_of.get(call.index),
+            "branch": branch,
             "last": call.index in self.lasts,
             "place": self.place.get(call.index, 0),
             "run": self.place.get(call.index, 0) + 1 + self.ahead.get(call.index, 0),
             "chain": sum(side.get(call.index, 0) for side in self.chained) + 1,
         }
+
+
+def _layout(role: Role, call: Call, operand: Operand) -> str:
+    """What the dimensions of a parameter are, where the call was given a part or its transpose."""
+    layout = call.layout if operand is call.operands[0] else "oi"
+    turned = operand.shape[:-2] + operand.shape[:-3:-1]
+    if operand.turned or (role.shape != operand.shape and role.shape == turned):
+        layout = layout[:-2] + layout[:-3:-1]
+    given = operand.shape[::-1] if operand.turned else operand.shape
+    if operand.offset is not None and role.shape[1:] == given and len(given) > 1:
+        layout = "b" + layout  # one matrix of several, as F.linear(x, experts[3])
+    return layout
 
 
 def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[Call, Operand]]]:
@@ -546,6 +526,13 @@ def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[
         for name in operand.parameters:
             found.setdefault(name, []).append((call, operand))
     return found
+
+
+def _terms(architecture: Architecture) -> set[int]:
+    """Calls of the model that make one number of a whole batch, unless that is all it returns."""
+    trace, goal = architecture.trace, set(architecture.goal)
+    numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
+    return numbers - goal if goal <= numbers else numbers
 
 
 def _stretches(

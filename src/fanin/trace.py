@@ -1,19 +1,16 @@
 """Watch a model run: which torch calls really happened, on which parameters, linked to one another.
 
 A `torch.overrides.TorchFunctionMode` stands between every torch-level call and its result, so any
-Python control flow is followed and nothing is asked of the model.  Tensors are told apart by what
-they are made of: *learned* values are parameters or computed from parameters alone; *signals*
-depend on a layer or on the batch; everything else is a constant.
+Python control flow is followed and nothing is asked of the model.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,34 +23,22 @@ from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
-from fanin.nested import arguments, map_tensors, signals_in, tensors_in
-from fanin.opened import open_recurrent, transparent, written_out
-from fanin.operations import (
+from fanin.kinds import (
     ACTIVATIONS,
-    LEARNED_INPUT,
     PASSIVE,
     PRODUCTS,
     QUOTIENTS,
     RECURRENT,
     RECURRENT_LAYERS,
-    Weighted,
-    describe,
     name_of,
 )
+from fanin.nested import arguments, map_tensors, signals_in, tensors_in
+from fanin.opened import open_recurrent, transparent, written_out
+from fanin.operations import LEARNED_INPUT, Weighted, describe
 from fanin.placement import is_spread
+from fanin.provenance import Provenance, Record, learned_by, names_of
 
 __all__ = ["Watch", "reject_unwatchable", "trace"]
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What a tensor is made of: `call` for a signal, `parameters` for a learned value."""
-
-    call: int | None
-    parameters: tuple[str, ...] = ()
-    varies: bool = True
-    offset: float | None = 0.0
-    turned: bool = False
 
 
 Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
@@ -67,8 +52,6 @@ _CONSTANT = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
     "bernoulli",
 })  # fmt: skip
-# Functions that turn a matrix, whatever their arguments.
-_TURNS = frozenset({"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"})
 
 
 class Watch(TorchFunctionMode):
@@ -76,13 +59,14 @@ class Watch(TorchFunctionMode):
 
     Args:
         model: the model whose modules give the calls their place.
-        parameters: tensor → path of each parameter as it is called in this run.
+        parameters: path and tensor of each parameter as it is called in this run.
         guard: told before something is written in place.
         observer: takes measurements.
         substitute: id of a tensor → the tensor to use in its place.
         promote: floating dtype that every result is brought to, or None.
         adjust: given a weighted call, the parameters of its main weight, its result and a function
             that runs it again; what it returns takes the place of the result.
+        merged: as `Provenance` takes it.
     """
 
     def __init__(
@@ -94,6 +78,7 @@ class Watch(TorchFunctionMode):
         substitute: Mapping[int, Tensor] | None = None,
         promote: torch.dtype | None = None,
         adjust: Adjust | None = None,
+        merged: Mapping[frozenset[str], str] | None = None,
     ) -> None:
         super().__init__()
         self._adjust = adjust
@@ -102,16 +87,11 @@ class Watch(TorchFunctionMode):
         self._quiet = False  # in the backward pass nothing is recorded
         self._guard, self._observer = guard, observer
         self._substitute, self._promote = substitute or {}, promote
-        self._records: dict[int, tuple[weakref.ref[Tensor], _Record]] = {}
+        self.provenance = Provenance(parameters, merged)
         self._paths = {id(m): path for path, m in model.named_modules()}
         self._stack: list[str] = [""]
         self._failed: tuple[BaseException | None, str] = None, ""
         self._inside: list[str] = []
-        self._frozen: set[int] = set()
-        named = list(parameters)
-        for name, parameter in named:
-            self._note(parameter, _Record(None, (name,), varies=False))
-        self._frozen = {id(parameter) for _, parameter in named if not parameter.requires_grad}
 
     # ---- provenance -----------------------------------------------------------------------------
 
@@ -119,76 +99,29 @@ class Watch(TorchFunctionMode):
         """Mark every tensor of the batch, as a signal or as integers."""
         signals = {id(tensor) for tensor in signals_in(batch)}
         for tensor in tensors_in(batch):
-            self._note(tensor, _Record(BATCH if id(tensor) in signals else INTEGERS))
+            self.provenance.set(tensor, Record(BATCH if id(tensor) in signals else INTEGERS))
 
     def producers(self, value: Any) -> tuple[int, ...]:
         """Indices of the calls that made the tensors of `value`."""
         records = (self._record_of(t) for t in tensors_in(value))
         return tuple(dict.fromkeys(r.call for r in records if r is not None and r.call is not None))
 
-    def _note(self, tensor: Tensor, record: _Record) -> None:
-        if record.call is None and id(tensor) in self._frozen:
-            return  # a teacher that follows by an average is not computed from its student
-        self._records[id(tensor)] = (weakref.ref(tensor), record)
-
-    def _known(self, tensor: Tensor) -> _Record | None:
-        entry = self._records.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def _record_of(self, tensor: Tensor) -> _Record | None:
-        record = self._known(tensor)
-        base = tensor._base
-        if base is not None and (record is None or record.call is None):
-            below = self._known(base)
-            if below is not None and (record is None or below.call is not None):
-                record = below
+    def _record_of(self, tensor: Tensor) -> Record | None:
+        record = self.provenance.of(tensor)
         if record is None and tensor.grad_fn is not None:
             record = self._unseen(tensor)
         return record
 
-    def _unseen(self, tensor: Tensor) -> _Record:
-        """Note a tensor made by something that torch functions do not show.
-
-        What a custom autograd Function made has its producers in the autograd graph.
-        """
-        nodes: dict[Any, _Record] = {}
-        for reference, other_record in self._records.values():
-            other = reference()
-            if other is not None and other.grad_fn is not None:
-                nodes[other.grad_fn] = other_record
-        found: list[_Record] = []
-        queue: list[Any] = [tensor.grad_fn]
-        seen: set[Any] = set()
-        while queue:
-            node = queue.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if node in nodes:
-                found.append(nodes[node])
-            elif hasattr(node, "variable"):
-                record = self._known(node.variable)
-                found += [record] if record is not None else []
-            else:
-                queue += [n for n, _ in node.next_functions]
+    def _unseen(self, tensor: Tensor) -> Record:
+        """Note a tensor made by something that torch functions do not show."""
+        found = self.provenance.behind(tensor)
         inputs = tuple(sorted({r.call for r in found if r.call is not None}))
-        names = tuple(dict.fromkeys(p for r in found for p in r.parameters))
+        names = names_of(found)
         if not inputs and names:
-            return self._mark([tensor], _Record(None, names, varies=False, offset=None))
+            return self.provenance.note([tensor], Record(None, names, varies=False, offset=None))
         op = type(tensor.grad_fn).__name__.removesuffix("Backward")
         call = self._unnamed(op, names, inputs or (BATCH,), tensor, varies=True)
-        return self._mark([tensor], _Record(call.index))
-
-    def _mark(self, outputs: Iterable[Tensor], record: _Record) -> _Record:
-        for tensor in outputs:
-            self._note(tensor, record)
-            base = tensor._base
-            known = self._known(base) if base is not None else None
-            if base is not None and (
-                known is None or (known.call is None and record.call is not None)
-            ):
-                self._note(base, record)
-        return record
+        return self.provenance.note([tensor], Record(call.index))
 
     def learned(self, value: Any) -> bool:
         """Whether a value is a parameter or computed from parameters alone."""
@@ -274,8 +207,12 @@ class Watch(TorchFunctionMode):
         """Note what a call is about to write into."""
         for tensor in tensors_in(target):
             self._guard.protect(tensor)
-            if self._known(tensor) is None and tensor._base is None and tensor.grad_fn is None:
-                self._note(tensor, _Record(None))
+            if (
+                self.provenance.own(tensor) is None
+                and tensor._base is None
+                and tensor.grad_fn is None
+            ):
+                self.provenance.set(tensor, Record(None))
 
     def gradients(self, value: Tensor, wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
         """Gradients of a scalar; what is computed again on the way (checkpoints) sees the same
@@ -298,9 +235,9 @@ class Watch(TorchFunctionMode):
     def _swap(self, tensor: Tensor) -> Tensor:
         tensor = self._substitute.get(id(tensor), tensor)
         lifted = self._lift(tensor)
-        record = None if lifted is tensor else self._known(tensor)
+        record = None if lifted is tensor else self.provenance.own(tensor)
         if record is not None:
-            self._note(lifted, record)
+            self.provenance.set(lifted, record)
         return lifted
 
     def _lift(self, tensor: Tensor) -> Tensor:
@@ -318,15 +255,11 @@ class Watch(TorchFunctionMode):
         records = [r for t in operands if (r := self._record_of(t)) is not None]
         records = [r for r in records if r.call is not None or r.parameters]
         signals = [r for r in records if r.call is not None]
-        names = tuple(dict.fromkeys(p for r in records for p in r.parameters))
-        if not records or (not signals and (name not in LEARNED_INPUT or not names)):
-            if records:
-                offset = _offset(name, records, args)
-                turned = records[0].turned != (name in _TURNS and outputs[0].dim() == 2)
-                record = _Record(None, names, varies=False, offset=offset, turned=turned)
-                self._mark(outputs, record)
-            return
-        self._signal(name, args, kwargs, outputs, signals, names)
+        names = names_of(records)
+        if signals or (names and name in LEARNED_INPUT):
+            self._signal(name, args, kwargs, outputs, signals, names)
+        elif records:
+            self.provenance.note(outputs, learned_by(name, args, records, outputs[0].dim()))
 
     def _picked(self, operands: list[Tensor]) -> bool:
         """Whether the first operand is a table that a signal, an index, picks rows of.
@@ -351,7 +284,7 @@ class Watch(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         outputs: list[Tensor],
-        signals: list[_Record],
+        signals: list[Record],
         names: tuple[str, ...],
     ) -> None:
         """Record a call on a signal; `names` are the parameters that take part."""
@@ -371,7 +304,7 @@ class Watch(TorchFunctionMode):
                 terms = args[:1] if one else _in_order(op, args, kwargs)
                 call = replace(call, terms=self._terms(terms))
                 self.calls[call.index] = call
-        self._mark(outputs, _Record(call.index, varies=varies))
+        self.provenance.note(outputs, Record(call.index, varies=varies))
         self._report(call, weighted, args, outputs[0])
 
     def _terms(self, values: tuple[Any, ...]) -> tuple[int | float, ...]:
@@ -394,7 +327,7 @@ class Watch(TorchFunctionMode):
             inputs = tuple(r.call for r in records if r.call is not None)
             varies = any(r.varies for r in records)
             call = self._add_call(weighted.op, inputs, outputs[0], weighted, varies)
-        self._mark(outputs, _Record(call.index, varies=varies))
+        self.provenance.note(outputs, Record(call.index, varies=varies))
         self._observed(self._report, call, weighted, (), outputs[0])
 
     def _report(
@@ -564,19 +497,6 @@ def _in_order(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
     if kwargs and op in ("clamp", "clip"):
         return (*args, *(kwargs[k] for k in ("min", "max") if k in kwargs))
     return (None,) if kwargs else args
-
-
-def _offset(name: str, records: list[_Record], args: tuple[Any, ...]) -> float | None:
-    """What was added to a parameter so far; None when more than that was done to it."""
-    before = records[0].offset
-    if len(records) > 1 or before is None:
-        return None
-    if name in PASSIVE:
-        return before
-    numbers = [a for a in args if isinstance(a, (int, float))]
-    if name in ("add", "radd") and len(args) == 2 and len(numbers) == 1:
-        return before + float(numbers[0])
-    return None
 
 
 def reject_unwatchable(model: nn.Module) -> None:

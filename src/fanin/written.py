@@ -17,8 +17,8 @@ from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call
 from fanin.errors import ArgumentError
+from fanin.kinds import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
 from fanin.moments import formulas
-from fanin.operations import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
 
 __all__ = ["Written", "written_after", "written_before"]
 

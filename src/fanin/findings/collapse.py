@@ -13,8 +13,9 @@ from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import gain, live
 from fanin.findings.rules import Finding, finding
 from fanin.findings.signals import ABOVE_TARGET
-from fanin.operations import NORMS, PASSIVE
-from fanin.probe import ALIKE, Pass
+from fanin.kinds import NORMS, PASSIVE
+from fanin.passes import Pass
+from fanin.probe import ALIKE
 from fanin.wording import listed
 
 __all__ = ["RULES"]

@@ -12,7 +12,8 @@ from fanin.branches import ResidualBranch
 from fanin.calls import Call
 from fanin.layers import Depth, LayerStats
 from fanin.numbers import Audit
-from fanin.probe import Cell, Pass
+from fanin.passes import Pass
+from fanin.probe import Cell
 from fanin.symmetry import Symmetry
 
 __all__ = ["Evidence", "Station", "depth_of", "stations"]

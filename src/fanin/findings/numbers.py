@@ -125,12 +125,14 @@ def _first(evidence: Evidence, call: Call, way: str, *layers: str) -> Finding:
 def out_of_range(evidence: Evidence) -> Iterator[Finding]:
     """N404: values that the training dtype cannot hold."""
     limit, name = evidence.limit
+    if name != "float16":  # bfloat16 has the range of float32
+        return
     bad = evidence.out_of_range
-    if bad is not None and name == "float16" and bad[1] > limit:
-        yield _range(evidence, bad[0], bad[1])
+    if bad is not None and bad[1] > limit:
+        yield _range(evidence, *bad)
         return
     near = [s for s in evidence.layers if s.max_abs is not None and s.max_abs > NEAR * limit]
-    if near and name == "float16":
+    if near:
         worst = max(near, key=lambda s: s.max_abs or 0.0)
         yield finding(
             "N404",

@@ -7,7 +7,7 @@ import math
 from fanin.architecture import Layer
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
-from fanin.operations import PASSIVE, PRODUCTS, RECURRENT, SUMS
+from fanin.kinds import PASSIVE, PRODUCTS, RECURRENT, SUMS
 
 __all__ = ["gain", "large_inputs", "live"]
 

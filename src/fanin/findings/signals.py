@@ -16,7 +16,7 @@ from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import large_inputs, live
 from fanin.findings.rules import Finding, finding
-from fanin.operations import NORMS, PRODUCTS, RECURRENT
+from fanin.kinds import NORMS, PRODUCTS, RECURRENT
 from fanin.wording import listed
 
 __all__ = ["ABOVE_TARGET", "RULES"]
@@ -347,8 +347,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             severity = "error" if only and share >= full else "warning"
             kind = (severity, large_inputs(evidence, layer.name))
             found.setdefault(kind, []).append((layer.name, share, rms))
-    for (severity, scale), flat in found.items():
-        cause = "Most" if scale is None else "The inputs are so large that most"
+    for (severity, fix), flat in found.items():
+        cause = "Most" if fix is None else "The inputs are so large that most"
         shown = (f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in flat)
         yield finding(
             "P206",
@@ -357,7 +357,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             measured=listed(shown, 4, apart="; "),
             expected=f"below {SATURATING:.0%}",
             message=f"{cause} units sit where their activation is flat.",
-            fix=scale,
+            fix=fix,
         )
 
 

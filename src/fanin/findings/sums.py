@@ -14,7 +14,7 @@ from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import large_inputs
 from fanin.findings.rules import Finding, finding
-from fanin.operations import PASSIVE
+from fanin.kinds import PASSIVE
 from fanin.probe import Cell
 
 __all__ = ["RULES"]
@@ -98,14 +98,13 @@ def _tables(evidence: Evidence, station: Station) -> Iterator[_Drowned]:
     # bias in pieces, such as one for each head.
     if calls[norm].shape[-1:] != calls[station.index].shape[-1:]:
         return
-    audits = {a.name: a.rms for a in evidence.audits}
     names = {i: y.name for y in architecture.layers for i in y.calls}
     for call in _terms(architecture.trace.calls, station.index):
         if call.op == "embedding" and call.index in cells:
             size, name = _rms(cells[call.index]), names.get(call.index, call.module)
         elif call.op == "shift" and _is_table(call):
             name = call.operands[0].parameters[0]
-            size = audits.get(name, 0.0)
+            size = evidence.sizes.get(name, 0.0)
         else:
             continue
         yield _Drowned(station.rms / max(COMES_TO, size), station.index, name, size)

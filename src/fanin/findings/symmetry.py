@@ -9,7 +9,7 @@ from fanin.architecture import Layer
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
-from fanin.operations import RECURRENT_LAYERS
+from fanin.kinds import RECURRENT_LAYERS
 from fanin.summary import count
 from fanin.symmetry import (
     FROZEN_ZERO,
@@ -84,8 +84,8 @@ def _idle(evidence: Evidence, layer: Layer) -> bool:
 
 
 def _positions(evidence: Evidence, layer: Layer) -> int:
-    count = sum(evidence.seen.cells[i].count for i in layer.calls[:1] if i in evidence.seen.cells)
-    return count // max(1, (layer.units or 1) * (evidence.samples or 1))
+    values = sum(evidence.seen.cells[i].count for i in layer.calls[:1] if i in evidence.seen.cells)
+    return values // max(1, (layer.units or 1) * (evidence.samples or 1))
 
 
 def _locked(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from fanin.operations import NORMS
+from fanin.kinds import NORMS
 from fanin.policies.choice import Blueprint, Choice, Leave, counted, words
 from fanin.policies.signal import DIRECT_STD
 from fanin.roles import Role

@@ -11,7 +11,7 @@ from torch import Tensor
 from fanin.assignment import Assignment
 from fanin.clones import repeats
 from fanin.findings import Finding
-from fanin.operations import RECURRENT
+from fanin.kinds import RECURRENT
 from fanin.repair.case import GROSS, Case, Mask
 from fanin.repair.wiring import Wire
 from fanin.sketch import classes

@@ -9,7 +9,7 @@ import numpy as np
 from fanin.architecture import Layer
 from fanin.assignment import Assignment
 from fanin.findings import Finding
-from fanin.operations import NORMS
+from fanin.kinds import NORMS
 from fanin.repair.case import Case
 from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire

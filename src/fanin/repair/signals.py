@@ -9,8 +9,8 @@ from dataclasses import replace
 from fanin.apply import copied
 from fanin.assignment import Assignment
 from fanin.findings import Finding
+from fanin.kinds import NORMS, RECURRENT
 from fanin.measuring import DIGITS, Target, measure_
-from fanin.operations import NORMS, RECURRENT
 from fanin.policies.auto import head_gain, target_size
 from fanin.policies.deep import BIASED
 from fanin.policies.targets import TOLERANCE, uncertain

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fanin.architecture import Key, Layer
 from fanin.calls import Call
+from fanin.kinds import BENDING, PASSIVE
 from fanin.layers import fingerprints, tolerance_of, unit_labels
-from fanin.operations import BENDING, PASSIVE
-from fanin.probe import Pass
+from fanin.passes import Pass
 from fanin.sketch import classes, labels
 from fanin.symmetry.result import Identity, UnitClass
 from fanin.symmetry.steps import STEPS, VirtualRun, counterpart
@@ -191,7 +191,8 @@ def _silent(seen: Pass, layer: Layer, members: tuple[int, ...]) -> bool:
 # With one signal alone: a frozen batch norm adds a constant, a bias of its own a parameter.
 _HANDING_ON = PASSIVE | {"mul", "div", "scale", "add", "sub", "shift"}
 # Functions that keep some units and take others away, by a tensor that is not learned.
-_MASKS = frozenset({"masked_fill", "matmul", "mm"})
+_MATMULS = frozenset({"matmul", "mm"})
+_MASKS = _MATMULS | {"masked_fill"}
 _PICKS = frozenset({"__getitem__", "narrow", "select", "index_select", "gather"})
 
 
@@ -234,18 +235,15 @@ def _may_mask(call: Call, units: int) -> bool:
 
 
 def _taken(run: VirtualRun, call: Call, before: int, units: int) -> set[int]:
-    """Units that a gradient comes to behind a call, and none in front of it, in no pass."""
+    """Units to which a gradient comes behind a call, but in no pass in front of it."""
     behind, front = run.arrived.get(call.index), run.arrived.get(before)
-    if behind is None or front is None or front.dim() == 0 or behind.dim() == 0:
+    if behind is None or front is None or behind.dim() == 0 or front.dim() == 0:
         return set()
-    if call.op in _PICKS:  # what is picked is alive, so the silent ones are not among it
-        if not behind.all():
-            return set()
-        behind = behind.new_ones(())
-    elif call.op in ("matmul", "mm"):
-        front, behind = _columns(front), _columns(behind)
-        if len(front) != len(behind):  # all that it gives is alive
-            behind = behind.all()
+    if call.op in _MATMULS:
+        behind, front = _columns(behind), _columns(front)
+    if call.op in _PICKS or (call.op in _MATMULS and len(behind) != len(front)):
+        # Which units it keeps is not known; where all that it keeps is alive, no silent one is.
+        behind = behind.all()
     while behind.dim() > front.dim():
         behind = behind.any(0)
     try:
@@ -253,10 +251,10 @@ def _taken(run: VirtualRun, call: Call, before: int, units: int) -> set[int]:
     except RuntimeError:
         return set()
     behind, front = behind.expand(shape), front.expand(shape)
-    at = [d for d, n in enumerate(front.shape) if n == units]
+    at = [d for d, n in enumerate(shape) if n == units]
     if len(at) != 1:  # in heads or halves: which unit is which is lost
         return set(range(units)) if bool((behind & ~front).any()) else set()
-    front, behind = (t.movedim(at[0], 0).reshape(units, -1).any(1) for t in (front, behind))
+    behind, front = (t.movedim(at[0], 0).reshape(units, -1).any(1) for t in (behind, front))
     return set((behind & ~front).nonzero().flatten().tolist())
 
 

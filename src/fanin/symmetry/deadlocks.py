@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
-from fanin.probe import Pass
+from fanin.passes import Pass
 from fanin.symmetry.result import (
     DEAD_UNITS,
     FROZEN_ZERO,

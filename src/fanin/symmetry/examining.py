@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fanin.architecture import Key
 from fanin.clones import clones
 from fanin.errors import ForwardError
-from fanin.probe import Pass, Subject
+from fanin.passes import Pass, Subject
 from fanin.symmetry.copies import suspects, unit_classes
 from fanin.symmetry.deadlocks import deadlocks
 from fanin.symmetry.result import UNUSED, Deadlock, Symmetry

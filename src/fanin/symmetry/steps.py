@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fanin.architecture import Key, Layer
 from fanin.calls import Call
 from fanin.nested import map_batch
-from fanin.probe import Cell, Pass, Recorder, Stand, Subject, run_pass
+from fanin.passes import Pass, Stand, Subject, run_pass
+from fanin.probe import Cell, Recorder
 
 __all__ = [
     "DOUBLE",

@@ -1,0 +1,83 @@
+"""Torch functions by what they do to a signal, under one name each.
+
+The name of an operation that uses a parameter is its own: `operations.describe` gives it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ACTIVATIONS",
+    "ADDING",
+    "BENDING",
+    "JOINS",
+    "NORMS",
+    "PASSIVE",
+    "PRODUCTS",
+    "QUOTIENTS",
+    "RECURRENT",
+    "RECURRENT_CELLS",
+    "RECURRENT_LAYERS",
+    "SUMS",
+    "name_of",
+]
+
+# Functions that hand values on unchanged, reshaped or picked: no layer, no activation.
+PASSIVE = frozenset({
+    "view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
+    "alias", "transpose", "permute", "t", "T", "mT", "movedim", "swapaxes", "swapdims", "roll",
+    "flip", "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "pad",
+    "unfold", "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind",
+    "select", "narrow", "__getitem__", "__get__", "index_select", "gather", "take_along_dim",
+    "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
+    "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
+    "feature_alpha_dropout", "identity", "requires_grad", "rename", "checkpoint", "pixel_shuffle",
+    "_pack_padded_sequence", "_pad_packed_sequence",
+})  # fmt: skip
+
+# Nonlinearities.
+ACTIVATIONS = frozenset({
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",
+    "glu", "softplus", "sigmoid", "logsigmoid", "tanh", "tanhshrink", "hardtanh",
+    "hardsigmoid", "hardswish", "hardshrink", "softshrink", "softsign", "softmax", "log_softmax",
+    "threshold", "clamp", "clamp_min", "clip", "abs", "square", "sqrt", "pow", "exp", "expm1",
+    "erf", "sin", "cos", "sinc", "atan",
+})  # fmt: skip
+# Those that stand between layers; the others only keep a signal in bounds, or are parts of norms.
+BENDING = ACTIVATIONS - {
+    "pow", "sqrt", "exp", "expm1", "square", "clamp", "clip", "clamp_min",
+}  # fmt: skip
+
+NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm"})
+
+# Recurrent networks over a whole sequence, and one step of them.
+RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+RECURRENT_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
+RECURRENT = RECURRENT_LAYERS | RECURRENT_CELLS
+
+# Arithmetic of signals.
+SUMS = frozenset({"add", "sub", "radd", "rsub"})
+PRODUCTS = frozenset({"mul", "rmul", "multiply"})
+QUOTIENTS = frozenset({"div", "divide", "true_divide"})
+JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
+# Uses of a parameter that add or place it, and multiply with nothing.
+ADDING = frozenset({"shift", "token", "select", "clamp"})
+
+# The names between the underscores of the operators that write in place: __iadd__, ...
+_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
+
+
+def name_of(func: Any) -> tuple[str, bool]:
+    """Canonical name of a torch function, and whether it writes into its first argument."""
+    name = getattr(func, "__name__", None) or str(func)
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name)), False
+    if name in ("__getitem__", "__setitem__"):
+        return name, name == "__setitem__"
+    if name.startswith("__") and name.endswith("__"):
+        bare = name.strip("_")
+        in_place = bare in _IN_PLACE
+        return (bare[1:] if in_place else bare), in_place
+    in_place = name.endswith("_")
+    return (name.rstrip("_") if in_place else name), in_place

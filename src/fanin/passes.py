@@ -1,0 +1,202 @@
+"""One watched forward and backward pass: its layers, its loss, its gradients, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fanin.architecture import Architecture, read
+from fanin.calls import Call
+from fanin.errors import ForwardError, LossError
+from fanin.guard import Guard, private, reseed
+from fanin.kinds import PASSIVE
+from fanin.nested import tensors_in
+from fanin.probe import Cell, Recorder, rms
+from fanin.trace import Watch, trace
+
+__all__ = ["Pass", "Stand", "Subject", "run_pass"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked, and how: the same in the first pass and in the virtual steps.
+
+    Attributes:
+        model: under check.
+        batch: a tensor, a tuple of positional or a dict of keyword arguments.
+        loss: from the output to a scalar, or None.
+        guard: keeps everything as it was.
+        seed: of everything random.
+        samples: batch size, None when it cannot be known.
+    """
+
+    model: nn.Module
+    batch: Any
+    loss: Callable[[Any], Tensor] | None
+    guard: Guard
+    seed: int
+    samples: int | None
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What stands in for the model's own tensors in a virtual step; else these themselves.
+
+    Attributes:
+        call: runs the model with other tensors in the place of its own.
+        batch: that it is run on, in the dtype of `promote`.
+        parameters: path → the tensor that stands in.
+        substitute: id of one of the model's own tensors → its stand-in, wherever it still turns up.
+        promote: floating dtype that every result is brought to, or None.
+    """
+
+    call: Callable[..., Any]
+    batch: Any
+    parameters: Mapping[str, Tensor]
+    substitute: Mapping[int, Tensor]
+    promote: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass.
+
+    Attributes:
+        architecture: the layers that were seen.
+        loss: value of the loss, or of the random linear functional without one.
+        named_loss: whether `loss` is the user's (or the model's own).
+        chance: loss of guessing, where the loss is a known classification loss.
+        target_rms: size of the target of a regression loss.
+        guess: loss of guessing zero, where the loss is a known regression loss, and loss of outputs
+            `criteria.FAR` times as far off; targets smaller than 1 are taken as if of size 1.
+        gradients: RMS of each trainable parameter's gradient; None for one that has none.
+        cells: what was measured at each weighted call, by its index.
+        picked: variation across samples of the results that are a part of what they are given, such
+            as one token of many, by their call.
+        first_bad: (call, value) of the first result outside of the range that was watched for.
+        heard: calls whose result has a gradient that is not all zero, where that was listened for.
+        first_bad_gradient: output of a call at which the gradient was not finite first, on its way
+            back; looked for where `first_bad` is.
+    """
+
+    architecture: Architecture
+    loss: float
+    named_loss: bool
+    chance: float | None
+    gradients: Mapping[str, float | None]
+    cells: Mapping[int, Cell]
+    picked: Mapping[int, float] = field(default_factory=dict)
+    target_rms: float | None = None
+    guess: tuple[float, float] | None = None
+    first_bad: tuple[Call, float] | None = None
+    first_bad_gradient: Call | None = None
+    heard: frozenset[int] = frozenset()
+
+
+def run_pass(
+    subject: Subject, recorder: Recorder, stand: Stand | None = None
+) -> tuple[Pass, dict[str, Tensor | None]]:
+    """One watched forward and backward pass, with the gradient of each trainable parameter.
+
+    Raises:
+        ForwardError: model, loss or backward raised.
+        LossError: the loss is not a scalar connected to a parameter.
+    """
+    reseed(subject.seed)
+    model = subject.model
+    if stand is None:
+        stand = Stand(model, subject.batch, dict(model.named_parameters()), {}, None)
+    parameters = stand.parameters
+    given = list(tensors_in(subject.batch))
+    subject.guard.keep_gradients(given)
+    batch = private(stand.batch, attached=subject.loss is not None)
+    # A loss that takes derivatives by the batch means the copy that the model was given.
+    pairs = zip(given, tensors_in(batch), strict=True)
+    substitute = {id(own): copy for own, copy in pairs if own.requires_grad}
+    extra = ({**substitute, **stand.substitute}, stand.promote)
+    watch = Watch(model, parameters.items(), subject.guard, recorder, *extra)
+    recorder.calls = watch.calls
+    seen, output, value = trace(stand.call, batch, subject.loss, watch)
+    value, named = _objective(output, value, subject.seed)
+    del output  # what the backward pass needs of it, the graph keeps
+    architecture = read(seen, model)
+    gradients = _gradients(watch, value, parameters)
+    result = Pass(
+        architecture=architecture,
+        loss=float(value.detach()),
+        named_loss=named,
+        chance=_of_loss(architecture, recorder.chances) if named else None,
+        target_rms=_of_loss(architecture, recorder.targets) if named else None,
+        guess=_of_loss(architecture, recorder.guesses) if named else None,
+        gradients={n: None if g is None else rms(g) for n, g in gradients.items()},
+        cells=recorder.cells,
+        picked=recorder.picked,
+        first_bad=recorder.first_bad,
+        first_bad_gradient=recorder.first_bad_gradient,
+        heard=frozenset(recorder.heard),
+    )
+    return result, gradients
+
+
+def _gradients(
+    watch: Watch, value: Tensor, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """The gradient of each trainable parameter; None for what the loss does not depend on."""
+    wanted = {n: p for n, p in parameters.items() if p.requires_grad}
+    try:
+        found = watch.gradients(value, list(wanted.values()))
+    except Exception as error:
+        told = " ".join(str(error).split())
+        if "use_reentrant=True" in told:
+            told = "a checkpoint with use_reentrant=True cannot be checked; use use_reentrant=False"
+        raise ForwardError(
+            f"model: its backward pass raised {type(error).__name__}: {told}"
+        ) from error
+    if all(g is None for g in found):
+        raise LossError("loss: it is not connected to any trainable parameter of the model")
+    return dict(zip(wanted, found, strict=True))
+
+
+def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
+    """The scalar to differentiate: the loss, or a random linear functional of the output."""
+    if value is not None:
+        if value.numel() != 1 or not value.is_floating_point():
+            kind = f"{tuple(value.shape)} of {value.dtype}"
+            raise LossError(f"loss: it returned a tensor {kind}; a real floating scalar is needed")
+        if not value.requires_grad:
+            raise LossError("loss: it is not connected to any trainable parameter of the model")
+        return value.reshape(()), True
+    outputs = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+    if not outputs:
+        raise LossError("model: its output holds no floating tensor; give a loss")
+    outputs = [t for t in outputs if t.requires_grad]
+    if not outputs:
+        raise LossError("model: its output is not connected to any trainable parameter")
+    return _functional(outputs, seed), False
+
+
+_Known = TypeVar("_Known")
+
+
+def _of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known | None:
+    """What is known of the loss, where it is one known loss and not a sum of several."""
+    trace, index = architecture.trace, architecture.trace.loss
+    while index is not None and index not in known:
+        call = trace.calls[index]
+        index = call.behind[0] if call.op in PASSIVE and len(call.behind) == 1 else None
+    return None if index is None else known[index]
+
+
+def _functional(outputs: list[Tensor], seed: int) -> Tensor:
+    """Σ cᵢ·outputᵢ with cᵢ ~ N(0, 1): a generic cotangent of unit scale at every output."""
+    generator = torch.Generator().manual_seed(seed)
+    terms = []
+    for tensor in outputs:
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        weights = torch.randn(real.shape, generator=generator, dtype=torch.float64, device="cpu")
+        terms.append((real * weights.to(device=real.device, dtype=real.dtype)).sum())
+    return torch.stack([t.to(terms[0]) for t in terms]).sum()

@@ -1,0 +1,149 @@
+"""What each tensor of a watched run is made of.
+
+*Learned* values are parameters or computed from parameters alone; *signals* depend on a layer or on
+the batch; everything else is a constant.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from fanin.kinds import PASSIVE
+
+__all__ = ["Provenance", "Record", "learned_by", "names_of"]
+
+# Functions that turn a matrix, whatever their arguments.
+_TURNS = frozenset({"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"})
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a tensor is made of.
+
+    Attributes:
+        call: index of the call that made a signal, negative for the batch; None for what is none.
+        parameters: those that a learned value is, or is computed from.
+        varies: whether it depends on the batch.
+        offset: what was added to a parameter; None where more than that was done to it.
+        turned: whether it is the transpose of a parameter.
+    """
+
+    call: int | None
+    parameters: tuple[str, ...] = ()
+    varies: bool = True
+    offset: float | None = 0.0
+    turned: bool = False
+
+
+class Provenance:
+    """The records of the tensors that are alive.
+
+    Args:
+        parameters: path and tensor of each parameter.
+        merged: parameters → the one of them that what is computed from them all counts as.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, Tensor]],
+        merged: Mapping[frozenset[str], str] | None = None,
+    ) -> None:
+        self._merged = merged or {}
+        self._records: dict[int, tuple[weakref.ref[Tensor], Record]] = {}
+        self._frozen: set[int] = set()
+        named = list(parameters)
+        for name, parameter in named:
+            self.set(parameter, Record(None, (name,), varies=False))
+        self._frozen = {id(parameter) for _, parameter in named if not parameter.requires_grad}
+
+    def set(self, tensor: Tensor, record: Record) -> None:
+        """Note what one tensor is made of."""
+        if record.call is None and id(tensor) in self._frozen:
+            return  # a teacher that follows by an average is not computed from its student
+        whole = self._merged.get(frozenset(record.parameters)) if record.call is None else None
+        if whole is not None:
+            record = replace(record, parameters=(whole,), offset=0.0)
+        self._records[id(tensor)] = (weakref.ref(tensor), record)
+
+    def note(self, outputs: Iterable[Tensor], record: Record) -> Record:
+        """Note what the results of a call are made of, and with them what they are views of."""
+        for tensor in outputs:
+            self.set(tensor, record)
+            base = tensor._base
+            known = None if base is None else self.own(base)
+            if base is not None and (
+                known is None or (known.call is None and record.call is not None)
+            ):
+                self.set(base, record)
+        return record
+
+    def own(self, tensor: Tensor) -> Record | None:
+        """What was noted of this very tensor."""
+        entry = self._records.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def of(self, tensor: Tensor) -> Record | None:
+        """What was noted of a tensor, or of what it is a view of where that says more."""
+        record, base = self.own(tensor), tensor._base
+        if base is not None and (record is None or record.call is None):
+            below = self.own(base)
+            if below is not None and (record is None or below.call is not None):
+                return below
+        return record
+
+    def behind(self, tensor: Tensor) -> list[Record]:
+        """The nearest known tensors in the autograd graph of one that no torch function made.
+
+        That is where what a custom autograd Function made has its producers.
+        """
+        nodes: dict[Any, Record] = {}
+        for reference, record in self._records.values():
+            other = reference()
+            if other is not None and other.grad_fn is not None:
+                nodes[other.grad_fn] = record
+        found: list[Record] = []
+        seen: set[Any] = set()
+        queue: list[Any] = [tensor.grad_fn]
+        while queue:
+            node = queue.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in nodes:
+                found.append(nodes[node])
+            elif hasattr(node, "variable"):
+                leaf = self.own(node.variable)
+                found += [leaf] if leaf is not None else []
+            else:
+                queue += [n for n, _ in node.next_functions]
+        return found
+
+
+def names_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The parameters in some records, each once."""
+    return tuple(dict.fromkeys(p for r in records for p in r.parameters))
+
+
+def learned_by(
+    name: str, args: tuple[Any, ...], records: Sequence[Record], dimensions: int
+) -> Record:
+    """The record of what a call makes of learned values alone, a result of so many dimensions."""
+    first = records[0]
+    turned = first.turned != (name in _TURNS and dimensions == 2)
+    offset = _offset(name, args, first.offset) if len(records) == 1 else None
+    return Record(None, names_of(records), varies=False, offset=offset, turned=turned)
+
+
+def _offset(name: str, args: tuple[Any, ...], before: float | None) -> float | None:
+    """What was added to a parameter so far; None when more than that was done to it."""
+    if before is None or name in PASSIVE:
+        return before
+    numbers = [a for a in args if isinstance(a, (int, float))]
+    if name in ("add", "radd") and len(args) == 2 and len(numbers) == 1:
+        return before + float(numbers[0])
+    return None
