@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from fanin.architecture import Architecture, Key, key_of
 from fanin.attention import FUSED, MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
-from fanin.kinds import BENDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.kinds import (
+    BENDING,
+    JOINS,
+    NORMS,
+    PASSIVE,
+    PRODUCTS,
+    QUOTIENTS,
+    RECURRENT,
+    RECURRENT_CELLS,
+    SUMS,
+)
 from fanin.written import written_after, written_before
 
 __all__ = [
@@ -377,6 +387,9 @@ def unrolled(architecture: Architecture) -> set[int]:
     for first, *later in (calls for calls in uses.values() if len(calls) > 1):
         made = architecture.descendants([first.index])
         if later[0].index not in made:
+            continue
+        if first.op in RECURRENT_CELLS:  # it is given both at once
+            found.update(c.index for c in later)
             continue
         way = (made & architecture.ancestors([later[0].index])) - {first.index}
         joins = (c for c in map(architecture.trace.calls.__getitem__, way) if c.op in JOINS | SUMS)

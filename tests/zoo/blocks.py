@@ -370,3 +370,26 @@ class Actor(nn.Module):
         h = self.body(x)
         drawn = torch.distributions.Normal(self.mean(h), self.size(h).clamp(-20, 2).exp())
         return drawn.rsample().tanh()
+
+
+class Stepwise(nn.Module):
+    """A recurrent network over a sequence, written by hand, with the class at its end or its steps.
+
+    The state's matrix is orthogonal, or normal of a given std.
+    """
+
+    def __init__(self, std: float | None = None, every: bool = False) -> None:
+        super().__init__()
+        self.read, self.state, self.head = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+        self.every = every
+        if std is None:
+            nn.init.orthogonal_(self.state.weight)
+        else:
+            nn.init.normal_(self.state.weight, std=std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, seen = x.new_zeros(len(x), 32), []
+        for step in x.unbind(1):
+            h = torch.tanh(self.read(step) + self.state(h))
+            seen.append(h)
+        return self.head(torch.stack(seen).mean(0) if self.every else h)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import Actor, classify, mlp, regress, zero_
+from zoo.blocks import Actor, Stepwise, classify, mlp, regress, zero_
 
 __all__ = ["FAULTS"]
 
@@ -779,6 +779,58 @@ def gru_cell_with_gates_in_their_flat_part():
 @FAULTS(codes=("P206",), layers=("rnn",), **ERROR)
 def rnn_cell_in_its_flat_part():
     return _large_input_weights(nn.RNNCell)
+
+
+def _chaotic_state(cell, std, steps=24, **kwargs):
+    """A recurrent network whose matrix is so large that near states part at every step."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = cell(6, 32, **kwargs), nn.Linear(32, 3)
+            for name, parameter in self.rnn.named_parameters():
+                if "weight_hh" in name:
+                    nn.init.normal_(parameter, std=std)
+
+        def forward(self, x):
+            if isinstance(self.rnn, nn.RNNBase):
+                return self.head(self.rnn(x)[0][:, -1])
+            state = None
+            for step in x.unbind(1):
+                state = self.rnn(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+
+    return Net(), torch.randn(32, steps, 6), classify(32, 3)
+
+
+_STEPS = {"codes": ("P204",), "words": ("step by step",)}
+
+
+@FAULTS(layers=("rnn.weight_hh_l0",), **_STEPS, **ERROR)
+def chaotic_rnn():
+    """A bounded state, and a gradient that grows from step to step: nothing is learned."""
+    return _chaotic_state(nn.RNN, 1.0, batch_first=True)
+
+
+@FAULTS(layers=("rnn.weight_hh_l0",), **_STEPS, **ERROR)
+def chaotic_lstm():
+    return _chaotic_state(nn.LSTM, 3.0, batch_first=True)
+
+
+@FAULTS(layers=("rnn.weight_hh_l0",), **_STEPS, **ERROR)
+def gru_that_is_chaotic_over_many_steps():
+    """Over 20 it learns half of what it should, over 60 nothing."""
+    return _chaotic_state(nn.GRU, 1.0, steps=60, batch_first=True)
+
+
+@FAULTS(layers=("rnn",), **_STEPS, **ERROR)
+def chaotic_rnn_cell():
+    return _chaotic_state(nn.RNNCell, 1.0)
+
+
+@FAULTS(layers=("state",), **_STEPS, **ERROR)
+def chaotic_state_by_hand():
+    return Stepwise(std=1.0), torch.randn(32, 24, 6), classify(32, 3)
 
 
 def _shut_gates(cell, gate, value):

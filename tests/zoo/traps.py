@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import Actor, BasicBlock, classify, mlp, regress, zero_
+from zoo.blocks import Actor, BasicBlock, Stepwise, classify, mlp, regress, zero_
 
 __all__ = ["TRAPS"]
 
@@ -2711,3 +2711,32 @@ def draws_of_the_shape_of_a_weight_under_weight_norm():
         drawn.normal_(std=0.3)
         first.weight = drawn
     return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("P204",))
+def sequence_whose_every_step_has_a_loss():
+    """The gradient of the first step is that of all later ones: it grows as their number does."""
+    return Stepwise(every=True), torch.randn(16, 200, 6), classify(16, 3)
+
+
+@TRAPS(absent=("P204",))
+def long_linear_memory():
+    """An orthogonal state without an activation keeps every gradient over 300 steps."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = (
+                nn.RNN(6, 32, nonlinearity="relu", batch_first=True),
+                nn.Linear(32, 3),
+            )
+            nn.init.eye_(self.rnn.weight_hh_l0)
+            nn.init.zeros_(self.rnn.bias_ih_l0)
+            nn.init.zeros_(self.rnn.bias_hh_l0)
+            with torch.no_grad():
+                self.rnn.weight_ih_l0.mul_(0.02)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0].mean(1))
+
+    return Net(), torch.randn(16, 300, 6), classify(16, 3)

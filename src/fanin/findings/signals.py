@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import large_inputs, live
 from fanin.findings.rules import Finding, finding
-from fanin.kinds import NORMS, PRODUCTS, RECURRENT
+from fanin.kinds import NORMS, PRODUCTS, RECURRENT, RECURRENT_LAYERS
+from fanin.neighbours import unrolled
 from fanin.wording import listed
 
 __all__ = ["ABOVE_TARGET", "RULES"]
@@ -41,6 +43,17 @@ GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 5e-4
 # small relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty
 # from 1e3.
 GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
+# Growth of the cotangent over T uses of a layer on what it made: the largest over the last, and
+# over T, which a recurrence that keeps gradients can reach where every step has a loss of its own.
+# Tanh networks of width 32: sound (random recurrent weights of std 0.3) up to 0.3 over 20 and 60
+# steps; std 0.5 learns half as much as it should, at 16 over 20 steps, and nothing at 5e4 over 60.
+EXPLODED_IN_TIME, EXPLODING_IN_TIME = 100.0, 10.0
+# In one call the steps are not seen: there the norm of the gradient of a recurrent matrix, over
+# that of cotangent and state together.  No recurrence that keeps gradients has more than T (Cauchy
+# and Schwarz), and in most the parts are not aligned: RNN, GRU and LSTM over 20 and 60 steps that
+# learn have up to 0.01 T, those that learn half or nothing from 0.01 T on, most above 0.13 T.
+EXPLODED_IN_ONE, EXPLODING_IN_ONE = 1.0, 0.1
+STEPS = 3  # fewer have no time
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
 # Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any
@@ -190,6 +203,7 @@ def _force(station: Station) -> float:
 def gradient(evidence: Evidence) -> Iterator[Finding]:
     """P203, P204: the scale of the cotangent on its way to the input."""
     yield from _cancelling_gradient(evidence)
+    yield from _exploding_in_time(evidence)
     run = [s for s in live(evidence) if s.norm and math.isfinite(s.norm) and s.rms > 0]
     if len(run) > 2:
         yield from _vanishing_gradient(run)
@@ -260,6 +274,85 @@ def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
             expected=f"below ×{GRADIENT_EXPLODING:g}",
             message="The gradient grows layer by layer on its way to the input.",
         )
+
+
+class _InTime(NamedTuple):
+    """Growth of the gradient over the steps of a recurrent layer."""
+
+    place: str  # the layer, or the matrix of a layer that has several
+    severe: float  # 1: as much as an error needs
+    slight: float  # 1: as much as a warning needs
+    measured: str
+
+
+def _exploding_in_time(evidence: Evidence) -> Iterator[Finding]:
+    """P204 of layers that work on what they made, in several calls or in one."""
+    read = evidence.seen.architecture
+    again = unrolled(read)
+    found = []
+    for layer in read.layers:
+        grown = None
+        if not again.isdisjoint(layer.calls):
+            grown = _over_calls(evidence, layer)
+        elif layer.op in RECURRENT_LAYERS:
+            grown = _in_one_call(evidence, layer)
+        if grown is not None and grown.slight > 1.0:
+            found.append(grown)
+    if found:
+        yield finding(
+            "P204",
+            "error" if any(g.severe > 1.0 for g in found) else "warning",
+            [g.place for g in found],
+            measured=listed((g.measured for g in found), 3, apart="; "),
+            expected="no growth from step to step",
+            message="The gradient grows step by step on its way to the first one.",
+            why=_STEP_BY_STEP["why"],
+            fix=_STEP_BY_STEP["fix"],
+        )
+
+
+def _over_calls(evidence: Evidence, layer: Layer) -> _InTime | None:
+    cells = (evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells)
+    norms = [math.sqrt(c.cotangent_squares) for c in cells if c.cotangent_squares]
+    if len(norms) < STEPS or not all(map(math.isfinite, norms)):
+        return None
+    growth = max(norms) / norms[-1]
+    measured = (
+        f"{layer.name}: cotangent {norms[-1]:.3g} at the last of {len(norms)} steps, up to "
+        f"{max(norms):.3g} before (×{growth:.3g})"
+    )
+    share = growth / len(norms)
+    return _InTime(layer.name, share / EXPLODED_IN_TIME, share / EXPLODING_IN_TIME, measured)
+
+
+def _in_one_call(evidence: Evidence, layer: Layer) -> _InTime | None:
+    """The worst of its recurrent matrices (two where it runs both ways)."""
+    read, cell = evidence.seen.architecture, evidence.seen.cells.get(layer.calls[0])
+    if cell is None or len(layer.calls) > 1 or not cell.cotangent_squares or not cell.squares:
+        return None
+    operands = [
+        o
+        for o in read.trace.calls[layer.calls[0]].operands
+        if o.role.removesuffix("_reverse") == "recurrent" and len(o.parameters) == 1
+    ]
+    width = math.prod(read.trace.calls[layer.calls[0]].shape[-1:])
+    steps = cell.count / (width * (evidence.samples or 1))
+    scale = math.sqrt(cell.cotangent_squares * cell.squares)
+    worst, name = 0.0, ""
+    for operand in operands:
+        (parameter,) = operand.parameters
+        gradient = evidence.seen.gradients.get(parameter) or 0.0
+        norm = gradient * math.sqrt(math.prod(operand.shape))
+        if norm > worst:
+            worst, name = norm, parameter
+    if steps < STEPS or not math.isfinite(worst):
+        return None
+    measured = (
+        f"{name}: gradient of norm {worst:.3g}, ×{worst / scale:.3g} that of cotangent and state "
+        f"together, over {steps:.0f} steps"
+    )
+    share = worst / scale / steps
+    return _InTime(name, share / EXPLODED_IN_ONE, share / EXPLODING_IN_ONE, measured)
 
 
 def dead(evidence: Evidence) -> Iterator[Finding]:

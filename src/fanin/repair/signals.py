@@ -60,9 +60,18 @@ def vanishing(case: Case, finding: Finding, level: int) -> list[Assignment]:
 
 
 def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
-    """Weights scaled down in one pass from the first guilty one; then the stretch drawn anew."""
+    """Weights scaled down in one pass from the first guilty one; then the stretch drawn anew.
+
+    A recurrent matrix over whose steps the gradient grows is drawn anew alone first.
+    """
     if level > 1:
         return _anew(case, finding, level - 1)
+    if level == 0:
+        named = [n for n in finding.layers if n in case.roles]
+        states = [n for n in named if case.roles[n].kind == "recurrent"]
+        drawn = [case.planned_anew(n, "the gradient grows from step to step") for n in states]
+        if any(drawn):
+            return [a for a in drawn if a is not None]
     made = _rescaled(case, finding, up=False, gross=level == 0)
     return [*made, *_oversized(case, {a.parameter for a in made})]
 
