@@ -1754,3 +1754,115 @@ def test_the_layer_before_the_units_are_put_back_is_the_output_layer(affine: boo
     assert found["out.weight"].head
     assert found["out.weight"].branch is None
     assert branch_of(found, "middle.weight").of == 1
+
+
+class Offset(nn.Module):
+    """Something is done to what a layer gives, and to a parameter that is added."""
+
+    def __init__(self, function, *shape: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.blocks = nn.Parameter(torch.randn(4, 4, 4))
+        self.scale, self.added = nn.Parameter(torch.ones(16)), nn.Parameter(torch.randn(shape))
+        self.head = nn.Linear(16, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.head(self.function(self, x))
+
+
+def grouped(m, x):
+    made = torch.einsum("bgi,gio->bgo", m.first(x).view(-1, 4, 4), m.blocks)
+    return torch.tanh((made + m.added).flatten(1))
+
+
+def at_places(m, x):
+    return torch.tanh(torch.stack([m.first(x)] * 5, 1) + m.added).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "kind"),
+    [
+        (lambda m, x: torch.tanh(m.first(x) + m.second(x) + m.added), (16,), "bias"),
+        (lambda m, x: torch.tanh(m.first(x)) * m.scale + m.added, (16,), "bias"),
+        (lambda m, x: torch.relu(m.first(x).abs() + m.added), (1, 16), "bias"),
+        (grouped, (4, 4), "bias"),
+        (at_places, (16,), "bias"),
+        (at_places, (5, 16), "token"),
+        (at_places, (1, 5, 16), "token"),
+        (at_places, (5, 1), "token"),
+    ],
+    ids=["two-layers", "scaled", "size", "blocks", "each-unit", "places", "places-1", "place"],
+)
+def test_what_has_one_number_for_each_unit_is_a_bias(function, shape, kind: str):
+    assert kinds(Offset(function, *shape), torch.randn(7, 6))["added"] == kind
+
+
+def test_the_only_number_that_is_added_to_the_only_output_is_a_bias():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 1))
+            self.added, self.times = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return (x @ self.weight + self.added) * self.times
+
+    found = kinds(One(), torch.randn(7, 6))
+    assert (found["added"], found["times"]) == ("bias", "scale")
+
+
+STATES = {
+    "matmul": lambda h, w: h @ w,
+    "mm": torch.mm,
+    "einsum": lambda h, w: torch.einsum("bi,io->bo", h, w),
+    "linear": lambda h, w: F.linear(h, w.T),
+}
+FIRST = {
+    "new": lambda x: x.new_zeros(len(x), 8),
+    "zeros": lambda x: torch.zeros(len(x), 8, device=x.device),
+    "like": lambda x: torch.zeros_like(x[:, 0])[:, :1].expand(-1, 8).contiguous(),
+}
+
+
+class ByHand(nn.Module):
+    """A state of zeros meets its matrix at the first step."""
+
+    def __init__(self, product, first) -> None:
+        super().__init__()
+        self.read, self.state = nn.Linear(6, 8), nn.Parameter(torch.randn(8, 8))
+        self.head, self.product, self.first = nn.Linear(8, 3), product, first
+
+    def forward(self, x):
+        h = self.first(x)
+        for step in x.unbind(1):
+            h = torch.tanh(self.read(step) + self.product(h, self.state))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("first", list(FIRST))
+@pytest.mark.parametrize("product", list(STATES))
+def test_the_matrix_of_a_state_is_a_weight_though_its_first_input_is_a_constant(
+    product: str, first: str
+):
+    for device in ("cpu", "meta"):
+        model = ByHand(STATES[product], FIRST[first]).to(device)
+        role = seen(model, torch.randn(5, 4, 6, device=device))["state"]
+        assert (role.kind, role.repeated) == ("weight", True)
+
+
+def test_what_is_written_into_zeros_is_a_constant_again():
+    class Basis(nn.Module):
+        """A weight that is computed of a parameter and a fixed matrix."""
+
+        def __init__(self):
+            super().__init__()
+            self.coefficients = nn.Parameter(torch.randn(4, 8))
+
+        def forward(self, x):
+            basis = x.new_zeros(6, 4)
+            basis[0].add_(1.0)
+            basis[1:5] = torch.eye(4, device=x.device)[:4]
+            return x @ (basis @ self.coefficients)
+
+    assert kinds(Basis(), torch.randn(5, 6))["coefficients"] == "computed"

@@ -31,6 +31,7 @@ class Record:
         varies: whether it depends on the batch.
         offset: what was added to a parameter; None where more than that was done to it.
         turned: whether it is the transpose of a parameter.
+        zero: whether it is a constant that was made of zeros, as the first state of a cell.
     """
 
     call: int | None
@@ -38,6 +39,7 @@ class Record:
     varies: bool = True
     offset: float | None = 0.0
     turned: bool = False
+    zero: bool = False
 
 
 class Provenance:
@@ -95,6 +97,20 @@ class Provenance:
             if below is not None and (record is None or below.call is not None):
                 return below
         return record
+
+    def is_zero(self, tensor: Tensor) -> bool:
+        """Whether a tensor was made of zeros, or is a view of such, and nothing was written."""
+        noted = (self.own(t) for t in (tensor, tensor._base) if t is not None)
+        return any(record is not None and record.zero for record in noted)
+
+    def written(self, tensor: Tensor) -> None:
+        """Note that something is about to be written into a tensor, which may be a constant."""
+        for place in (tensor, tensor._base):
+            known = None if place is None else self.own(place)
+            if place is not None and known is not None and known.zero:
+                self.set(place, Record(None))
+        if self.own(tensor) is None and tensor._base is None and tensor.grad_fn is None:
+            self.set(tensor, Record(None))
 
     def behind(self, tensor: Tensor) -> list[Record]:
         """The nearest known tensors in the autograd graph of one that no torch function made.

@@ -375,13 +375,21 @@ class _Reader:
             return "norm_shift"
         if reaches_softmax(self.architecture, call):
             return "score_bias"
-        flat = [s for s in bare.shape if s > 1]
+        return "bias" if call.op == "shift" and self._is_offset(bare, call) else "token"
+
+    def _is_offset(self, bare: Role, call: Call) -> bool:
+        """Whether what is added has one number for each unit, and not for each position."""
+        source = self.calls[call.behind[0]]
         while source.op in PASSIVE | PRODUCTS | {"scale"} and len(source.behind) == 1:
             source = self.calls[source.behind[0]]
         weighted = source.units is not None and "v" not in source.layout
-        if call.op == "shift" and weighted and flat == [source.shape[-1]]:
-            return "bias"
-        return "token"
+        if weighted and math.prod(bare.shape) == source.units:
+            return True
+        places = [i - len(bare.shape) for i, size in enumerate(bare.shape) if size > 1]
+        images = "k" in source.layout or source.op in NORMS
+        unit = 1 - len(call.shape) if images and len(call.shape) > 2 else -1
+        # A step of learning is added to a vector too, and has no samples.
+        return places == [unit] and len(call.shape) > 1 and max(bare.shape) == call.shape[unit]
 
     # ---- weights ---------------------------------------------------------------------------------
 

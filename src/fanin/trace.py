@@ -34,7 +34,7 @@ from fanin.kinds import (
 )
 from fanin.nested import arguments, map_tensors, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
-from fanin.operations import LEARNED_INPUT, Weighted, describe
+from fanin.operations import LEARNED_INPUT, MULTIPLYING, Weighted, describe
 from fanin.placement import is_spread
 from fanin.provenance import Provenance, Record, learned_by, names_of
 
@@ -47,6 +47,7 @@ CRITERIA = frozenset({
     "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
 })  # fmt: skip
+_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 # Functions that use a tensor's shape, or draw from it, and hand none of its values on.
 _CONSTANT = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
@@ -207,12 +208,7 @@ class Watch(TorchFunctionMode):
         """Note what a call is about to write into."""
         for tensor in tensors_in(target):
             self._guard.protect(tensor)
-            if (
-                self.provenance.own(tensor) is None
-                and tensor._base is None
-                and tensor.grad_fn is None
-            ):
-                self.provenance.set(tensor, Record(None))
+            self.provenance.written(tensor)
 
     def gradients(self, value: Tensor, wanted: list[Tensor]) -> tuple[Tensor | None, ...]:
         """Gradients of a scalar; what is computed again on the way (checkpoints) sees the same
@@ -247,19 +243,25 @@ class Watch(TorchFunctionMode):
 
     def _seen(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         outputs = list(tensors_in(out))
+        if name in _ZEROS:
+            self.provenance.note(outputs, Record(None, varies=False, zero=True))
         if not outputs or name in _CONSTANT or name.startswith("new_"):
             return
         operands = list(tensors_in((args, kwargs)))
+        zeros = [t for t in operands if self.provenance.is_zero(t)]
         if name in PASSIVE and not self._picked(operands):
             operands = operands[:1]
         records = [r for t in operands if (r := self._record_of(t)) is not None]
         records = [r for r in records if r.call is not None or r.parameters]
         signals = [r for r in records if r.call is not None]
         names = names_of(records)
-        if signals or (names and name in LEARNED_INPUT):
+        layer = name in LEARNED_INPUT or (zeros and name in MULTIPLYING)
+        if signals or (names and layer):
             self._signal(name, args, kwargs, outputs, signals, names)
         elif records:
             self.provenance.note(outputs, learned_by(name, args, records, outputs[0].dim()))
+        elif zeros and name in PASSIVE:
+            self.provenance.note(outputs, Record(None, varies=False, zero=True))
 
     def _picked(self, operands: list[Tensor]) -> bool:
         """Whether the first operand is a table that a signal, an index, picks rows of.
