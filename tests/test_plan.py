@@ -473,7 +473,7 @@ RULES: dict[str, Rule] = {
         "a fresh norm scales by one",
         lambda a: (a.scheme, a.std) == ("ones", 1.0),
     ),
-    "before an activation written out that is steep (χ > 8)": Rule(
+    "before an activation written out that is steep (χ > 8, less in long stretches)": Rule(
         chain(3, lambda: Bell(0.1)),
         "0.weight",
         chain(3, Bell),

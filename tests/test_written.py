@@ -93,7 +93,7 @@ FORMULAS = {
     "scaled tanh": (lambda x: 1.7159 * torch.tanh(x * 2 / 3), "tanh(z * 2 / 3) * 1.7159"),
     "snake": (lambda x: x + torch.sin(2 * x) ** 2 / 2, "z + sin(z * 2) ** 2 / 2"),
     "rational": (lambda x: torch.rsqrt(1 + x * x), "rsqrt(z * z + 1)"),
-    "clamped": (lambda x: 2 * x.clamp(min=-1, max=1), "clamp(z, -1, 1) * 2"),
+    "clamped": (lambda x: 2 * x.clamp(min=-1, max=1), "minimum(maximum(z, -1), 1) * 2"),
     "leaky with another bend": (lambda x: F.leaky_relu(x, 0.2) ** 2, "leaky_relu(z, 0.2) ** 2"),
     "reversed": (lambda x: 2 - (1 - x.abs()) ** 2, "2 - (1 - abs(z)) ** 2"),
     "around it": (lambda x: x + torch.tanh(x), "z + tanh(z)"),
@@ -324,3 +324,75 @@ def test_the_formula_of_a_random_function_is_that_function(function):
         points = torch.linspace(-3, 3, 61, dtype=torch.float64)
         found = moments.function(written.curve)(points.numpy())
         np.testing.assert_allclose(found, function(points).numpy(), rtol=1e-5, atol=1e-5)
+
+
+# ---- what a check says ---------------------------------------------------------------------------
+
+AS_MODULES = {
+    "relu by a mask": nn.ReLU(),
+    "relu by where": nn.ReLU(),
+    "relu by maximum": nn.ReLU(),
+    "relu by abs": nn.ReLU(),
+    "gelu": nn.GELU(),
+    "silu": nn.SiLU(),
+    "elu of what is below": nn.ELU(),
+    "clamped": nn.Hardtanh(),
+}
+BY_HAND = {
+    "relu by where": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    "relu by maximum": lambda x: torch.maximum(x, x.new_zeros(())),
+    "relu by abs": lambda x: (x + x.abs()) / 2,
+    "elu of what is below": lambda x: torch.where(x > 0, x, torch.expm1(x.clamp(max=0.0))),
+    "clamped": lambda x: torch.minimum(x.clamp(min=-1.0), torch.ones(())),
+}  # fmt: skip
+
+
+def checked(activation, change):
+    torch.manual_seed(0)
+    layers = [m for _ in range(3) for m in (nn.Linear(16, 16), activation)]
+    model = nn.Sequential(*layers, nn.Linear(16, 4))
+    with torch.no_grad():
+        change(model)
+    labels = torch.arange(128) % 4
+    report = fanin.check(model, torch.randn(128, 16), lambda out: F.cross_entropy(out, labels))
+    return {(f.code, f.severity) for f in report.findings if f.code != "P206"}, report
+
+
+@pytest.mark.parametrize("name", list(AS_MODULES))
+@pytest.mark.parametrize("fault", ["none", "dead", "large"])
+def test_a_check_finds_the_same_however_an_activation_is_written(name: str, fault: str):
+    change = {
+        "none": lambda m: None,
+        "dead": lambda m: m[2].bias.fill_(-30.0),
+        "large": lambda m: m[0].weight.mul_(60),
+    }[fault]
+    function = BY_HAND[name] if name in BY_HAND else NAMED[name][0]
+    written, _ = checked(Function(function), change)
+    known, report = checked(AS_MODULES[name], change)
+    assert written == known
+    assert ("P205" in {f.code for f in report.findings}) == (fault == "dead")
+
+
+def test_the_steps_of_an_activation_are_not_saturated():
+    """The sigmoid inside of x·sigmoid(x) is flat for large x, and silu is not."""
+    _, report = checked(Function(NAMED["silu"][0]), lambda m: m[0].weight.mul_(60))
+    assert "P206" not in {f.code for f in report.findings}
+
+
+def test_behind_a_norm_units_are_dead_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.second = (
+                nn.Linear(8, 16),
+                nn.LayerNorm(16),
+                nn.Linear(16, 3),
+            )
+            nn.init.constant_(self.norm.bias, -20.0)
+
+        def forward(self, x):
+            h = self.norm(self.first(x))
+            return self.second(h * (h > 0))
+
+    report = fanin.check(Net(), torch.randn(64, 8))
+    assert any(f.code == "P205" and "first" in f.layers for f in report.findings)

@@ -131,6 +131,9 @@ class Observer(Protocol):
     def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
         """An elementwise nonlinearity has run."""
 
+    def step(self, call: Call, inputs: Tensor) -> None:
+        """A call of one signal, which may be a step of an activation written out, has run."""
+
     def produced(self, call: Call, output: Tensor) -> None:
         """Any call on a signal has run."""
 

@@ -17,6 +17,7 @@ from fanin.kinds import PASSIVE
 from fanin.nested import tensors_in
 from fanin.probe import Cell, Recorder, rms
 from fanin.trace import Watch, trace
+from fanin.written import written_after
 
 __all__ = ["Pass", "Stand", "Subject", "run_pass"]
 
@@ -124,6 +125,10 @@ def run_pass(
     value, named = _objective(output, value, subject.seed)
     del output  # what the backward pass needs of it, the graph keeps
     architecture = read(seen, model)
+    for index in recorder.ranges:
+        written = written_after(architecture, index)
+        if written is not None:
+            recorder.written(index, written.end, written.curve)
     gradients = _gradients(watch, value, parameters)
     result = Pass(
         architecture=architecture,

@@ -17,7 +17,7 @@ from fanin.criteria import chance, targets
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
 from fanin.operations import Weighted
 from fanin.sketch import Directions, project
-from fanin.slopes import SIGMOID_WEAK, flat_parts
+from fanin.slopes import SIGMOID_WEAK, constant, flat_parts
 
 __all__ = ["ALIKE", "Cell", "Recorder", "relative_spread", "rms"]
 
@@ -66,6 +66,8 @@ class Recorder:
         self.targets: dict[int, float] = {}
         self.guesses: dict[int, tuple[float, float]] = {}
         self.picked: dict[int, float] = {}
+        # call → the layer whose units it shows, and the range of each unit
+        self.ranges: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
         self.first_bad: tuple[Call, float] | None = None
         self.first_bad_gradient: Call | None = None
         self.calls: list[Call] = []
@@ -147,6 +149,30 @@ class Recorder:
         if between is not None and between is not cell:
             between.dead = dead
 
+    def step(self, call: Call, inputs: Tensor) -> None:
+        """Keep the range of each unit at what may be the first step of an activation."""
+        (index,) = call.inputs
+        if call.op in _WHOLE or index < 0 or index in self.ranges:
+            return
+        made = self.calls[index]
+        source = made if made.units is not None else weighted_source(self.calls, made)
+        dims = self._unit_dims.get(source.index, ()) if source is not None else ()
+        if source is None or not dims or made.shape != source.shape or not inputs.numel():
+            return
+        values = _by_unit(inputs.detach(), dims).flatten(1)
+        low, high = (v.double().cpu().numpy() for v in torch.aminmax(values, dim=1))
+        self.ranges[index] = (source.index, low, high)
+
+    def written(self, start: int, end: int, curve: str) -> None:
+        """Correct what single calls said where together they are one activation."""
+        if start not in self.ranges:
+            return
+        source, low, high = self.ranges[start]
+        dead = float(constant(curve, low, high).mean())
+        for cell in (self.cells[source], self.cells.get(start)):
+            if cell is not None:
+                cell.dead, cell.dead_at, cell.saturated, cell.offset = dead, end, None, False
+
     def produced(self, call: Call, output: Tensor) -> None:
         """Measure where branches meet, and parts; look for the first result out of range."""
         if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
@@ -207,6 +233,12 @@ class Recorder:
         if guessing is not None:
             self.chances[index] = guessing
 
+
+# Activations that are seldom a step of another one.
+_WHOLE = frozenset({
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardtanh",
+    "hardsigmoid", "hardswish", "softsign", "softmax", "log_softmax", "logsigmoid",
+})  # fmt: skip
 
 # Inputs of a sigmoid that an offset of its own moves, as that of a gate which starts shut or open:
 # they differ by less than the width of its bend, and float32 still knows its distance from 0 or 1.

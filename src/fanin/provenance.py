@@ -31,7 +31,7 @@ class Record:
         varies: whether it depends on the batch.
         offset: what was added to a parameter; None where more than that was done to it.
         turned: whether it is the transpose of a parameter.
-        zero: whether it is a constant that was made of zeros, as the first state of a cell.
+        value: the one number of a constant that was made of it, as the zeros of a first state.
     """
 
     call: int | None
@@ -39,7 +39,7 @@ class Record:
     varies: bool = True
     offset: float | None = 0.0
     turned: bool = False
-    zero: bool = False
+    value: float | None = None
 
 
 class Provenance:
@@ -98,16 +98,16 @@ class Provenance:
                 return below
         return record
 
-    def is_zero(self, tensor: Tensor) -> bool:
-        """Whether a tensor was made of zeros, or is a view of such, and nothing was written."""
+    def value(self, tensor: Tensor) -> float | None:
+        """The number that a constant, or what it is a view of, was filled with as it was made."""
         noted = (self.own(t) for t in (tensor, tensor._base) if t is not None)
-        return any(record is not None and record.zero for record in noted)
+        return next((r.value for r in noted if r is not None and r.value is not None), None)
 
     def written(self, tensor: Tensor) -> None:
         """Note that something is about to be written into a tensor, which may be a constant."""
         for place in (tensor, tensor._base):
             known = None if place is None else self.own(place)
-            if place is not None and known is not None and known.zero:
+            if place is not None and known is not None and known.value is not None:
                 self.set(place, Record(None))
         if self.own(tensor) is None and tensor._base is None and tensor.grad_fn is None:
             self.set(tensor, Record(None))

@@ -33,6 +33,9 @@ class Unobserved:
     def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
         """An elementwise nonlinearity has run."""
 
+    def step(self, call: Call, inputs: Tensor) -> None:
+        """A call of one signal has run."""
+
     def produced(self, call: Call, output: Tensor) -> None:
         """Any call on a signal has run."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fanin import moments
 
-__all__ = ["SIGMOID_WEAK", "Flat", "dead_units", "flat", "flat_parts"]
+__all__ = ["SIGMOID_WEAK", "Flat", "constant", "dead_units", "flat", "flat_parts"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Flat:
     Attributes:
         zero_below: slope is exactly zero at and below this input.
         zero_above: slope is exactly zero at and above this input.
-        faint_below: slope and output are under 1e-7 at and below this input: next to a unit
-            that is alive, nothing in float32.
+        faint_below: slope is under 1e-7, and so is the distance from the value far below, at and
+            below this input: next to a unit that is alive, nothing in float32.
         weak: slope is under 5 % of its largest below the first of these inputs and above the
             second.
     """
@@ -31,11 +32,15 @@ class Flat:
     weak: tuple[float, float] | None = None
 
 
+# A function is tried at so many points between two bounds, at more where it seems to be constant.
+# It is where its values differ by less than this: next to a unit that is alive, nothing in float32.
+_POINTS, _EQUAL = (17, 1025), 1e-7
+_ABOUT = 1e-3
 #: Beyond ± this the sigmoid's slope is under 5 % of its largest: σ(1-σ) < 0.05/4.
 SIGMOID_WEAK = 4.357
 # tanh: 1 - tanh² < 0.05 beyond 2.178; the others by their definitions in torch.nn.functional.
-# Slope and output are 1e-7 or less from -5.82 on for gelu (its tanh form: -5.40), from -19.07 on
-# for silu and mish, from -16.12 on for softplus of beta 1.
+# They are 1e-7 or less from -5.82 on for gelu (its tanh form: -5.40), from -19.07 on for silu and
+# mish, from -16.12 on for softplus of beta 1 and elu, from -16.69 on for selu.
 _FLAT = {
     "relu": Flat(zero_below=0.0),
     "relu6": Flat(zero_below=0.0, zero_above=6.0),
@@ -49,6 +54,8 @@ _FLAT = {
     "gelu": Flat(faint_below=-5.82),
     "gelu_tanh": Flat(faint_below=-5.82),
     "silu": Flat(faint_below=-19.07),
+    "elu": Flat(faint_below=-16.12),
+    "selu": Flat(faint_below=-16.69),
     "mish": Flat(faint_below=-19.07),
 }
 
@@ -73,6 +80,8 @@ def flat(curve: str | None) -> Flat | None:
         return Flat(zero_below=known.arguments[0])
     if known.base == "softplus":
         return Flat(faint_below=-16.12 / known.arguments[0])
+    if known.base == "celu":
+        return Flat(faint_below=-16.12 * known.arguments[0])
     return _FLAT.get(known.base)
 
 
@@ -102,6 +111,23 @@ def flat_parts(
         beyond = (inputs > high) | (inputs < low)
         weak = int(torch.count_nonzero(beyond)) / beyond.numel()
     return dead, weak
+
+
+def constant(curve: str, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which units get inputs between which an activation, of any formula, has one value.
+
+    >>> constant("maximum(z, 0)", np.array([-3.0, -3.0]), np.array([-1.0, 1.0])).tolist()
+    [True, False]
+    """
+    function = moments.function(curve)
+    alone = low == high  # a value is no range: whether the function bends about it
+    low, high = np.where(alone, low - _ABOUT, low), np.where(alone, high + _ABOUT, high)
+    flat: np.ndarray = np.isfinite(low) & np.isfinite(high)
+    for points in _POINTS:
+        at = np.linspace(low[flat], high[flat], points, axis=1)
+        values = function(at.ravel()).reshape(at.shape)
+        flat[flat] = np.ptp(values, axis=1) <= _EQUAL * (1 + np.abs(values).max(axis=1))
+    return flat
 
 
 def dead_units(curve: str | None, inputs: Tensor, unit_dims: tuple[int, ...]) -> Tensor | None:

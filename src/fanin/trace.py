@@ -47,7 +47,10 @@ CRITERIA = frozenset({
     "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
 })  # fmt: skip
-_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+_FILLED = {
+    "zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0,
+    "new_ones": 1.0,
+}  # fmt: skip
 # Functions that use a tensor's shape, or draw from it, and hand none of its values on.
 _CONSTANT = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
@@ -243,25 +246,26 @@ class Watch(TorchFunctionMode):
 
     def _seen(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         outputs = list(tensors_in(out))
-        if name in _ZEROS:
-            self.provenance.note(outputs, Record(None, varies=False, zero=True))
+        filled = _filled(name, args)
+        if filled is not None:
+            self.provenance.note(outputs, Record(None, varies=False, value=filled))
         if not outputs or name in _CONSTANT or name.startswith("new_"):
             return
         operands = list(tensors_in((args, kwargs)))
-        zeros = [t for t in operands if self.provenance.is_zero(t)]
+        values = [v for t in operands if (v := self.provenance.value(t)) is not None]
         if name in PASSIVE and not self._picked(operands):
             operands = operands[:1]
         records = [r for t in operands if (r := self._record_of(t)) is not None]
         records = [r for r in records if r.call is not None or r.parameters]
         signals = [r for r in records if r.call is not None]
         names = names_of(records)
-        layer = name in LEARNED_INPUT or (zeros and name in MULTIPLYING)
+        layer = name in LEARNED_INPUT or (0.0 in values and name in MULTIPLYING)
         if signals or (names and layer):
             self._signal(name, args, kwargs, outputs, signals, names)
         elif records:
             self.provenance.note(outputs, learned_by(name, args, records, outputs[0].dim()))
-        elif zeros and name in PASSIVE:
-            self.provenance.note(outputs, Record(None, varies=False, zero=True))
+        elif values and name in PASSIVE:
+            self.provenance.note(outputs, Record(None, varies=False, value=values[0]))
 
     def _picked(self, operands: list[Tensor]) -> bool:
         """Whether the first operand is a table that a signal, an index, picks rows of.
@@ -313,13 +317,16 @@ class Watch(TorchFunctionMode):
         """`Call.terms`: signals and numbers, or nothing where one is something else."""
         found: list[int | float] = []
         for value in values:
-            record = self._record_of(value) if isinstance(value, Tensor) else None
-            if record is not None and record.call is not None:
-                found.append(record.call)
+            known: int | float | None = None
+            if isinstance(value, Tensor):
+                record = self._record_of(value)
+                call = None if record is None else record.call
+                known = self.provenance.value(value) if call is None else call
             elif type(value) in (int, float):
-                found.append(float(value))
-            else:
+                known = float(value)
+            if known is None:
                 return ()
+            found.append(known)
         return tuple(found)
 
     def _recurrent(self, weighted: Weighted, outputs: tuple[Tensor, ...]) -> None:
@@ -343,6 +350,10 @@ class Watch(TorchFunctionMode):
                 self._observer.weighted(call, weighted, output)
         if call.op in ACTIVATIONS and args and isinstance(args[0], Tensor):
             self._observer.activation(call, args[0], output)
+        if weighted is None and call.op not in PASSIVE and len(call.inputs) == 1 and call.terms:
+            given = next((a for a in args if isinstance(a, Tensor) and a.is_floating_point()), None)
+            if given is not None and given is not output:
+                self._observer.step(call, given)
 
     def _operand(self, role: str, tensor: Tensor) -> Operand:
         record = self._record_of(tensor)
@@ -494,10 +505,23 @@ def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> floa
     return next((float(a) for a in numbers), None)
 
 
+def _filled(name: str, args: tuple[Any, ...]) -> float | None:
+    """The number that a new tensor is filled with."""
+    if name in ("full", "full_like", "new_full", "tensor", "scalar_tensor"):
+        given = next((a for a in reversed(args) if type(a) in (int, float)), None)
+        return None if given is None else float(given)
+    return _FILLED.get(name)
+
+
 def _in_order(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an elementwise call is given, by place; (None,) where names give it what none has."""
-    if kwargs and op in ("clamp", "clip"):
-        return (*args, *(kwargs[k] for k in ("min", "max") if k in kwargs))
+    """What an elementwise call is given, by place; (None,) where names give it what none has.
+
+    Both bounds of a clamp, without which it has an infinite one.
+    """
+    if op in ("clamp", "clip"):
+        given = {**dict(zip(("min", "max"), args[1:], strict=False)), **kwargs}
+        low, high = given.get("min"), given.get("max")
+        return (*args[:1], -math.inf if low is None else low, math.inf if high is None else high)
     return (None,) if kwargs else args
 
 

@@ -41,8 +41,9 @@ _OPERATORS = {
     "rtruediv": "({1} / {0})", "pow": "({} ** {})", "rpow": "({1} ** {0})", "neg": "(-{})",
     "negative": "(-{})", "gt": "({} > {})", "ge": "({} >= {})", "lt": "({} < {})",
     "le": "({} <= {})", "maximum": "maximum({}, {})", "minimum": "minimum({}, {})",
-    "where": "where({}, {}, {})",
+    "clamp_min": "maximum({}, {})", "clamp_max": "minimum({}, {})", "where": "where({}, {}, {})",
 }  # fmt: skip
+_CLAMPS = frozenset({"clamp", "clip"})
 # What each of them takes; the others take two.
 _TAKES = {"neg": 1, "negative": 1, "where": 3}
 _CALLED = {"gelu_tanh": "gelu"}
@@ -124,7 +125,9 @@ def written_after(architecture: Architecture, start: int) -> Written | None:
 
 def _follows(architecture: Architecture, call: Call, other: Call) -> bool:
     """Whether a call makes each of its values of those at the same place, and of numbers."""
-    if call.op in _OPERATORS:
+    if call.op in _CLAMPS:
+        known = len(call.terms) == 3
+    elif call.op in _OPERATORS:
         known = len(call.terms) == _TAKES.get(call.op, 2)
     else:
         known = bool(call.terms) and (call.op in _SAME | formulas.FUNCTIONS or bool(call.curve))
@@ -172,6 +175,10 @@ def _step(call: Call, given: list[str]) -> str:
         return given[0]
     if call.op in _OPERATORS:
         return _OPERATORS[call.op].format(*given)
+    if call.op in _CLAMPS:
+        signal, low, high = given
+        signal = signal if low == "-inf" else f"maximum({signal}, {low})"
+        return signal if high == "inf" else f"minimum({signal}, {high})"
     if call.curve is not None:
         name, _, arguments = call.curve.rstrip(")").partition("(")
         return f"{name}({', '.join([*given[:1], *filter(None, [arguments])])})"

@@ -87,8 +87,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "norms hold the size, not the directions",
     ),
     (
-        "before an activation written out that is steep (χ > 8)",
-        "the same, × the size where χ = 8",
+        "before an activation written out that is steep (χ > 8, less in long stretches)",
+        "the same, × the size where χ is no more",
         "exp(−(x/0.1)²), x = 1 …: of larger signals it would let the gradient grow",
     ),
     ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
@@ -302,7 +302,7 @@ def _apart(weight: Role) -> Choice:
         f"{weight.activation} is the same for x and −x: offsets as large as the pre-activation let "
         "the model tell them apart"
     )
-    return Choice("normal", because, gain=unit_size(weight.curve))
+    return Choice("normal", because, gain=unit_size(weight.curve, weight.run))
 
 
 def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
@@ -318,4 +318,4 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
     size = None if _by_branch(role) else deep_size(role, drawn)
     if size is not None:
         return size
-    return _branch_factor(role) * (1.0 if role.norm_after else unit_size(role.curve))
+    return _branch_factor(role) * (1.0 if role.norm_after else unit_size(role.curve, role.run))

@@ -18,6 +18,7 @@ from fanin.roles import Role
 __all__ = [
     "DIRECT_STD",
     "ENOUGH_INPUTS",
+    "GROWN",
     "STEEP",
     "Curve",
     "is_even",
@@ -43,6 +44,9 @@ _FAINT = 1e-3
 #: steepest named one, abs, has 2.8; exp(−(z/0.1)²/2) has 58, and MLPs of it with 6 hidden layers
 #: learn nothing from unit signals, all there is from those where χ is 8 (χ = 3: as well).
 STEEP = 8.0
+#: The same over a whole stretch: a gradient that grows to 50 times its size, of 100 from which P204
+#: warns.
+GROWN = 50.0**2
 _SIDES = np.linspace(-4.0, 4.0, 82)
 # Fewer inputs than this are too few to give one direction away.
 ENOUGH_INPUTS = 8
@@ -76,16 +80,19 @@ def keeps_scale(role: Role) -> Choice:
     return replace(choice, because=f"{told}: {choice.because}") if told else choice
 
 
-def unit_size(curve: str | None) -> float:
-    """Std that a pre-activation has before an activation: 1, or less before a steep one."""
-    if curve is None or moments.find(curve).base:
-        return 1.0  # no named one is steep
-    return operating_point(curve, STEEP) or 1.0
+def unit_size(curve: str | None, run: int) -> float:
+    """Std of a pre-activation in a stretch of `run` layers: 1, or less before a steep activation.
+
+    Those that are odd, or that pass x on in pairs, have a start of their own in deep stretches.
+    """
+    if curve is None or (moments.find(curve).base and not is_even(curve)):
+        return 1.0
+    return operating_point(curve, min(STEEP, GROWN ** (1 / run))) or 1.0
 
 
 def _sized(role: Role, choice: Choice) -> Choice:
     """The choice with the size of output that the activation behind it asks for."""
-    size = 1.0 if role.norm_after else unit_size(role.curve)
+    size = 1.0 if role.norm_after else unit_size(role.curve, role.run)
     if size == 1.0:
         return choice
     because = (
@@ -145,7 +152,7 @@ def _bent(role: Role, source: Input, fan: str) -> Choice:
     if source.curve is None:
         because = f"the moments of {source.activation} before it are not known ({fan})"
         return Choice("lecun_normal", because)
-    seen = moments.moments(source.curve, variance=unit_size(source.curve) ** 2)
+    seen = moments.moments(source.curve, variance=unit_size(source.curve, role.run) ** 2)
     if seen.second < _FAINT:
         because = (
             f"{source.curve} before it passes next to nothing of a unit signal (E[φ²] = "
