@@ -96,6 +96,7 @@ FORMULAS = {
     "clamped": (lambda x: 2 * x.clamp(min=-1, max=1), "minimum(maximum(z, -1), 1) * 2"),
     "leaky with another bend": (lambda x: F.leaky_relu(x, 0.2) ** 2, "leaky_relu(z, 0.2) ** 2"),
     "reversed": (lambda x: 2 - (1 - x.abs()) ** 2, "2 - (1 - abs(z)) ** 2"),
+    "inverse root": (lambda x: x / torch.sqrt(1 + x * x), "z / sqrt(z * z + 1)"),
     "around it": (lambda x: x + torch.tanh(x), "z + tanh(z)"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,14 +201,16 @@ class Architecture:
         return call.op in ("mul", "div", "scale") and self._by_root(call)
 
     def _by_root(self, call: Call) -> bool:
-        """Whether one of its factors is made by a root, a standard deviation or a norm."""
+        """Whether one of its factors is made by a root, a standard deviation or a norm.
+
+        Of fewer numbers than the signal has: x/√(1 + x²) is an activation.
+        """
         for index in call.behind:
             for _ in range(_TO_ROOT):
                 behind = self.trace.calls[index]
-                if behind.op in _ROOTS:
-                    return True
-                if behind.op == "pow" and behind.option in _ROOT_EXPONENTS:
-                    return True
+                root = behind.op == "pow" and behind.option in _ROOT_EXPONENTS
+                if root or behind.op in _ROOTS:
+                    return math.prod(behind.shape) < math.prod(call.shape)
                 if behind.op not in _BOUNDED or len(behind.behind) != 1:
                     break
                 index = behind.behind[0]
