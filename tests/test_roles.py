@@ -1866,3 +1866,24 @@ def test_what_is_written_into_zeros_is_a_constant_again():
             return x @ (basis @ self.coefficients)
 
     assert kinds(Basis(), torch.randn(5, 6))["coefficients"] == "computed"
+
+
+@pytest.mark.parametrize(
+    "product",
+    [torch.matmul, torch.mv, lambda h, w: torch.einsum("bi,i->b", h, w), F.linear],
+    ids=["matmul", "mv", "einsum", "linear"],
+)
+def test_a_vector_that_makes_one_number_of_each_sample_is_the_output_layer(product):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.vector = nn.Linear(6, 16), nn.Parameter(torch.randn(16))
+            self.offset = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return product(torch.tanh(self.hidden(x)), self.vector) + self.offset
+
+    found = seen(Net(), torch.randn(7, 6))
+    assert (found["vector"].head, found["hidden.weight"].head) == (True, False)
+    assert found["vector"].fan_in == 16
+    assert found["offset"].kind == "bias"

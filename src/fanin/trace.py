@@ -393,7 +393,7 @@ class Watch(TorchFunctionMode):
                 "watched; pad the rows to one length and give the lengths as a mask"
             )
         uses = weighted or Weighted(op, (), ())
-        units = None
+        units = 1 if set(uses.layout) == {"i"} else None  # a vector makes one number of each
         if uses.unit_dims:
             units = math.prod(
                 output.shape[d] if -output.dim() <= d < output.dim() else 1 for d in uses.unit_dims
