@@ -253,6 +253,42 @@ class Bell(nn.Module):
         return torch.exp(-0.5 * (x / self.width) ** 2)
 
 
+class Centred(nn.Module):
+    """Radial units by hand; or rows that are positions of what is there."""
+
+    def __init__(self, copies: bool = True) -> None:
+        super().__init__()
+        self.rows, self.head, self.copies = nn.Parameter(torch.randn(5, 8)), nn.Linear(5, 3), copies
+
+    def forward(self, x):
+        given = x[:, None] if self.copies else torch.stack([x * (i + 1) for i in range(5)], 1)
+        return self.head(torch.exp(-(given - self.rows).square().mean(-1)))
+
+
+class Quantized(nn.Module):
+    """An autoencoder whose code is the nearest row of a table."""
+
+    def __init__(self, product: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.decoder = mlp(8, 16, 4), mlp(4, 16, 8)
+        self.codes = nn.Parameter(0.3 * torch.randn(12, 4))
+        self.product = product
+
+    def forward(self, x):
+        z = self.encoder(x)
+        near = -2 * z @ self.codes.T + self.codes.square().sum(1)
+        picked = (near if self.product else torch.cdist(z, self.codes)).argmin(1)
+        return self.decoder(z + (self.codes[picked] - z).detach())
+
+
+@pytest.mark.parametrize("product", [False, True])
+def test_codes_that_the_signal_is_compared_with_are_left_as_they_are(product: bool):
+    model = Quantized(product)
+    assert "compared with" in plan(model, torch.randn(32, 8)).untouched["codes"]
+    nothing = plan(Quantized(product).to("meta"), torch.randn(32, 8, device="meta"))
+    assert nothing["codes"].std == 1.0
+
+
 def near(value: float) -> Any:
     return pytest.approx(value, rel=1e-6)
 
@@ -489,6 +525,14 @@ RULES: dict[str, Rule] = {
         "the same for x and −x",
         lambda a: (a.scheme, a.std) == ("normal", 1.0),
     ),
+    "rows that a signal is copied for (centres, tasks)": Rule(
+        lambda: (Centred(), torch.randn(64, 8)),
+        "rows",
+        lambda: (Centred(copies=False), torch.randn(64, 8)),
+        "rows",
+        "each copy of the signal",
+        lambda a: (a.scheme, a.std) == ("normal", 1.0),
+    ),
     "gates on branches without norms": Rule(
         lambda: scaled(0.3, 1),
         "1.gamma",
@@ -505,6 +549,7 @@ def test_every_rule_of_the_table_is_tested():
     assert left_alone == {
         "LayerScale, other scales",
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
+        "codes that the signal is compared with (vector quantization)",
         "single numbers that the model's own code uses",
         "step sizes of state-space models",
     }

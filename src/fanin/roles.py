@@ -48,10 +48,11 @@ class Role:
         parameter: canonical path.
         shape: of the parameter.
         trainable: whether it requires a gradient.
-        kind: "weight", "recurrent", "projection", "bias", "recurrent_bias", "table", "token",
-            "input" (of a layer), "state" (a recurrent layer's first), "norm_scale", "norm_shift",
-            "branch_scale", "scale", "score_bias", "slope", "magnitude", "step", "computed",
-            "unknown" or "unused".
+        kind: "weight", "recurrent", "projection", "bias", "recurrent_bias", "table", "codes" (a
+            table that says itself which row is picked), "token", "rows" (one for each copy of the
+            signal), "input" (of a layer), "state" (a recurrent layer's first), "norm_scale",
+            "norm_shift", "branch_scale", "scale", "score_bias", "slope", "magnitude", "step",
+            "computed", "unknown" or "unused".
         op: canonical operation of the call that uses it.
         layer: path of the module that runs that call.
         call: index of its first call.
@@ -226,6 +227,8 @@ class _Reader:
             return self._weight(role, call, operand, late)
         if kind == "table" and len(bare.shape) > 2 and call.op == "embedding" and not call.padding:
             return replace(role, kind="unknown", seen="an index: a matrix is picked for each input")
+        if kind == "table" and self._picks_itself(bare, call):
+            return replace(role, kind="codes", layout="v" * (len(bare.shape) - 1) + "o")
         if kind == "table":
             layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
             return replace(
@@ -242,6 +245,11 @@ class _Reader:
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
+
+    def _picks_itself(self, bare: Role, call: Call) -> bool:
+        """Whether rows are picked by what the signal has in common with them (a VQ codebook)."""
+        before = self.architecture.ancestors(i for i in call.sources if i >= 0)
+        return any(bare.parameter in self.calls[i].parameters for i in before)
 
     def _is_state(self, bare: Role, call: Call, operand: Operand) -> bool:
         """Whether a learned vector is the first state of a recurrent network written by hand.
@@ -375,7 +383,10 @@ class _Reader:
             return "norm_shift"
         if reaches_softmax(self.architecture, call):
             return "score_bias"
-        return "bias" if call.op == "shift" and self._is_offset(bare, call) else "token"
+        if call.op == "shift" and self._is_offset(bare, call):
+            return "bias"
+        copies = math.prod(call.shape) > math.prod(before[0].shape)
+        return "rows" if call.op == "shift" and copies else "token"
 
     def _is_offset(self, bare: Role, call: Call) -> bool:
         """Whether what is added has one number for each unit, and not for each position."""

@@ -107,6 +107,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
     ("learned input of a layer", "normal, std 1", "the layer expects unit variance of its input"),
     ("learned token or position", "normal, std 0.02", "small beside the signal"),
+    (
+        "rows that a signal is copied for (centres, tasks)",
+        "normal, std 1",
+        "as large as the signal, so that its copies differ",
+    ),
     ("biases, norm shifts, score biases, first states", "zeros", "weights tell units apart"),
     ("forget gate bias of an LSTM", "forget_gate_bias", "the cell remembers at the start"),
     ("norm scales", "one (0 where the norm uses 1 + weight)", "a fresh norm changes nothing"),
@@ -117,6 +122,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "it starts by changing nothing",
     ),
     ("LayerScale, other scales", "left alone", "their size is the author's choice"),
+    (
+        "codes that the signal is compared with (vector quantization)",
+        "left alone",
+        "their size is the author's choice",
+    ),
     (
         "single numbers that the model's own code uses",
         "left alone",

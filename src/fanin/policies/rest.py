@@ -57,6 +57,8 @@ def stays(role: Role, drawn: Blueprint, frozen: bool) -> Leave | None:
         return Leave("softplus makes step sizes of it, whose range the model's author chose")
     if role.kind == "table" and len(role.shape) == 1 and not drawn.meta:
         return Leave("a number for each index, whose use the model's author chose")
+    if role.kind == "codes" and not drawn.meta:
+        return Leave("codes that the signal is compared with: their size is the author's choice")
     if role.kind == "scale" and not drawn.meta:
         return Leave("a scale whose size the model's author chose")
     if role.kind == "branch_scale" and not drawn.meta and not _gate(role):
@@ -103,6 +105,11 @@ def rest(role: Role, drawn: Blueprint) -> Choice | Leave:
             f"a learned token or position: std {STREAM_STD}, small beside the signal",
             gain=STREAM_STD,
         )
+    if kind == "codes":
+        return Choice("normal", "codes that a signal of unit size is compared with")
+    if kind == "rows":
+        because = "one row for each copy of the signal: as large as that, so that they differ"
+        return Choice("normal", because)
     if kind == "input":
         return Choice("normal", "a learned input of a layer, which expects unit variance")
     reasons = {

@@ -23,7 +23,17 @@ _NO_START = (UNUSED, NO_SLOPE)  # no values of the parameters end these
 _ORDINARY, _SCALE, _LAST, _MEANT = range(4)
 _SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
 _FACTORS = (
-    *("weight", "recurrent", "projection", "table", "token", "computed", "unknown"),
+    *(
+        "weight",
+        "recurrent",
+        "projection",
+        "table",
+        "codes",
+        "token",
+        "rows",
+        "computed",
+        "unknown",
+    ),
     *_SCALES,
 )
 

@@ -16,7 +16,17 @@ __all__ = ["OVERSIZED", "odd_ones"]
 OVERSIZED = 8.0
 # Of all parameters at most this share is the exception that a fault comes from.
 _FEW = 0.25
-_KINDS = ("weight", "recurrent", "projection", "table", "token", "input", "norm_scale")
+_KINDS = (
+    "weight",
+    "recurrent",
+    "projection",
+    "table",
+    "codes",
+    "token",
+    "rows",
+    "input",
+    "norm_scale",
+)
 _TOO_LARGE = ("P202", "P204", "N403", "N404")
 _CODES = (*_TOO_LARGE, "P201", "P203", "P207")
 
