@@ -2740,3 +2740,41 @@ def long_linear_memory():
             return self.head(self.rnn(x)[0].mean(1))
 
     return Net(), torch.randn(16, 300, 6), classify(16, 3)
+
+
+@TRAPS(absent=("S102",))
+def norms_of_scale_zero_in_a_row():
+    """They open one after the other, from the last one: seven steps for six of them."""
+    layers = []
+    for _ in range(6):
+        layers += [nn.Linear(16, 16), nn.LayerNorm(16), nn.Tanh()]
+        nn.init.zeros_(layers[-2].weight)
+    return nn.Sequential(*layers, nn.Linear(16, 3)), torch.randn(64, 16), classify(64, 3)
+
+
+@TRAPS(absent=("S102",))
+def norms_of_scale_zero_that_two_modules_hold():
+    """The virtual steps put their tensors into each module once."""
+
+    class Branch(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.norm, self.body = norm, mlp(16, 32, 16)
+
+        def forward(self, x):
+            return x + self.body(self.norm(x))
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(16)
+            nn.init.zeros_(self.norm.weight)
+            self.branch = Branch(self.norm)
+
+        def forward(self, x):
+            return self.branch(x)
+
+    last = nn.LayerNorm(16)
+    nn.init.zeros_(last.weight)
+    model = nn.Sequential(nn.Linear(8, 16), Layer(), Layer(), last, nn.Linear(16, 3))
+    return model, torch.randn(64, 8), classify(64, 3)

@@ -14,7 +14,7 @@ from fanin.layers import fingerprints, tolerance_of, unit_labels
 from fanin.passes import Pass
 from fanin.sketch import classes, labels
 from fanin.symmetry.result import Identity, UnitClass
-from fanin.symmetry.steps import STEPS, VirtualRun, counterpart
+from fanin.symmetry.steps import VirtualRun, counterpart
 
 __all__ = ["suspects", "unit_classes"]
 
@@ -80,7 +80,8 @@ def unit_classes(run: VirtualRun) -> tuple[tuple[UnitClass, ...], dict[Key, int]
         gone = sum(len(c) - 1 for c in locked)
         distinct[layer.key] = layer.units - gone
         found += [
-            UnitClass(layer.name, c, "locked", STEPS, _certificate(run, layer, c)) for c in locked
+            UnitClass(layer.name, c, "locked", run.steps, _certificate(run, layer, c))
+            for c in locked
         ]
         found += _breaking(run, layer, locked)
         found += _mirrors(run, layer)
@@ -161,12 +162,12 @@ def _mirrors(run: VirtualRun, layer: Layer) -> list[UnitClass]:
             return []
         now = set(_mirrored(forward, cotangent, run.precision.lock))
         held = now if held is None else held & now
-    return [UnitClass(layer.name, pair, "mirrored", STEPS) for pair in sorted(held or ())]
+    return [UnitClass(layer.name, pair, "mirrored", run.steps) for pair in sorted(held or ())]
 
 
 def _certificate(run: VirtualRun, layer: Layer, members: tuple[int, ...]) -> tuple[Identity, ...]:
     rows = []
-    for step in range(STEPS):
+    for step in range(run.steps):
         weight, later = run.kept(step, layer, "weight"), run.kept(step + 1, layer, "weight")
         update = None if weight is None or later is None else later - weight
         inputs = _difference(run.kept(step, layer, "input"), members)

@@ -12,7 +12,7 @@ from fanin.passes import Pass, Subject
 from fanin.symmetry.copies import suspects, unit_classes
 from fanin.symmetry.deadlocks import deadlocks
 from fanin.symmetry.result import UNUSED, Deadlock, Symmetry
-from fanin.symmetry.steps import DOUBLE, SINGLE, STEPS, Precision, VirtualRun
+from fanin.symmetry.steps import DOUBLE, SINGLE, Precision, VirtualRun
 
 __all__ = ["examine"]
 
@@ -50,7 +50,7 @@ def examine(
     found, distinct = unit_classes(run)
     return (
         Symmetry(
-            steps=STEPS,
+            steps=run.steps,
             dtype=str(run.precision.dtype).removeprefix("torch."),
             classes=found,
             deadlocks=(*deadlocks(run, stuck), *unused),

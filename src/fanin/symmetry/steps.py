@@ -27,10 +27,12 @@ __all__ = [
     "counterpart",
 ]
 
-# Virtual steps: a zero factor delays by one step each, and no intended start stacks more than two.
-STEPS = 4
+# Virtual steps: a zero factor delays by one step each, and few intended starts stack more than two.
+# More are taken while each brings a gradient to another parameter (norms of scale zero before every
+# branch of a transformer: 6 for two layers).
+STEPS, MOST_STEPS = 4, 12
 STEP_SIZE = 0.1  # of each tensor's own RMS; large enough to separate, small enough to kill nothing
-# Equal values drift apart by round-off alone, by a factor of about two a step; 1e-16 · 2⁴ is far
+# Equal values drift apart by round-off alone, by a factor of about two a step; 1e-16 · 2¹² is far
 # below.
 LOCK_TOLERANCE = 1e-9
 # In float64 a sum that cancels exactly leaves about 1e-16 of its terms.
@@ -133,8 +135,12 @@ class VirtualRun:
         return self._copy(tensor)
 
     def train(self) -> VirtualRun:
-        """Take the virtual steps; the last pass only looks."""
-        for step in range(STEPS + 1):
+        """Take the virtual steps; the last pass only looks.
+
+        Zeros in a row open one after the other: while a step brings a gradient to parameters that
+        had none, it is not the last.
+        """
+        for step in range(MOST_STEPS + 1):
             seen, gradients = self._pass()
             self.passes.append(seen)
             moving = {
@@ -142,10 +148,18 @@ class VirtualRun:
                 for n, g in gradients.items()
                 if g is not None and not self._noise(n, seen, step)
             }
+            first = moving.keys() - self.moved
             self.moved |= moving.keys()
-            if step < STEPS:
+            if step >= STEPS and not first:
+                break
+            if step < MOST_STEPS:
                 self._step(moving)
         return self
+
+    @property
+    def steps(self) -> int:
+        """Virtual steps that were taken."""
+        return len(self.passes) - 1
 
     def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
         subject = self._subject
@@ -163,15 +177,21 @@ class VirtualRun:
     @contextmanager
     def _called(self) -> Iterator[Stand]:
         """The model is called with the copies in the place of its own tensors."""
-        model, tensors = self._subject.model, {**self._copies, **self._buffers}
+        model = self._subject.model
         own = {**self._originals, **dict(model.named_buffers())}
-        substitute = {id(own[n]): copy for n, copy in tensors.items()}
+        substitute = {id(own[n]): copy for n, copy in {**self._copies, **self._buffers}.items()}
         if isinstance(model, nn.DataParallel):  # functional_call refuses it
             model = model.module
-            tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
+        # Every module once: functional_call puts back the copies in one that has two names.
+        tensors = {
+            f"{path}.{name}".lstrip("."): substitute[id(tensor)]
+            for path, module in model.named_modules()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and id(tensor) in substitute
+        }
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return torch.func.functional_call(model, tensors, args, kwargs)
+            return torch.func.functional_call(model, tensors, args, kwargs, tie_weights=False)
 
         yield Stand(call, self._batch, self._copies, substitute, self.precision.dtype)
 
