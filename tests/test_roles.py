@@ -1887,3 +1887,28 @@ def test_a_vector_that_makes_one_number_of_each_sample_is_the_output_layer(produ
     assert (found["vector"].head, found["hidden.weight"].head) == (True, False)
     assert found["vector"].fan_in == 16
     assert found["offset"].kind == "bias"
+
+
+class Squashed(nn.Module):
+    """x + W₂ relu(W₁ t(x)): t is dynamic tanh, tanh alone, or a scale behind the last layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Linear(8, 8), nn.Linear(8, 8)
+        self.alpha, self.gamma = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        if self.how == "dynamic":
+            return x + self.second(self.first(torch.tanh(self.alpha * x) * self.gamma).relu())
+        if self.how == "alone":
+            return x + self.second(self.first(torch.tanh(self.alpha * x)).relu())
+        return x + torch.tanh(self.second(self.first(self.alpha * x).relu())) * self.gamma
+
+
+@pytest.mark.parametrize(
+    ("how", "norm"), [("dynamic", "before"), ("alone", "none"), ("behind", "none")]
+)
+def test_dynamic_tanh_stands_in_the_place_of_a_norm(how: str, norm: str):
+    model = nn.Sequential(nn.Linear(6, 8), Squashed(how), Squashed(how), nn.Linear(8, 3))
+    found = seen(model, torch.randn(7, 6))
+    assert branch_of(found, "1.first.weight").norm == norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
@@ -14,6 +14,7 @@ from fanin.kinds import ACTIVATIONS, JOINS, QUOTIENTS, RECURRENT, SUMS
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
 
 _ADDS = frozenset({"add", "radd", "sub"})
+_SQUASHING = frozenset({"tanh", "hardtanh", "erf", "softsign", "atan"})
 _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 # What has all of its operands in its values; elsewhere one can gate another.
 _GATHERS = SUMS | JOINS | {"hstack", "vstack", "dstack"}
@@ -349,11 +350,26 @@ def _gate(calls: tuple[Call, ...], end: int, region: set[int]) -> _Gate | None:
     return _Gate(max(gates or picks), bool(gates) and shares, not gates)
 
 
+def _squashes(calls: Sequence[Call], call: Call) -> bool:
+    """Whether a learned scale follows tanh, or a curve like it: what stands in a norm's place.
+
+    As in dynamic tanh (Zhu et al. 2025): the stream may grow, and what its branches read does not.
+    """
+    return (
+        call.op == "scale"
+        and bool(call.operands)
+        and max(call.operands[0].shape, default=1) > 1
+        and len(call.behind) == 1
+        and calls[call.behind[0]].op in _SQUASHING
+    )
+
+
 def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...]) -> str:
     calls = architecture.trace.calls
     norms = [i for i in region if architecture.normalizes(calls[i])]
     if any(i > max(layers) for i in norms):
         return "last"
+    norms += [i for i in region if _squashes(calls, calls[i])]
     if any(i < min(layers) for i in norms):
         return "before"
     ahead = architecture.followers.get(add.index, ())
