@@ -144,6 +144,8 @@ LOOK_ALIKES = {
     "slices": (lambda x: x[:, :8] * torch.sigmoid(x[:, 8:]), 16, "product"),
     "unbound": (unbound, 16, "product"),
     "straight through": (lambda x: x + (x.sign() - x).detach(), 8, "sum"),
+    "two halves": (lambda x: torch.mul(*x.chunk(2, -1)), 16, "product"),
+    "largest of two": (lambda x: x.view(-1, 8, 2).amax(-1), 16, "other"),
     "bends nothing": (lambda x: (3 * x + 1) / 2, 8, "layer"),
     "over all units": (lambda x: x * x.mean(-1, keepdim=True), 8, "product"),
     "of noise": (lambda x: x * torch.sigmoid(torch.randn_like(x)), 8, "layer"),
@@ -397,3 +399,18 @@ def test_behind_a_norm_units_are_dead_too():
 
     report = fanin.check(Net(), torch.randn(64, 8))
     assert any(f.code == "P205" and "first" in f.layers for f in report.findings)
+
+
+def test_a_slope_that_is_learned_is_no_comparison():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.slope = nn.Parameter(torch.full((8,), 0.2))
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.second(torch.where(h > 0, h, self.slope * h))
+
+    before, _ = read(Net())
+    assert (before.kind, before.curve) == ("layer", None)

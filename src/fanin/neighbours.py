@@ -19,7 +19,7 @@ from fanin.kinds import (
     RECURRENT_CELLS,
     SUMS,
 )
-from fanin.written import written_after, written_before
+from fanin.written import COMPARISONS, written_after, written_before
 
 __all__ = [
     "After",
@@ -39,6 +39,8 @@ __all__ = [
 _WRITTEN = {"sigmoid": ("silu", "silu"), "tanh": ("gelu", "gelu_tanh"), "erf": ("gelu", "gelu")}
 # Calls that are followed at most: a norm written out, with its changes of dtype, takes 8.
 _NEAR = 12
+# What takes the largest of several units: it bends what no nonlinearity has bent.
+_LARGEST = frozenset({"amax", "max", "maximum", "amin", "min", "minimum"})
 # Where a signal may be the weight: as the second argument, or on either side.
 _LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
@@ -105,12 +107,12 @@ class Generated:
 
 def input_of(architecture: Architecture, index: int) -> Input:
     """What gives the signal of call `index` its distribution."""
-    calls = architecture.trace.calls
+    calls, largest = architecture.trace.calls, False
     while index >= 0:
         call = calls[index]
         kind = _kind(architecture, call)
         if kind is not None:
-            return Input(kind)
+            return Input("other" if kind == "layer" and largest else kind)
         written = written_before(architecture, index)
         if written is not None:
             return Input("activation", written.name, written.curve)
@@ -121,12 +123,16 @@ def input_of(architecture: Architecture, index: int) -> Input:
             return Input("sum")
         if len(signals) > 1 and call.op in PRODUCTS:
             return _product(architecture, signals)
+        if call.op in PRODUCTS and len(call.sources) > 1 and calls[call.sources[0]].op in _PARTS:
+            return Input("product")  # of two parts that one call made
         if len(set(call.sources)) > 1 and call.op in JOINS:
             parts = {input_of(architecture, i) for i in dict.fromkeys(call.sources)}
             return parts.pop() if len(parts) == 1 else Input("other")
         if not call.behind:
             return Input("data" if BATCH in call.inputs else "tokens")
-        index = call.behind[-1] if len(call.behind) == 1 else call.sources[0]
+        largest = largest or call.op in _LARGEST
+        values = [i for i in call.sources if i < 0 or calls[i].op not in COMPARISONS]
+        index = call.behind[-1] if len(call.behind) == 1 else [*values, *call.sources][0]
     return Input("data" if index == BATCH else "tokens")
 
 

@@ -20,7 +20,7 @@ from fanin.errors import ArgumentError
 from fanin.kinds import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
 from fanin.moments import formulas
 
-__all__ = ["Written", "written_after", "written_before"]
+__all__ = ["COMPARISONS", "Written", "written_after", "written_before"]
 
 # Calls that one activation has at most: gelu in its tanh form, with changes of dtype, takes 12.
 _MOST = 24
@@ -43,6 +43,7 @@ _OPERATORS = {
     "le": "({} <= {})", "maximum": "maximum({}, {})", "minimum": "minimum({}, {})",
     "clamp_min": "maximum({}, {})", "clamp_max": "minimum({}, {})", "where": "where({}, {}, {})",
 }  # fmt: skip
+COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
 _CLAMPS = frozenset({"clamp", "clip"})
 # What each of them takes; the others take two.
 _TAKES = {"neg": 1, "negative": 1, "where": 3}
@@ -94,6 +95,8 @@ def written_before(architecture: Architecture, end: int) -> Written | None:
         waiting |= {t for t in calls[latest].terms if isinstance(t, int)}
         waiting.remove(latest)
     if start < 0 or calls[start].op in _SEVERAL or calls[start].op.startswith("unnamed:"):
+        return None
+    if calls[end].op in COMPARISONS:
         return None
     chain = [c for c in reversed(inside) if c.index > start]
     if calls[start].shape != calls[end].shape or _is_plain(chain):
