@@ -1912,3 +1912,40 @@ def test_dynamic_tanh_stands_in_the_place_of_a_norm(how: str, norm: str):
     model = nn.Sequential(nn.Linear(6, 8), Squashed(how), Squashed(how), nn.Linear(8, 3))
     found = seen(model, torch.randn(7, 6))
     assert branch_of(found, "1.first.weight").norm == norm
+
+
+@pytest.mark.parametrize(
+    ("before", "shape", "kind"),
+    [
+        (nn.LayerNorm(16), (16,), "bias"),
+        (nn.LayerNorm(16), (5, 1), "token"),
+        (nn.Sequential(nn.Linear(16, 16), nn.ReLU()), (16,), "bias"),
+    ],
+    ids=["norm", "places", "bent"],
+)
+def test_offsets_behind_what_has_tokens(before, shape, kind: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.added = before, nn.Parameter(torch.randn(shape))
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.before(x) + self.added))
+
+    assert kinds(Net(), torch.randn(7, 5, 16))["added"] == kind
+
+
+@pytest.mark.parametrize("bent", [nn.Identity(), nn.ReLU(), nn.BatchNorm2d(4)])
+@pytest.mark.parametrize(("shape", "kind"), [((1, 4, 1, 1), "bias"), ((6, 6), "token")])
+def test_offsets_of_the_channels_of_an_image(bent, shape, kind: str):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bent = nn.Conv2d(3, 4, 3, padding=1), bent
+            self.added, self.head = nn.Parameter(torch.randn(shape)), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.bent(self.conv(x)) + self.added))
+
+    assert kinds(Net(), torch.randn(7, 3, 6, 6))["added"] == kind

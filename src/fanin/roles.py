@@ -37,6 +37,7 @@ __all__ = ["Role", "roles"]
 
 _UNTOLD = Input("other")
 # Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
+_OVER_IMAGES = frozenset({"batch_norm", "group_norm", "instance_norm"})  # units come second
 _ASIDE = ("token", "unknown")
 
 
@@ -397,7 +398,9 @@ class _Reader:
         if weighted and math.prod(bare.shape) == source.units:
             return True
         places = [i - len(bare.shape) for i, size in enumerate(bare.shape) if size > 1]
-        images = "k" in source.layout or source.op in NORMS
+        while source.units is None and source.op not in NORMS and source.behind:
+            source = self.calls[source.behind[-1]]
+        images = "k" in source.layout or source.op in _OVER_IMAGES
         unit = 1 - len(call.shape) if images and len(call.shape) > 2 else -1
         # A step of learning is added to a vector too, and has no samples.
         return places == [unit] and len(call.shape) > 1 and max(bare.shape) == call.shape[unit]
