@@ -92,3 +92,13 @@ def test_a_notebook_shows_a_plan_as_its_text_and_runs_nothing_of_its_names():
     assert set(page.tags) == {"pre"}
     assert not page.open
     assert page.text.strip() == str(plan)
+
+
+def test_a_plan_that_draws_nothing_has_no_table():
+    layer = torch.nn.Linear(4, 3).requires_grad_(False)
+    model = torch.nn.Sequential(layer, torch.nn.PReLU())
+    model[1].weight.requires_grad_(False)
+    told = str(fanin.plan(model, torch.randn(5, 4)))
+    assert "0 parameters drawn" in told
+    assert "because" not in told
+    assert "frozen" in told

@@ -65,7 +65,8 @@ def table(recipe: Recipe) -> ConsoleRenderable:
         f"({numbers:,} numbers), "
         f"{len(recipe.untouched)} left as they are"
     )
-    return Group(head, shown, *map(Text, grouped(recipe.untouched)))
+    middle = shown if recipe.assignments else Text("")
+    return Group(head, middle, *map(Text, grouped(recipe.untouched)))
 
 
 def grouped(untouched: Mapping[str, str]) -> Iterator[str]:
