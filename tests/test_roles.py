@@ -1949,3 +1949,17 @@ def test_offsets_of_the_channels_of_an_image(bent, shape, kind: str):
             return self.head(torch.tanh(self.bent(self.conv(x)) + self.added))
 
     assert kinds(Net(), torch.randn(7, 3, 6, 6))["added"] == kind
+
+
+def test_zeros_that_a_product_is_added_to_are_no_input():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2, 6))
+            self.unused = nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            weight = torch.addmm(x.new_zeros(3, 6), self.up, self.down)
+            return F.linear(x, weight) + (self.unused * x.new_zeros(3)).sum()
+
+    assert kinds(Net(), torch.randn(7, 6)) == dict.fromkeys(["up", "down", "unused"], "computed")

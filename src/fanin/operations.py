@@ -437,8 +437,9 @@ _BIASED = frozenset({"addmm", "baddbmm", "addmv"})
 # The last one is that of transformers, for a torch or a GPU that has none.
 _GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
 
-# Functions that multiply with a parameter: a layer also on zeros, the first state of a cell.
-MULTIPLYING = _MATRIX_PRODUCTS | _BIASED | {"einsum", "mul", "rmul", "multiply"}
+# Functions whose last two arguments are multiplied: with zeros, the first state of a cell, a
+# parameter is a layer too.
+MULTIPLYING = _MATRIX_PRODUCTS | _BIASED | {"einsum"}
 # Functions that are a layer even on an input that does not depend on the batch (position
 # embeddings, learned queries).
 LEARNED_INPUT = (

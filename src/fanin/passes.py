@@ -127,7 +127,7 @@ def run_pass(
     architecture = read(seen, model)
     for index in recorder.ranges:
         written = written_after(architecture, index)
-        if written is not None:
+        if written is not None and not written.scaled:
             recorder.written(index, written.end, written.curve)
     gradients = _gradients(watch, value, parameters)
     result = Pass(

@@ -259,8 +259,9 @@ class Watch(TorchFunctionMode):
         records = [r for r in records if r.call is not None or r.parameters]
         signals = [r for r in records if r.call is not None]
         names = names_of(records)
-        layer = name in LEARNED_INPUT or (0.0 in values and name in MULTIPLYING)
-        if signals or (names and layer):
+        factors = tensors_in(args[-2:]) if name in MULTIPLYING else ()
+        empty = any(self.provenance.value(t) == 0.0 for t in factors)
+        if signals or (names and (name in LEARNED_INPUT or empty)):
             self._signal(name, args, kwargs, outputs, signals, names)
         elif records:
             self.provenance.note(outputs, learned_by(name, args, records, outputs[0].dim()))

@@ -17,7 +17,7 @@ from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call
 from fanin.errors import ArgumentError
-from fanin.kinds import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT
+from fanin.kinds import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.moments import formulas
 
 __all__ = ["COMPARISONS", "Written", "written_after", "written_before"]
@@ -44,6 +44,7 @@ _OPERATORS = {
     "clamp_min": "maximum({}, {})", "clamp_max": "minimum({}, {})", "where": "where({}, {}, {})",
 }  # fmt: skip
 COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
+_AFFINE = SUMS | PRODUCTS | QUOTIENTS | {"subtract", "neg", "negative"}
 _CLAMPS = frozenset({"clamp", "clip"})
 # What each of them takes; the others take two.
 _TAKES = {"neg": 1, "negative": 1, "where": 3}
@@ -63,11 +64,13 @@ class Written:
         start: index of the call whose output it bends.
         end: index of its last call.
         curve: as `fanin.moments` takes it: a name, or a formula of z.
+        scaled: whether one nonlinearity alone bends, and numbers are added and multiplied.
     """
 
     start: int
     end: int
     curve: str
+    scaled: bool = False
 
     @property
     def name(self) -> str:
@@ -102,7 +105,9 @@ def written_before(architecture: Architecture, end: int) -> Written | None:
     if calls[start].shape != calls[end].shape or _is_plain(chain):
         return None
     curve = _recognized(_formula(chain, start))
-    return None if curve is None else Written(start, end, curve)
+    bent = [c for c in chain if not _is_straight(c)]
+    scaled = len(bent) == 1 and bent[0].op in BENDING
+    return None if curve is None else Written(start, end, curve, scaled)
 
 
 def written_after(architecture: Architecture, start: int) -> Written | None:
@@ -159,6 +164,12 @@ def _is_plain(chain: list[Call]) -> bool:
     *before, last = steps
     known = last.op in BENDING and last.op not in formulas.FUNCTIONS
     return known and all(c.op in PRODUCTS | QUOTIENTS for c in before)
+
+
+def _is_straight(call: Call) -> bool:
+    """Whether a step hands a signal on, or adds numbers to it and multiplies it with numbers."""
+    alone = sum(isinstance(term, int) for term in call.terms) == 1
+    return call.op in _SAME or (call.op in _AFFINE and alone)
 
 
 def _formula(chain: Iterable[Call], start: int) -> str:

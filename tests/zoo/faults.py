@@ -740,6 +740,20 @@ def actor_whose_actions_are_at_their_bounds():
     return actor, torch.randn(64, 8), lambda action: F.mse_loss(action, wanted)
 
 
+@FAULTS(codes=("P206",), layers=("2",), **ERROR)
+def actor_whose_bounded_actions_are_scaled():
+    """tanh, and numbers: a formula with one bend is as flat as that bend."""
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return 2.0 * torch.tanh(x) + 0.5
+
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3), Scaled(), nn.Linear(3, 3))
+    with torch.no_grad():
+        model[2].weight.mul_(300)
+    return model, torch.randn(64, 8), classify(64, 3)
+
+
 def _large_input_weights(cell, **kwargs):
     """A recurrent network, a whole sequence at once or step by step, with input weights × 100."""
 

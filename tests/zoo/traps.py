@@ -2778,3 +2778,43 @@ def norms_of_scale_zero_that_two_modules_hold():
     nn.init.zeros_(last.weight)
     model = nn.Sequential(nn.Linear(8, 16), Layer(), Layer(), last, nn.Linear(16, 3))
     return model, torch.randn(64, 8), classify(64, 3)
+
+
+@TRAPS(absent=("P204",))
+def early_exits_whose_weights_fall():
+    """The last step has 2⁻¹⁵ of the loss of the first: it is no growth that the first gets more."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.step, self.head = nn.Linear(8, 32), nn.Linear(64, 32), nn.Linear(32, 3)
+
+        def forward(self, x):
+            given = self.read(x)
+            h, out = torch.zeros_like(given), 0
+            for t in range(16):
+                h = torch.tanh(self.step(torch.cat([h, given], 1)))
+                out = out + 0.5**t * self.head(h)
+            return out
+
+    return Net(), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("P204", "S102"))
+def adapter_that_is_added_to_zeros():
+    """LoRA merged with addmm: the zeros are no input of its factors."""
+
+    class Adapted(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.base = nn.Linear(inputs, outputs).requires_grad_(False)
+            self.down = nn.Parameter(torch.randn(4, inputs) / inputs**0.5)
+            self.up = nn.Parameter(torch.zeros(outputs, 4))
+
+        def forward(self, x):
+            weight = self.base.weight
+            added = torch.addmm(torch.zeros(weight.shape), self.up, self.down)
+            return F.linear(x, weight + added, self.base.bias)
+
+    model = nn.Sequential(Adapted(8, 16), nn.ReLU(), Adapted(16, 3))
+    return model, torch.randn(32, 8), classify(32, 3)

@@ -316,13 +316,25 @@ def _over_calls(evidence: Evidence, layer: Layer) -> _InTime | None:
     norms = [math.sqrt(c.cotangent_squares) for c in cells if c.cotangent_squares]
     if len(norms) < STEPS or not all(map(math.isfinite, norms)):
         return None
-    growth = max(norms) / norms[-1]
+    # Where steps have outputs of their own, a loss may weight the last one with next to nothing.
+    given = max(norms[-1], *_read_off(evidence, layer))
+    growth = max(norms) / given
     measured = (
-        f"{layer.name}: cotangent {norms[-1]:.3g} at the last of {len(norms)} steps, up to "
-        f"{max(norms):.3g} before (×{growth:.3g})"
+        f"{layer.name}: cotangent of up to {max(norms):.3g} over {len(norms)} steps, of "
+        f"{given:.3g} where it begins (×{growth:.3g})"
     )
     share = growth / len(norms)
     return _InTime(layer.name, share / EXPLODED_IN_TIME, share / EXPLODING_IN_TIME, measured)
+
+
+def _read_off(evidence: Evidence, layer: Layer) -> list[float]:
+    """Norms of the cotangents of the layers that read what a layer makes, and give it nothing."""
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    behind, before = read.descendants(layer.calls), read.ancestors(layer.calls[-1:])
+    calls = (y.calls for y in read.layers if before.isdisjoint(y.calls))
+    found = [cells[i] for own in calls if behind.issuperset(own) for i in own if i in cells]
+    norms = (math.sqrt(c.cotangent_squares or 0.0) for c in found)
+    return [norm for norm in norms if math.isfinite(norm)]
 
 
 def _in_one_call(evidence: Evidence, layer: Layer) -> _InTime | None:
