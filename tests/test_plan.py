@@ -517,13 +517,13 @@ RULES: dict[str, Rule] = {
         "is steep",
         lambda a: 0.2 / 4 < a.std < 0.4 / 4,
     ),
-    "bias of the first layer, φ(−x) = φ(x)": Rule(
+    "bias of the first layer before a steep one, φ(−x) = φ(x)": Rule(
+        chain(3, lambda: Bell(0.1)),
+        "0.bias",
         chain(3, Bell),
         "0.bias",
-        chain(3, nn.Tanh),
-        "0.bias",
         "the same for x and −x",
-        lambda a: (a.scheme, a.std) == ("normal", 1.0),
+        lambda a: a.scheme == "normal" and 0.2 < a.std < 0.4,
     ),
     "rows that a signal is copied for (centres, tasks)": Rule(
         lambda: (Centred(), torch.randn(64, 8)),

@@ -1223,9 +1223,9 @@ def test_norms_end_a_stretch_and_sums_end_a_chain():
 class Adapted(nn.Module):
     """One step of gradient descent inside of the forward pass (MAML), then the loss."""
 
-    def __init__(self):
+    def __init__(self, outputs=3):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, outputs))
 
     def forward(self, x, y):
         first = dict(self.net.named_parameters())
@@ -1235,8 +1235,9 @@ class Adapted(nn.Module):
         return F.mse_loss(functional_call(self.net, fast, (x,)), y)
 
 
-def test_the_last_layer_of_a_model_that_adapts_itself_is_its_output_layer():
-    found = seen(Adapted(), (torch.randn(8, 2), torch.randn(8, 3)))
+@pytest.mark.parametrize("outputs", [3, 1])
+def test_the_last_layer_of_a_model_that_adapts_itself_is_its_output_layer(outputs: int):
+    found = seen(Adapted(outputs), (torch.randn(8, 2), torch.randn(8, outputs)))
     assert {n for n, role in found.items() if role.head} == {"net.2.weight", "net.2.bias"}
 
 

@@ -14,6 +14,7 @@ import fanin
 from fanin import moments
 from fanin.errors import ArgumentError
 from fanin.neighbours import Input
+from fanin.policies.signal import unit_size
 from fanin.reading import reading
 from fanin.roles import roles
 from fanin.written import written_before
@@ -80,6 +81,12 @@ NAMED = {
     "sigmoid in place": (changed_in_place, "sigmoid", "sigmoid"),
     "elu": (lambda x: torch.where(x > 0, x, torch.exp(x) - 1), "elu", "elu"),
     "relu by a mask": (lambda x: x * (x > 0), "relu", "relu"),
+    "leaky relu by the method": (
+        lambda x: x.where(x > 0, 0.1 * x), "leaky_relu", "leaky_relu(0.1)"
+    ),
+    "silu of a constant on the left": (
+        lambda x: x * torch.sigmoid(torch.tensor(1.0) * x), "silu", "silu"
+    ),
     "relu by a mask of floats": (lambda x: x * (x > 0).float(), "relu", "relu"),
     "leaky relu": (lambda x: torch.maximum(x, 0.1 * x), "leaky_relu", "leaky_relu(0.1)"),
     "squared relu": (lambda x: F.relu(x) ** 2, "relu_squared", "relu_squared"),
@@ -149,6 +156,11 @@ LOOK_ALIKES = {
     "bends nothing": (lambda x: (3 * x + 1) / 2, 8, "layer"),
     "over all units": (lambda x: x * x.mean(-1, keepdim=True), 8, "product"),
     "of noise": (lambda x: x * torch.sigmoid(torch.randn_like(x)), 8, "layer"),
+    "of whole numbers": (lambda x: x * x.to(torch.int32), 8, "product"),
+    "both signs": (lambda x: torch.cat([F.relu(x), F.relu(-x)], -1)[:, ::2], 8, "activation"),
+    "divided by its neighbours": (
+        lambda x: x * torch.rsqrt(1 + F.avg_pool1d(x.square()[:, None], 3, 1, 1)[:, 0]), 8, "norm"
+    ),
     "one call": (torch.tanh, 8, "activation"),
     "of a number before it": (lambda x: torch.sin(30 * x), 8, "activation"),
 }  # fmt: skip
@@ -159,7 +171,7 @@ def test_what_is_no_function_of_one_value_is_no_activation(name: str):
     function, made, kind = LOOK_ALIKES[name]
     before, _ = read(Between(function, made))
     assert before.kind == kind
-    assert before.activation is None or before.activation in ("tanh", "sin", "sigmoid")
+    assert before.activation is None or before.activation in ("tanh", "sin", "sigmoid", "relu")
 
 
 class Data(nn.Module):
@@ -231,7 +243,9 @@ def test_a_steep_activation_gets_a_signal_that_it_can_bear():
 
 def test_an_even_network_without_offsets_cannot_tell_x_from_minus_x():
     batch = torch.randn(128, 4)
-    model = nn.Sequential(nn.Linear(4, 32), Function(lambda x: torch.exp(-x * x)), nn.Linear(32, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 32), Function(lambda x: torch.exp(-100 * x * x)), nn.Linear(32, 2)
+    )
     plan = fanin.init_(model, batch, seed=0)
     assert plan["0.bias"].scheme == "normal"
     assert not torch.allclose(model(batch), model(-batch), rtol=0.1)
@@ -414,3 +428,39 @@ def test_a_slope_that_is_learned_is_no_comparison():
 
     before, _ = read(Net())
     assert (before.kind, before.curve) == ("layer", None)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.sigmoid(torch.tensor(10.0) * x),
+        lambda x: torch.tensor(1.0) - x,
+        lambda x: torch.maximum(torch.tensor(0.0), x),
+        lambda x: torch.sigmoid(torch.full_like(x, 20.0) * x) * 2 - 1,
+        lambda x: torch.pow(torch.tensor(2.0), x),
+    ],
+)
+def test_a_constant_that_stands_on_the_left_is_not_the_signal(function):
+    model = nn.Sequential(nn.Linear(8, 16), Function(function), nn.Linear(16, 3))
+    report = fanin.check(model, torch.randn(32, 8))
+    assert report.ok
+    assert "P205" not in {f.code for f in report.findings}
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "relu by a mask"])
+def test_small_signals_are_alive(name: str):
+    _, report = checked(Function(NAMED[name][0]), lambda m: m[0].weight.mul_(1e-9))
+    assert "P205" not in {f.code for f in report.findings}
+
+
+def test_a_scaled_curve_is_as_flat_as_the_curve():
+    for function in (lambda x: 2 * torch.tanh(x), lambda x: 2 * torch.sigmoid(x) - 1):
+        _, report = checked(Function(function), lambda m: m[2].weight.mul_(300))
+        assert "P206" in {f.code for f in report.findings}
+
+
+@pytest.mark.parametrize("run", [3, 8, 12, 40])
+def test_a_steep_activation_gets_no_larger_signal_in_a_longer_stretch(run: int):
+    curve = "exp(-(z / 0.1) ** 2)"
+    assert unit_size(curve, run) <= unit_size(curve, 2) < 0.5
+    assert unit_size("tanh", run) == unit_size("relu", run) == 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,11 @@ _ROOTS = frozenset(
 _ROOT_EXPONENTS = (0.5, -0.5)  # a root, or one over it, written as a power
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
+# What makes each number of the one at the same place.
+_IN_PLACE = frozenset({
+    "add", "radd", "sub", "rsub", "mul", "rmul", "div", "pow", "square", "abs", "exp", "neg",
+    "clamp", "clamp_min",
+})  # fmt: skip
 _TO_ROOT = 4  # calls: an epsilon, a bound, a reshape
 _TO_ACTIVATION = 16  # calls: norms and sums, on every way onward
 # A variance is kept above zero, or above an epsilon, before its root is taken.
@@ -203,18 +207,31 @@ class Architecture:
     def _by_root(self, call: Call) -> bool:
         """Whether one of its factors is made by a root, a standard deviation or a norm.
 
-        Of fewer numbers than the signal has: x/√(1 + x²) is an activation.
+        Not of each number by itself: x/√(1 + x²) is an activation.
         """
         for index in call.behind:
             for _ in range(_TO_ROOT):
                 behind = self.trace.calls[index]
                 root = behind.op == "pow" and behind.option in _ROOT_EXPONENTS
                 if root or behind.op in _ROOTS:
-                    return math.prod(behind.shape) < math.prod(call.shape)
+                    return not self._of_each(behind, call)
                 if behind.op not in _BOUNDED or len(behind.behind) != 1:
                     break
                 index = behind.behind[0]
         return False
+
+    def _of_each(self, root: Call, call: Call) -> bool:
+        """Whether a root is taken of the number that it divides in `call`, and of nothing else."""
+        waiting = [root]
+        while waiting:
+            for index in waiting.pop().behind:
+                before = self.trace.calls[index]
+                if index in call.behind:
+                    continue
+                if before.shape != call.shape or before.op not in _IN_PLACE:
+                    return False
+                waiting.append(before)
+        return root.shape == call.shape
 
     def first_met(self, start: Collection[int], stops: Collection[int], onward: bool) -> set[int]:
         """The first of the calls in `stops` on every way from `start`, onward or back."""

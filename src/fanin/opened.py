@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +36,7 @@ def written_out(func: Any) -> Callable[..., Any] | None:
 
 def _expanded(*given: Any) -> tuple[Tensor, ...]:
     tensors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
-    shape = np.broadcast_shapes(*(tuple(t.shape) for t in tensors))
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
     return tuple(t.expand(shape) for t in tensors)
 
 

@@ -402,8 +402,8 @@ class _Reader:
             source = self.calls[source.behind[-1]]
         images = "k" in source.layout or source.op in _OVER_IMAGES
         unit = 1 - len(call.shape) if images and len(call.shape) > 2 else -1
-        # A step of learning is added to a vector too, and has no samples.
-        return places == [unit] and len(call.shape) > 1 and max(bare.shape) == call.shape[unit]
+        # A step of learning (MAML) is added to a parameter of any shape, and has no samples.
+        return places == [unit] and bare.shape != call.shape and max(bare.shape) == call.shape[unit]
 
     # ---- weights ---------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ class Flat:
 
 
 # A function is tried at so many points between two bounds, at more where it seems to be constant.
-# It is where its values differ by less than this: next to a unit that is alive, nothing in float32.
+# It is where its values differ by less than this share of their distance: a slope that is nothing
+# in float32 next to that of a unit that is alive.
 _POINTS, _EQUAL = (17, 1025), 1e-7
 _ABOUT = 1e-3
 #: Beyond ± this the sigmoid's slope is under 5 % of its largest: σ(1-σ) < 0.05/4.
@@ -126,7 +127,7 @@ def constant(curve: str, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     for points in _POINTS:
         at = np.linspace(low[flat], high[flat], points, axis=1)
         values = function(at.ravel()).reshape(at.shape)
-        flat[flat] = np.ptp(values, axis=1) <= _EQUAL * (1 + np.abs(values).max(axis=1))
+        flat[flat] = np.ptp(values, axis=1) <= _EQUAL * (high - low)[flat]
     return flat
 
 

@@ -281,8 +281,8 @@ class Watch(TorchFunctionMode):
         one = operands[0].dim() > 2 and all(t.dim() == 0 for t in indices)
         return bool(indices) and not one
 
-    def _is_signal(self, tensor: Tensor) -> bool:
-        record = self._record_of(tensor)
+    def _is_signal(self, value: Any) -> bool:
+        record = self._record_of(value) if isinstance(value, Tensor) else None
         return record is not None and record.call is not None
 
     def _signal(
@@ -309,6 +309,8 @@ class Watch(TorchFunctionMode):
             if weighted is None:
                 one = curve is not None or op in PASSIVE
                 terms = args[:1] if one else _in_order(op, args, kwargs)
+                if op in PASSIVE and not outputs[0].is_floating_point():
+                    terms = ()  # numbers are cut to integers, or to true and false
                 call = replace(call, terms=self._terms(terms))
                 self.calls[call.index] = call
         self.provenance.note(outputs, Record(call.index, varies=varies))
@@ -352,9 +354,10 @@ class Watch(TorchFunctionMode):
         if call.op in ACTIVATIONS and args and isinstance(args[0], Tensor):
             self._observer.activation(call, args[0], output)
         if weighted is None and call.op not in PASSIVE and len(call.inputs) == 1 and call.terms:
-            given = next((a for a in args if isinstance(a, Tensor) and a.is_floating_point()), None)
-            if given is not None and given is not output:
-                self._observer.step(call, given)
+            for given in args:
+                if self._is_signal(given) and given.is_floating_point() and given is not output:
+                    self._observer.step(call, given)
+                    break
 
     def _operand(self, role: str, tensor: Tensor) -> Operand:
         record = self._record_of(tensor)
@@ -517,8 +520,13 @@ def _filled(name: str, args: tuple[Any, ...]) -> float | None:
 def _in_order(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """What an elementwise call is given, by place; (None,) where names give it what none has.
 
-    Both bounds of a clamp, without which it has an infinite one.
+    Both bounds of a clamp, without which it has an infinite one; the condition of a where first,
+    which comes second in the method.
     """
+    if op == "where" and len(args) == 3 and isinstance(args[1], Tensor):
+        first = args[0]
+        if args[1].dtype == torch.bool and getattr(first, "dtype", None) != torch.bool:
+            args = (args[1], first, args[2])
     if op in ("clamp", "clip"):
         given = {**dict(zip(("min", "max"), args[1:], strict=False)), **kwargs}
         low, high = given.get("min"), given.get("max")

@@ -32,7 +32,8 @@ _SAME = frozenset({
 # What gives several signals under one call: two of them are not one.
 _SEVERAL = RECURRENT | frozenset({
     "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind", "topk",
-    "sort", "max", "min", "aminmax", "frexp", "modf",
+    "sort", "max", "min", "aminmax", "frexp", "modf", "unsafe_chunk", "unsafe_split", "dsplit",
+    "var_mean", "std_mean", "cummax", "cummin", "kthvalue", "median", "nanmedian", "mode",
 })  # fmt: skip
 _OPERATORS = {
     "add": "({} + {})", "radd": "({1} + {0})", "sub": "({} - {})", "subtract": "({} - {})",
@@ -163,7 +164,7 @@ def _is_plain(chain: list[Call]) -> bool:
         return True
     *before, last = steps
     known = last.op in BENDING and last.op not in formulas.FUNCTIONS
-    return known and all(c.op in PRODUCTS | QUOTIENTS for c in before)
+    return known and all(c.op in PRODUCTS | QUOTIENTS | {"neg", "negative"} for c in before)
 
 
 def _is_straight(call: Call) -> bool:
@@ -177,11 +178,17 @@ def _formula(chain: Iterable[Call], start: int) -> str:
     texts = {start: formulas.VARIABLE}
     text = ""
     for call in chain:
-        given = [texts[t] if isinstance(t, int) else repr(t) for t in call.terms]
+        given = [texts[t] if isinstance(t, int) else _number(t) for t in call.terms]
         text = texts[call.index] = _step(call, given)
         if len(text) > 4 * formulas.LONGEST:  # brackets that are taken away again
             return ""
     return text
+
+
+def _number(value: float) -> str:
+    """With as many digits as mean something to people; in brackets where it has a sign."""
+    text = f"{value:.12g}"
+    return f"({text})" if value < 0 else text
 
 
 def _step(call: Call, given: list[str]) -> str:
@@ -191,7 +198,7 @@ def _step(call: Call, given: list[str]) -> str:
         return _OPERATORS[call.op].format(*given)
     if call.op in _CLAMPS:
         signal, low, high = given
-        signal = signal if low == "-inf" else f"maximum({signal}, {low})"
+        signal = signal if low == "(-inf)" else f"maximum({signal}, {low})"
         return signal if high == "inf" else f"minimum({signal}, {high})"
     if call.curve is not None:
         name, _, arguments = call.curve.rstrip(")").partition("(")

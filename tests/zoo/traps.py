@@ -2818,3 +2818,47 @@ def adapter_that_is_added_to_zeros():
 
     model = nn.Sequential(Adapted(8, 16), nn.ReLU(), Adapted(16, 3))
     return model, torch.randn(32, 8), classify(32, 3)
+
+
+def _over_time(weigh):
+    """A cell over 12 steps, and a loss that weights its states."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head, self.score = nn.GRUCell(6, 16), nn.Linear(16, 3), nn.Linear(16, 1)
+
+        def forward(self, x):
+            h, states = x.new_zeros(len(x), 16), []
+            for step in x.unbind(1):
+                h = self.cell(step, h)
+                states.append(h)
+            return weigh(self, states)
+
+    return Net(), torch.randn(32, 12, 6), classify(32, 3)
+
+
+@TRAPS(absent=("P204",))
+def outputs_of_steps_that_count_less_and_less():
+    return _over_time(lambda m, states: sum(0.4**t * m.head(h) for t, h in enumerate(states)))
+
+
+@TRAPS(absent=("P204",))
+def mixture_over_states_with_next_to_none_of_the_last():
+    def mixed(m, states):
+        weights = torch.softmax(-2.0 * torch.arange(len(states)), 0)
+        return m.head(sum(w * h for w, h in zip(weights, states, strict=True)))
+
+    return _over_time(mixed)
+
+
+@TRAPS(absent=("P204",))
+def pondering_that_halts_early():
+    def pondered(m, states):
+        left, out = 1.0, 0.0
+        for h in states:
+            halt = torch.sigmoid(m.score(h) + 1)
+            out, left = out + left * halt * m.head(h), left * (1 - halt)
+        return out
+
+    return _over_time(pondered)

@@ -21,6 +21,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 Named = Callable[[str, tuple[float, ...]], Function]
 
 VARIABLE = "z"
+_LONG = 1e6  # whole numbers beyond it are read better as 1e6
 LONGEST = 400  # characters: nobody reads more, and a formula that reuses a part doubles it
 
 _ONE: dict[str, Callable[..., Any]] = {
@@ -85,7 +86,8 @@ def tidy(text: str) -> str:
     body = ast.parse(text, mode="eval").body
     for node in ast.walk(body):
         if isinstance(node, ast.Constant) and isinstance(node.value, float):
-            node.value = int(node.value) if node.value.is_integer() else node.value
+            short = node.value.is_integer() and node.value < _LONG
+            node.value = int(node.value) if short else node.value
     return ast.unparse(body)
 
 

@@ -318,7 +318,7 @@ _SQUASHED = {_squashed(name): name for name in NAMES}
 _SQUASHED |= {_squashed(alias): name for alias, name in _ALIASES.items()}
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def find(name: str) -> Activation:
     """The activation of a name, with its arguments in brackets; or of a formula of z.
 

@@ -70,9 +70,9 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("deep stretch without norms, elu or selu", "orthogonal × 1/√E[φ²]", "self-normalizing"),
     ("bias of the first layer of a mirrored stretch", "mirrored_bias", "no two kinks meet in 0"),
     (
-        "bias of the first layer, φ(−x) = φ(x)",
+        "bias of the first layer before a steep one, φ(−x) = φ(x)",
         "normal, std of the pre-activation",
-        "abs, cos, exp(−x²) …: without offsets the model could not tell x from −x",
+        "without offsets all units would be about 0, and x told from −x late",
     ),
     ("behind relu or leaky relu", "he_normal", "the variance that the kink takes away"),
     ("behind another activation", "lecun_normal × 1/√E[φ²]", "the gain by quadrature"),
@@ -299,7 +299,8 @@ def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
         return Choice("constant", because, gain=shift)
     chosen = deep(weight, drawn)
     if chosen is None and weight.input.kind == "data" and not weight.norm_after:
-        return _apart(weight) if is_even(weight.curve) else Skip()
+        steep = unit_size(weight.curve, weight.run) < 1.0
+        return _apart(weight) if steep and is_even(weight.curve) else Skip()
     if chosen is None or not chosen.arguments.get("first"):
         return Skip()
     because = "offsets in opposite pairs, which the mirrored layers carry through the whole stretch"
@@ -309,8 +310,8 @@ def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
 def _apart(weight: Role) -> Choice:
     """The bias of a layer that reads the data, before an activation that is even."""
     because = (
-        f"{weight.activation} is the same for x and −x: offsets as large as the pre-activation let "
-        "the model tell them apart"
+        f"{weight.activation} is steep and the same for x and −x: offsets as large as the "
+        "pre-activation let the model tell them apart"
     )
     return Choice("normal", because, gain=unit_size(weight.curve, weight.run))
 

@@ -19,6 +19,7 @@ from fanin.policies.signal import (
     is_even,
     odd_part,
     operating_point,
+    quick_chi,
     shifted_point,
     spread,
 )
@@ -133,8 +134,7 @@ def _like(name: str | None, curve: str | None) -> str | None:
     values, middle = phi(_POINTS), float(phi(np.zeros(1))[0])
     if np.allclose(values + values[::-1], 2 * middle, atol=1e-6 * float(np.abs(values).max())):
         return _LIKE_ODD
-    pair = odd_part(curve)
-    if not is_even(curve) and operating_point(pair, PARTING ** (1 / DEEP)) == 1.0:
+    if not is_even(curve) and quick_chi(odd_part(curve), 1.0) <= PARTING ** (1 / DEEP):
         return _LIKE_MIRRORED
     return name
 
