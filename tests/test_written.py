@@ -14,7 +14,7 @@ import fanin
 from fanin import moments
 from fanin.errors import ArgumentError
 from fanin.neighbours import Input
-from fanin.policies.signal import unit_size
+from fanin.policies.signal import quick_chi, unit_size
 from fanin.reading import reading
 from fanin.roles import roles
 from fanin.written import written_before
@@ -464,3 +464,13 @@ def test_a_steep_activation_gets_no_larger_signal_in_a_longer_stretch(run: int):
     curve = "exp(-(z / 0.1) ** 2)"
     assert unit_size(curve, run) <= unit_size(curve, 2) < 0.5
     assert unit_size("tanh", run) == unit_size("relu", run) == 1.0
+
+
+@pytest.mark.parametrize(
+    "curve",
+    ["tanh", "relu", "abs", "exp(-50 * z ** 2)", "where(z > 0.5, z, exp(-3 * z))", "z * (z > 1)"],
+)
+def test_the_quick_growth_is_that_of_quadrature(curve: str):
+    """Also with jumps, in which there is no slope."""
+    exact = moments.moments(curve).centred_chi
+    assert quick_chi(curve, 1.0) == pytest.approx(exact, rel=0.01)
