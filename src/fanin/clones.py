@@ -105,12 +105,15 @@ def _values(parameter: Tensor) -> float:
 
 
 def _repeats(rows: Tensor) -> int:
-    rows = rows[rows.any(1)]  # zeros are not drawn: kernels with a centre alone, pruned inputs
     if rows.shape[0] < 2 or rows.shape[1] < _HEAD:
         return 0
     values = rows[:, :_HEAD].double()
     weights = values.new_tensor([1.0, 0.7320508, 0.4142136, 0.2360680])
     heads = (values * weights).sum(1)
+    if len(torch.unique(heads)) > (1 - REPEATED) * len(rows) + 1:  # 1: rows of zeros are one kind
+        return 0
+    live = rows.any(1)  # zeros are not drawn: kernels with a centre alone, pruned inputs
+    rows, heads = rows[live], heads[live]
     if len(torch.unique(heads)) > (1 - REPEATED) * len(rows):
         return 0
     distinct = len(torch.unique(rows, dim=0))
