@@ -473,8 +473,9 @@ class TestProcess:
         assert len(done.stdout.splitlines()) == 1
 
     @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="there is no /dev/stdout")
-    @pytest.mark.parametrize("place", ["-", "/dev/stdout", "/dev/fd/1"])
-    @pytest.mark.parametrize("read", ["cat", "head -1"])
+    @pytest.mark.parametrize(
+        ("place", "read"), [("-", "head -1"), ("/dev/stdout", "cat"), ("/dev/fd/1", "head -1")]
+    )
     def test_json_goes_down_a_pipe_by_every_name_of_stdout(self, place: str, read: str) -> None:
         """A reader who leaves early does not change the exit status, whatever is still to come."""
         command = f"{sys.executable} -m fanin check {FAULTY} --json {place}; echo $? >&2"

@@ -330,7 +330,7 @@ TREES = st.recursive(
 
 
 @given(TREES)
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_the_formula_of_a_random_function_is_that_function(function):
     model = Between(function)
     architecture = reading(model, torch.randn(5, 6))

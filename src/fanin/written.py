@@ -44,11 +44,11 @@ _OPERATORS = {
     "le": "({} <= {})", "maximum": "maximum({}, {})", "minimum": "minimum({}, {})",
     "clamp_min": "maximum({}, {})", "clamp_max": "minimum({}, {})", "where": "where({}, {}, {})",
 }  # fmt: skip
-COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
-_AFFINE = SUMS | PRODUCTS | QUOTIENTS | {"subtract", "neg", "negative"}
-_CLAMPS = frozenset({"clamp", "clip"})
 # What each of them takes; the others take two.
 _TAKES = {"neg": 1, "negative": 1, "where": 3}
+_CLAMPS = frozenset({"clamp", "clip"})
+COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne"})
+_AFFINE = SUMS | PRODUCTS | QUOTIENTS | {"subtract", "neg", "negative"}
 _CALLED = {"gelu_tanh": "gelu"}
 # Where a formula is compared with named activations, and how near is the same: constants are
 # written with few digits (0.7978845608 for √(2/π), 0.044715).
