@@ -754,25 +754,27 @@ def actor_whose_bounded_actions_are_scaled():
     return model, torch.randn(64, 8), classify(64, 3)
 
 
+class _ReadAtItsEnd(nn.Module):
+    """A recurrent network, a whole sequence at once or step by step."""
+
+    def __init__(self, cell, width, **kwargs):
+        super().__init__()
+        self.rnn, self.head = cell(6, width, **kwargs), nn.Linear(width, 3)
+
+    def forward(self, x):
+        if isinstance(self.rnn, nn.RNNBase):
+            return self.head(self.rnn(x)[0][:, -1])
+        state = None
+        for step in x.unbind(1):
+            state = self.rnn(step, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
 def _large_input_weights(cell, **kwargs):
-    """A recurrent network, a whole sequence at once or step by step, with input weights × 100."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.head = cell(6, 24, **kwargs), nn.Linear(24, 3)
-            with torch.no_grad():
-                getattr(self.rnn, "weight_ih", getattr(self.rnn, "weight_ih_l0", None)).mul_(100)
-
-        def forward(self, x):
-            if isinstance(self.rnn, nn.RNNBase):
-                return self.head(self.rnn(x)[0][:, -1])
-            state = None
-            for step in x.unbind(1):
-                state = self.rnn(step, state)
-            return self.head(state[0] if isinstance(state, tuple) else state)
-
-    return Net(), torch.randn(32, 9, 6), classify(32, 3)
+    model = _ReadAtItsEnd(cell, 24, **kwargs)
+    with torch.no_grad():
+        getattr(model.rnn, "weight_ih", getattr(model.rnn, "weight_ih_l0", None)).mul_(100)
+    return model, torch.randn(32, 9, 6), classify(32, 3)
 
 
 @FAULTS(codes=("P206",), layers=("rnn",), **ERROR)
@@ -796,25 +798,12 @@ def rnn_cell_in_its_flat_part():
 
 
 def _chaotic_state(cell, std, steps=24, **kwargs):
-    """A recurrent network whose matrix is so large that near states part at every step."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.head = cell(6, 32, **kwargs), nn.Linear(32, 3)
-            for name, parameter in self.rnn.named_parameters():
-                if "weight_hh" in name:
-                    nn.init.normal_(parameter, std=std)
-
-        def forward(self, x):
-            if isinstance(self.rnn, nn.RNNBase):
-                return self.head(self.rnn(x)[0][:, -1])
-            state = None
-            for step in x.unbind(1):
-                state = self.rnn(step, state)
-            return self.head(state[0] if isinstance(state, tuple) else state)
-
-    return Net(), torch.randn(32, steps, 6), classify(32, 3)
+    """A matrix so large that near states part at every step."""
+    model = _ReadAtItsEnd(cell, 32, **kwargs)
+    for name, parameter in model.rnn.named_parameters():
+        if "weight_hh" in name:
+            nn.init.normal_(parameter, std=std)
+    return model, torch.randn(32, steps, 6), classify(32, 3)
 
 
 _STEPS = {"codes": ("P204",), "words": ("step by step",)}

@@ -23,10 +23,12 @@ from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role
 
-__all__ = ["GROSS", "TINY", "Case", "Mask"]
+__all__ = ["DRAWN", "GROSS", "TINY", "Case", "Mask"]
 
 Mask = NDArray[np.bool_]
 
+#: Kinds of parameters that are drawn at random, each entry by itself.
+DRAWN = ("weight", "recurrent", "projection", "table", "codes", "token", "rows")
 # Fewer distinct values than this in a weight are a pattern (zeros, ones, signs), whose size says
 # nothing of the size that a random start should have.
 _FEW_VALUES = 4

@@ -10,7 +10,7 @@ from fanin.architecture import Layer
 from fanin.assignment import Assignment
 from fanin.findings import Finding
 from fanin.kinds import NORMS
-from fanin.repair.case import Case
+from fanin.repair.case import DRAWN, Case
 from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire
 from fanin.symmetry import NO_SLOPE, UNUSED
@@ -22,20 +22,7 @@ _NO_START = (UNUSED, NO_SLOPE)  # no values of the parameters end these
 # How much a zero is meant: what comes first is given a value first.
 _ORDINARY, _SCALE, _LAST, _MEANT = range(4)
 _SCALES = ("norm_scale", "branch_scale", "scale", "magnitude")
-_FACTORS = (
-    *(
-        "weight",
-        "recurrent",
-        "projection",
-        "table",
-        "codes",
-        "token",
-        "rows",
-        "computed",
-        "unknown",
-    ),
-    *_SCALES,
-)
+_FACTORS = (*DRAWN, "computed", "unknown", *_SCALES)
 
 
 def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignment]:

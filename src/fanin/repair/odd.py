@@ -8,7 +8,7 @@ from fanin.assignment import Assignment
 from fanin.findings import Finding
 from fanin.measuring import DIGITS
 from fanin.policies.auto import head_gain
-from fanin.repair.case import Case
+from fanin.repair.case import DRAWN, Case
 
 __all__ = ["OVERSIZED", "odd_ones"]
 
@@ -16,17 +16,7 @@ __all__ = ["OVERSIZED", "odd_ones"]
 OVERSIZED = 8.0
 # Of all parameters at most this share is the exception that a fault comes from.
 _FEW = 0.25
-_KINDS = (
-    "weight",
-    "recurrent",
-    "projection",
-    "table",
-    "codes",
-    "token",
-    "rows",
-    "input",
-    "norm_scale",
-)
+_KINDS = (*DRAWN, "input", "norm_scale")
 _TOO_LARGE = ("P202", "P204", "N403", "N404")
 _CODES = (*_TOO_LARGE, "P201", "P203", "P207")
 

@@ -14,7 +14,7 @@ from fanin.measuring import DIGITS, Target, measure_
 from fanin.policies.auto import head_gain, target_size
 from fanin.policies.deep import BIASED
 from fanin.policies.targets import TOLERANCE, uncertain
-from fanin.repair.case import GROSS, TINY, Case
+from fanin.repair.case import DRAWN, GROSS, TINY, Case
 from fanin.repair.odd import OVERSIZED
 from fanin.roles import Role
 
@@ -32,16 +32,7 @@ __all__ = [
 ]
 
 _WEIGHTS = ("weight", "recurrent", "projection")
-_DRAWN = (
-    *_WEIGHTS,
-    "magnitude",
-    "bias",
-    "recurrent_bias",
-    "norm_scale",
-    "norm_shift",
-    "table",
-    "token",
-)
+_REDRAWN = (*DRAWN, "magnitude", "bias", "recurrent_bias", "norm_scale", "norm_shift")
 # A head is left where its output is no larger than this; logits of a few are no fault.
 LOUD = 4.0
 # A bias this many times what differs between inputs makes its layer a constant.
@@ -374,6 +365,6 @@ def _anew(case: Case, finding: Finding, level: int) -> list[Assignment]:
     places = list(finding.layers)
     if level == 2:
         places = [y.name for y in case.evidence.layers]
-    names = case.parameters_at(places, _DRAWN)
+    names = case.parameters_at(places, _REDRAWN)
     made = [case.planned_anew(n, f"{finding.name}: rescaling was not enough") for n in names]
     return [a for a in made if a is not None]
