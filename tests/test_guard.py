@@ -40,6 +40,15 @@ class Naughty(nn.Module):
 
 
 @pytest.fixture(autouse=True)
+def distributions_refuse_nan():
+    """As torch has it; its compiler, in a test before, may have switched that off for good."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(True)
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.fixture(autouse=True)
 def _seed():
     with seeded(9):
         yield
