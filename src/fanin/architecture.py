@@ -34,7 +34,7 @@ _ROOT_EXPONENTS = (0.5, -0.5)  # a root, or one over it, written as a power
 _PRIME = (1 << 61) - 1
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
 # What makes each number of the one at the same place.
-_IN_PLACE = frozenset({
+_ONE_BY_ONE = frozenset({
     "add", "radd", "sub", "rsub", "mul", "rmul", "div", "pow", "square", "abs", "exp", "neg",
     "clamp", "clamp_min",
 })  # fmt: skip
@@ -222,13 +222,14 @@ class Architecture:
 
     def _of_each(self, root: Call, call: Call) -> bool:
         """Whether a root is taken of the number that it divides in `call`, and of nothing else."""
-        waiting = [root]
+        waiting, seen = [root], set(call.behind)
         while waiting:
             for index in waiting.pop().behind:
                 before = self.trace.calls[index]
-                if index in call.behind:
+                if index in seen:
                     continue
-                if before.shape != call.shape or before.op not in _IN_PLACE:
+                seen.add(index)
+                if before.shape != call.shape or before.op not in _ONE_BY_ONE:
                     return False
                 waiting.append(before)
         return root.shape == call.shape

@@ -19,8 +19,10 @@ __all__ = [
     "RECURRENT",
     "RECURRENT_CELLS",
     "RECURRENT_LAYERS",
+    "SPLITS",
     "SUMS",
     "name_of",
+    "takes_shape",
 ]
 
 # Functions that hand values on unchanged, reshaped or picked: no layer, no activation.
@@ -61,6 +63,15 @@ SUMS = frozenset({"add", "sub", "radd", "rsub"})
 PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
+# Functions that take the shape of a tensor, and none of its values.
+_SHAPED = frozenset({
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
+})  # fmt: skip
+# Functions that give several parts of a tensor at once.
+SPLITS = frozenset({
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind",
+    "unsafe_chunk", "unsafe_split",
+})  # fmt: skip
 # Uses of a parameter that add or place it, and multiply with nothing.
 ADDING = frozenset({"shift", "token", "select", "clamp"})
 
@@ -81,3 +92,8 @@ def name_of(func: Any) -> tuple[str, bool]:
         return (bare[1:] if in_place else bare), in_place
     in_place = name.endswith("_")
     return (name.rstrip("_") if in_place else name), in_place
+
+
+def takes_shape(name: str) -> bool:
+    """Whether a function takes the shape of a tensor, and none of its values."""
+    return name in _SHAPED or name.startswith("new_")

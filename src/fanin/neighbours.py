@@ -17,6 +17,7 @@ from fanin.kinds import (
     QUOTIENTS,
     RECURRENT,
     RECURRENT_CELLS,
+    SPLITS,
     SUMS,
 )
 from fanin.written import COMPARISONS, written_after, written_before
@@ -48,10 +49,7 @@ _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
 _ENDS = _LAYERS | _MATMULS | NORMS | {"einsum", "normalize"}
 # What stands between a layer and the exponential of its output, where that is a scale.
 _BOUNDS = PASSIVE | PRODUCTS | QUOTIENTS | SUMS | {"tanh", "clamp", "atan", "softsign", "neg"}
-_PARTS = frozenset({
-    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind", "select",
-    "narrow", "__getitem__", "index_select",
-})  # fmt: skip
+_PARTS = SPLITS | {"select", "narrow", "__getitem__", "index_select"}
 _TURNS = frozenset({"t", "T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim"})
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fanin.kinds import name_of
+from fanin.kinds import name_of, takes_shape
 from fanin.nested import tensors_in
 
 __all__ = ["TINY", "Audit", "Record", "audit", "recording"]
@@ -218,11 +218,6 @@ _UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 
 
 _DRAWS = frozenset({"normal_", "uniform_"})
-# What takes a tensor's shape alone.
-_SHAPED = frozenset({
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty",
-    "new_zeros", "new_ones", "new_full", "new_tensor",
-})  # fmt: skip
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 # What hands out the memory of a tensor; whatever is written to that is not seen.
 _HANDS_OUT = frozenset(
@@ -252,7 +247,7 @@ class _Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func == _DATA and args[0].grad_fn is not None:
             self._record._data[out] = args[0]
-        elif not (torch.is_grad_enabled() or name_of(func)[1] or name in _SHAPED):
+        elif not (torch.is_grad_enabled() or name_of(func)[1] or takes_shape(name)):
             self._record.made(out, tensors_in((args, kwargs)))
         if name in _UNWRITTEN and isinstance(out, Tensor) and not out.is_meta:
             # the tensor itself is kept, so that its storage cannot be handed out a second time

@@ -31,6 +31,7 @@ from fanin.kinds import (
     RECURRENT,
     RECURRENT_LAYERS,
     name_of,
+    takes_shape,
 )
 from fanin.nested import arguments, map_tensors, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
@@ -51,11 +52,6 @@ _FILLED = {
     "zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0,
     "new_ones": 1.0,
 }  # fmt: skip
-# Functions that use a tensor's shape, or draw from it, and hand none of its values on.
-_CONSTANT = frozenset({
-    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
-    "bernoulli",
-})  # fmt: skip
 
 
 class Watch(TorchFunctionMode):
@@ -249,7 +245,7 @@ class Watch(TorchFunctionMode):
         filled = _filled(name, args)
         if filled is not None:
             self.provenance.note(outputs, Record(None, varies=False, value=filled))
-        if not outputs or name in _CONSTANT or name.startswith("new_"):
+        if not outputs or takes_shape(name) or name == "bernoulli":  # which hands no value on
             return
         operands = list(tensors_in((args, kwargs)))
         values = [v for t in operands if (v := self.provenance.value(t)) is not None]

@@ -17,7 +17,7 @@ from fanin import moments
 from fanin.architecture import Architecture
 from fanin.calls import Call
 from fanin.errors import ArgumentError
-from fanin.kinds import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.kinds import BENDING, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SPLITS, SUMS
 from fanin.moments import formulas
 
 __all__ = ["COMPARISONS", "Written", "written_after", "written_before"]
@@ -30,11 +30,10 @@ _SAME = frozenset({
     "identity", "dropout",
 })  # fmt: skip
 # What gives several signals under one call: two of them are not one.
-_SEVERAL = RECURRENT | frozenset({
-    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "unbind", "topk",
-    "sort", "max", "min", "aminmax", "frexp", "modf", "unsafe_chunk", "unsafe_split", "dsplit",
-    "var_mean", "std_mean", "cummax", "cummin", "kthvalue", "median", "nanmedian", "mode",
-})  # fmt: skip
+_SEVERAL = RECURRENT | SPLITS | {
+    "topk", "sort", "max", "min", "aminmax", "frexp", "modf", "var_mean", "std_mean", "cummax",
+    "cummin", "kthvalue", "median", "nanmedian", "mode",
+}  # fmt: skip
 _OPERATORS = {
     "add": "({} + {})", "radd": "({1} + {0})", "sub": "({} - {})", "subtract": "({} - {})",
     "rsub": "({1} - {0})", "mul": "({} * {})", "multiply": "({} * {})", "rmul": "({1} * {0})",

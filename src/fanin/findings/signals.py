@@ -43,10 +43,11 @@ GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 5e-4
 # small relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty
 # from 1e3.
 GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
-# Growth of the cotangent over T uses of a layer on what it made: the largest over the last, and
-# over T, which a recurrence that keeps gradients can reach where every step has a loss of its own.
-# Tanh networks of width 32: sound (random recurrent weights of std 0.3) up to 0.3 over 20 and 60
-# steps; std 0.5 learns half as much as it should, at 16 over 20 steps, and nothing at 5e4 over 60.
+# Growth of the cotangent over T uses of a layer on what it made: the largest over that of the last
+# use, or of what reads the state, and over T, which a recurrence that keeps gradients can reach
+# where every step has a loss of its own.  Tanh networks of width 32: sound (random recurrent
+# weights of std 0.3) up to 0.1 over 20 and 60 steps; std 0.5 learns half as much as it should at 5
+# over 20 steps, which is let pass, and nothing at 1.5e4 over 60; std 1 nothing at 1.3e3 over 20.
 EXPLODED_IN_TIME, EXPLODING_IN_TIME = 100.0, 10.0
 # In one call the steps are not seen: there the norm of the gradient of a recurrent matrix, over
 # that of cotangent and state together.  No recurrence that keeps gradients has more than T (Cauchy
@@ -448,8 +449,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):
-            only = central or not {c.dead_at for c in cells}.isdisjoint(read.trunk)
-            severity = "error" if only and share >= full else "warning"
+            on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(read.trunk)
+            severity = "error" if on_trunk and share >= full else "warning"
             kind = (severity, large_inputs(evidence, layer.name))
             found.setdefault(kind, []).append((layer.name, share, rms))
     for (severity, fix), flat in found.items():
