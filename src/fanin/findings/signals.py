@@ -321,8 +321,8 @@ def _over_calls(evidence: Evidence, layer: Layer) -> _InTime | None:
     given = max(norms[-1], *_read_off(evidence, layer))
     growth = max(norms) / given
     measured = (
-        f"{layer.name}: cotangent of up to {max(norms):.3g} over {len(norms)} steps, of "
-        f"{given:.3g} where it begins (×{growth:.3g})"
+        f"{layer.name}: cotangent of up to {max(norms):.3g} over {len(norms)} steps, {given:.3g} "
+        f"where the state is read off (×{growth:.3g})"
     )
     share = growth / len(norms)
     return _InTime(layer.name, share / EXPLODED_IN_TIME, share / EXPLODING_IN_TIME, measured)

@@ -347,7 +347,9 @@ def find(name: str) -> Activation:
         except ValueError as error:
             raise ArgumentError(f"activation: {name!r} is not allowed: {error}") from None
     if parsed is None or known is None:
-        hint = did_you_mean(name, [*NAMES, *_ALIASES]) or f"; known are {', '.join(NAMES)}"
+        hint = did_you_mean(name, [*NAMES, *_ALIASES]) or (
+            f"; known are formulas of {formulas.VARIABLE} and {', '.join(NAMES)}"
+        )
         raise ArgumentError(f"activation: {name!r} is not known{hint}")
     given = [text for text in (parsed[2] or "").split(",") if text.strip()]
     try:
