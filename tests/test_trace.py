@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 from zoo import blocks, seeded
 from zoo.checks import QUIET
 from zoo.healthy import HEALTHY
@@ -670,6 +671,23 @@ def test_a_forward_that_fails_by_itself_names_no_module():
 
     with pytest.raises(ForwardError, match=r"its forward raised ValueError: not today$"):
         fanin.check(Own(2, 2), torch.randn(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss", "told"),
+    [
+        ((torch.ones(2, 3), 1), None, "A tuple gives positional arguments, here 2; a target"),
+        ([torch.ones(2, 3), 1], None, "A list gives positional arguments, here 2; a target is no"),
+        ({"x": torch.ones(2, 3)}, None, "A dict gives keyword arguments, here x$"),
+        (DataLoader(TensorDataset(torch.ones(2, 3))), None, "DataLoader; give one of its batches"),
+        (torch.ones(2, 3), nn.CrossEntropyLoss(), "missing .* It gets the model's output alone: l"),
+        (torch.ones(2, 3), nn.functional.mse_loss, "missing .* gets the model's output alone: los"),
+    ],
+)
+@pytest.mark.parametrize("verb", [fanin.check, fanin.repair_])
+def test_what_newcomers_give_in_the_place_of_batch_and_loss(verb, batch, loss, told):
+    with pytest.raises(ForwardError, match=told):
+        verb(nn.Sequential(nn.Linear(3, 2)), batch, loss)
 
 
 class Frames(nn.Module):

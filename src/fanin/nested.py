@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import SUPPORTED_NODES
 
-__all__ = ["arguments", "map_batch", "map_tensors", "signals_in", "tensors_in"]
+__all__ = ["arguments", "map_batch", "map_tensors", "refuses", "signals_in", "tensors_in"]
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -23,6 +24,24 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
         return tuple(batch), {}
     return (batch,), {}
+
+
+def refuses(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the signature of a function or of a module's forward has no place for arguments.
+
+    >>> from torch import nn
+    >>> refuses(nn.CrossEntropyLoss(), (1,), {}), refuses(nn.ReLU(), (1,), {})
+    (True, False)
+    """
+    try:
+        expected = signature(getattr(function, "forward", function))
+    except (TypeError, ValueError):  # written in another language
+        return False
+    try:
+        expected.bind(*args, **kwargs)
+    except TypeError:
+        return True
+    return False
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
 
 from fanin import scripted
 from fanin.activations import traced
@@ -33,11 +34,12 @@ from fanin.kinds import (
     name_of,
     takes_shape,
 )
-from fanin.nested import arguments, map_tensors, signals_in, tensors_in
+from fanin.nested import arguments, map_tensors, refuses, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
 from fanin.operations import LEARNED_INPUT, MULTIPLYING, Weighted, describe
 from fanin.placement import is_spread
 from fanin.provenance import Provenance, Record, learned_by, names_of
+from fanin.wording import listed
 
 __all__ = ["Watch", "reject_unwatchable", "trace"]
 
@@ -487,6 +489,7 @@ def trace(
         subject = "model: its forward" if what == "forward" else "loss: it"
         where = watch.failed_in(error)
         told = f"{told} (in {where})" if where else told
+        told += _on_forward(model, batch) if what == "forward" else _on_loss(loss, output)
         raise ForwardError(f"{subject} raised {type(error).__name__}: {told}") from error
     if value is None:
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
@@ -494,6 +497,27 @@ def trace(
     outputs = tuple(i for i in watch.producers(output) if i >= 0)
     made = [i for i in watch.producers(value) if i >= 0] if value is not None else []
     return Trace(tuple(watch.calls), outputs, length, made[0] if made else None), output, value
+
+
+def _on_forward(model: Any, batch: Any) -> str:
+    """What to give instead, where a batch is not what a forward can be called with at all."""
+    args, kwargs = arguments(batch)
+    if isinstance(batch, DataLoader):
+        return ". The batch is a DataLoader; give one of its batches, without the target"
+    if not refuses(model, args, kwargs):
+        return ""
+    if kwargs:
+        return f". A dict gives keyword arguments, here {listed(kwargs)}"
+    return (
+        f". A {type(batch).__name__} gives positional arguments, here {len(args)}; a target is "
+        "no part of them: loss=lambda output: criterion(output, target)"
+    )
+
+
+def _on_loss(loss: Any, output: Any) -> str:
+    if not refuses(loss, (output,), {}):
+        return ""
+    return ". It gets the model's output alone: loss=lambda output: criterion(output, target)"
 
 
 def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
