@@ -36,6 +36,7 @@ ORDER = (
     "placement",
     "kinds",
     "operations",
+    "axes",
     "nested",
     "opened",
     "process",

@@ -421,6 +421,14 @@ RULES: dict[str, Rule] = {
         "sum to zero",
         lambda a: a.arguments.get("centred") is True,
     ),
+    "behind a softmax": Rule(
+        chain(3, lambda: nn.Softmax(-1)),
+        "2.weight",
+        chain(3, lambda: nn.LayerNorm(16)),
+        "2.weight",
+        "shares of one",
+        lambda a: (a.scheme, a.gain >= 4) == ("lecun_normal", True),
+    ),
     "any other weight": Rule(
         chain(3, nn.ReLU),
         "0.weight",
@@ -1224,6 +1232,36 @@ def test_generated_weights_start_like_any_other():
     assert float(model.first(code).std()) == pytest.approx(10**-0.5, rel=0.3)
     assert float(model.second(code).std()) == pytest.approx(0.05 * (2 / 40) ** 0.5, rel=0.3)
     assert float(model(*batch).std()) == pytest.approx(0.05, rel=0.4)
+
+
+class Mixed(nn.Module):
+    """A convolution whose kernel is a mixture, of its own for each picture (CondConv)."""
+
+    def __init__(self, how: str, shares) -> None:
+        super().__init__()
+        self.how, self.shares, self.router = how, shares, nn.Linear(8, 4)
+        self.kernels = nn.Parameter(torch.randn(4, 16, 8, 3, 3))
+
+    def forward(self, x):
+        shares = self.shares(self.router(x.mean((2, 3))))
+        if self.how == "einsum":
+            made = torch.einsum("nk,koihw->noihw", shares, self.kernels)
+        else:
+            made = (shares @ self.kernels.flatten(1)).view(-1, 16, 8, 3, 3)
+        count, _, *size = x.shape
+        out = F.conv2d(x.reshape(1, -1, *size), made.flatten(0, 1), padding=1, groups=count)
+        return out.view(count, 16, *size)
+
+
+@pytest.mark.parametrize("how", ["einsum", "matmul"])
+@pytest.mark.parametrize("shares", [torch.sigmoid, lambda z: z.softmax(-1)], ids=["own", "softmax"])
+def test_mixed_kernels_have_the_fan_of_the_convolution(how: str, shares):
+    torch.manual_seed(0)
+    front, back = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(16, 5, 3)
+    model = nn.Sequential(front, nn.ReLU(), Mixed(how, shares), nn.ReLU(), back)
+    images = torch.randn(16, 3, 8, 8)
+    init_(model, images)
+    assert 0.7 < float(model[:3](images).std()) < 1.4
 
 
 def test_a_made_matrix_that_makes_the_output_is_an_output_layer():

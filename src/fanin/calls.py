@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fanin.axes import Axes
 from fanin.operations import Weighted
 
 __all__ = ["BATCH", "INTEGERS", "Call", "Observer", "Operand", "Trace"]
@@ -27,14 +28,19 @@ class Operand:
         shape: of the operand.
         offset: what was added to the parameter (1 in a norm that multiplies with 1 + weight);
             None where it is computed from its parameters in any other way.
-        turned: whether it is the transpose of the parameter.
+        axes: which dimensions of the parameter each of its dimensions holds, where that is known.
     """
 
     role: str
     parameters: tuple[str, ...]
     shape: tuple[int, ...]
     offset: float | None = 0.0
-    turned: bool = False
+    axes: Axes | None = None
+
+    @property
+    def turned(self) -> bool:
+        """Whether it is the transpose of the parameter."""
+        return self.axes == ((1,), (0,))
 
 
 @dataclass(frozen=True)

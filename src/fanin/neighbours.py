@@ -59,9 +59,9 @@ class Input:
 
     Attributes:
         kind: "data" (the batch itself), "tokens", "table" (an embedding), "learned" (a parameter),
-            "norm", "activation", "layer" (another layer, nothing between), "sum" (a residual
-            stream, or branches that meet), "product" (two signals multiplied), "attention",
-            "recurrent" or "other".
+            "norm", "softmax", "activation", "layer" (another layer, nothing between), "sum" (a
+            residual stream, or branches that meet), "product" (two signals multiplied),
+            "attention", "recurrent" or "other".
         activation: the nonlinearity, where `kind` is "activation", or that of a gate.
         curve: the same as `fanin.moments` takes it, with its arguments; None where it knows none.
     """
@@ -105,10 +105,12 @@ class Generated:
 
 def input_of(architecture: Architecture, index: int) -> Input:
     """What gives the signal of call `index` its distribution."""
-    calls, largest = architecture.trace.calls, False
+    calls, largest, plain = architecture.trace.calls, False, True
     while index >= 0:
         call = calls[index]
         kind = _kind(architecture, call)
+        if kind == "softmax" and not plain:
+            kind = "norm"  # shares of something else, which they are multiplied with
         if kind is not None:
             return Input("other" if kind == "layer" and largest else kind)
         written = written_before(architecture, index)
@@ -128,7 +130,7 @@ def input_of(architecture: Architecture, index: int) -> Input:
             return parts.pop() if len(parts) == 1 else Input("other")
         if not call.behind:
             return Input("data" if BATCH in call.inputs else "tokens")
-        largest = largest or call.op in _LARGEST
+        largest, plain = largest or call.op in _LARGEST, plain and call.op in PASSIVE
         values = [i for i in call.sources if i < 0 or calls[i].op not in COMPARISONS]
         index = call.behind[-1] if len(call.behind) == 1 else [*values, *call.sources][0]
     return Input("data" if index == BATCH else "tokens")
@@ -143,7 +145,7 @@ def _kind(architecture: Architecture, call: Call) -> str | None:
     if call.units is not None:
         return "layer"
     if architecture.normalizes(call):
-        return "norm"
+        return "softmax" if call.op == "softmax" else "norm"
     return "attention" if call.op in MIXES and not call.operands else None
 
 

@@ -13,12 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fanin.axes import Axes, axes_of, carried
 from fanin.kinds import PASSIVE
 
 __all__ = ["Provenance", "Record", "learned_by", "names_of"]
-
-# Functions that turn a matrix, whatever their arguments.
-_TURNS = frozenset({"t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims"})
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Record:
         parameters: those that a learned value is, or is computed from.
         varies: whether it depends on the batch.
         offset: what was added to a parameter; None where more than that was done to it.
-        turned: whether it is the transpose of a parameter.
+        axes: which dimensions of the parameter each of its dimensions holds, where that is known.
         value: the one number of a constant that was made of it, as the zeros of a first state.
     """
 
@@ -38,7 +36,7 @@ class Record:
     parameters: tuple[str, ...] = ()
     varies: bool = True
     offset: float | None = 0.0
-    turned: bool = False
+    axes: Axes | None = None
     value: float | None = None
 
 
@@ -60,7 +58,8 @@ class Provenance:
         self._frozen: set[int] = set()
         named = list(parameters)
         for name, parameter in named:
-            self.set(parameter, Record(None, (name,), varies=False))
+            axes = axes_of(parameter.dim())
+            self.set(parameter, Record(None, (name,), varies=False, axes=axes))
         self._frozen = {id(parameter) for _, parameter in named if not parameter.requires_grad}
 
     def set(self, tensor: Tensor, record: Record) -> None:
@@ -146,13 +145,15 @@ def names_of(records: Iterable[Record]) -> tuple[str, ...]:
 
 
 def learned_by(
-    name: str, args: tuple[Any, ...], records: Sequence[Record], dimensions: int
+    name: str, args: tuple[Any, ...], given: Sequence[tuple[Tensor, Record]], made: Tensor
 ) -> Record:
-    """The record of what a call makes of learned values alone, a result of so many dimensions."""
-    first = records[0]
-    turned = first.turned != (name in _TURNS and dimensions == 2)
-    offset = _offset(name, args, first.offset) if len(records) == 1 else None
-    return Record(None, names_of(records), varies=False, offset=offset, turned=turned)
+    """The record of what a call makes of learned values alone."""
+    records = [record for _, record in given]
+    offset = _offset(name, args, records[0].offset) if len(records) == 1 else None
+    alike = (pair for pair in given if pair[0].shape == made.shape)
+    main = given[0] if name in PASSIVE else next(alike, given[0])
+    axes = carried(name, main[0], made, main[1].axes)
+    return Record(None, names_of(records), varies=False, offset=offset, axes=axes)
 
 
 def _offset(name: str, args: tuple[Any, ...], before: float | None) -> float | None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from fanin.architecture import Architecture
 from fanin.attention import attention_parts
+from fanin.axes import letters
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
 from fanin.kinds import ADDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
@@ -420,8 +421,7 @@ class _Reader:
         attention = self.attention.get(call.index, "")
         generates = self._generated(call, attention)
         learned = bool(late.learned) and not late.sources
-        signal = late.sources[0] if late.sources else BATCH
-        source = Input("learned") if learned else input_of(self.architecture, signal)
+        signal, source = self._input(late)
         return replace(
             role,
             layout=layout,
@@ -429,8 +429,8 @@ class _Reader:
             groups=call.blocks if call.op.startswith("conv") else 1,
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
-            input=source,
-            direct=source.kind == "table" and self._reads_direct(signal),
+            input=Input("learned") if learned else source,
+            direct=not learned and source.kind == "table" and self._reads_direct(signal),
             attention=attention,
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
@@ -445,6 +445,14 @@ class _Reader:
             **self._standing(call),
         )
 
+    def _input(self, call: Call) -> tuple[int, Input]:
+        """The signal that a weight reads, and where it comes from; of several the first, but for
+        the shares that the others are taken by (one einsum of probabilities, values and weight).
+        """
+        signals = list(dict.fromkeys(call.sources)) or [BATCH]
+        found = [(signal, input_of(self.architecture, signal)) for signal in signals]
+        return next((pair for pair in found if pair[1].kind != "softmax"), found[0])
+
     def _fans(
         self, role: Role, call: Call, operand: Operand, layout: str, repeated: bool
     ) -> tuple[float | None, float | None, int]:
@@ -457,7 +465,7 @@ class _Reader:
             fan_in, fan_out = operand.shape[-1], operand.shape[0] / blocks
         parts = self._gates(role, layout) if repeated else 1
         if parts == 1:
-            parts = self._packed(role, operand, layout, self.attention.get(call.index, ""))
+            parts = self._packed(role, call, operand, layout)
         if parts > 1:
             blocks, fan_out = parts, role.shape[layout.index("o")] / parts
         return fan_in, fan_out, blocks
@@ -471,7 +479,7 @@ class _Reader:
         return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
-        plain = call.layout in ("oi", "io") and not attention
+        plain = set(call.layout) == {"i", "o"} and call.layout.count("i") == 1 and not attention
         return generated(self.architecture, call) if plain else None
 
     def _gates(self, role: Role, layout: str) -> int:
@@ -487,19 +495,19 @@ class _Reader:
         shape = () if mixed is None else self.calls[mixed].shape
         return shape[1] if len(shape) == 4 else None
 
-    def _packed(self, role: Role, operand: Operand, layout: str, attention: str) -> int:
+    def _packed(self, role: Role, call: Call, operand: Operand, layout: str) -> int:
         """Equal matrices along the outputs: q, k and v in one parameter."""
+        attention = self.attention.get(call.index, "")
         if "o" not in layout or len(layout) != len(role.shape):
             return 1
-        rows = role.shape[layout.index("o")]
-        if len(operand.shape) == len(role.shape):
-            part = operand.shape[layout.index("o")]
-            if 0 < part < rows and rows % part == 0:
-                return rows // part
-        letters = len(attention) if attention not in ("", "o") else 1
+        at = layout.index("o")
+        rows, part = role.shape[at], _outputs(call, operand, at)
+        if 0 < part < rows and rows % part == 0:
+            return rows // part
+        several = len(attention) if attention not in ("", "o") else 1
         inputs = role.shape[layout.index("i")]
         # Only equal parts are matrices of their own; grouped queries make unequal ones.
-        return letters if letters > 1 and rows == letters * inputs else 1
+        return several if several > 1 and rows == several * inputs else 1
 
     def _bias(self, role: Role, call: Call) -> Role:
         blocks = call.blocks if call.op in RECURRENT else 1
@@ -529,15 +537,26 @@ class _Reader:
         }
 
 
+def _given_as(call: Call, operand: Operand) -> str:
+    """What the dimensions of an operand are; "" where it is not known which those are."""
+    layout = call.layout if operand is call.operands[0] else "oi"
+    return layout if operand.axes is not None and len(operand.axes) == len(layout) else ""
+
+
+def _outputs(call: Call, operand: Operand, at: int) -> int:
+    """How many outputs of dimension `at` of a parameter a call is given at once."""
+    axes = zip(_given_as(call, operand), operand.shape, operand.axes or (), strict=False)
+    return math.prod(size for letter, size, held in axes if letter == "o" and at in held)
+
+
 def _layout(role: Role, call: Call, operand: Operand) -> str:
-    """What the dimensions of a parameter are, where the call was given a part or its transpose."""
+    """What the dimensions of a parameter are, where the call was given a part or it reshaped."""
+    if role.part is None and operand.axes is not None and _given_as(call, operand):
+        return letters(_given_as(call, operand), operand.axes, role.shape)
     layout = call.layout if operand is call.operands[0] else "oi"
     turned = operand.shape[:-2] + operand.shape[:-3:-1]
     if operand.turned or (role.shape != operand.shape and role.shape == turned):
         layout = layout[:-2] + layout[:-3:-1]
-    given = operand.shape[::-1] if operand.turned else operand.shape
-    if operand.offset is not None and role.shape[1:] == given and len(given) > 1:
-        layout = "b" + layout  # one matrix of several, as F.linear(x, experts[3])
     return layout
 
 

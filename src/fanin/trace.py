@@ -253,8 +253,9 @@ class Watch(TorchFunctionMode):
         values = [v for t in operands if (v := self.provenance.value(t)) is not None]
         if name in PASSIVE and not self._picked(operands):
             operands = operands[:1]
-        records = [r for t in operands if (r := self._record_of(t)) is not None]
-        records = [r for r in records if r.call is not None or r.parameters]
+        known = [(t, r) for t in operands if (r := self._record_of(t)) is not None]
+        known = [(t, r) for t, r in known if r.call is not None or r.parameters]
+        records = [r for _, r in known]
         signals = [r for r in records if r.call is not None]
         names = names_of(records)
         factors = tensors_in(args[-2:]) if name in MULTIPLYING else ()
@@ -262,7 +263,7 @@ class Watch(TorchFunctionMode):
         if signals or (names and (name in LEARNED_INPUT or empty)):
             self._signal(name, args, kwargs, outputs, signals, names)
         elif records:
-            self.provenance.note(outputs, learned_by(name, args, records, outputs[0].dim()))
+            self.provenance.note(outputs, learned_by(name, args, known, outputs[0]))
         elif values and name in PASSIVE:
             self.provenance.note(outputs, Record(None, varies=False, value=values[0]))
 
@@ -362,7 +363,7 @@ class Watch(TorchFunctionMode):
         if record is None:
             return Operand(role, (), tuple(tensor.shape), None)
         shape = tuple(tensor.shape)
-        return Operand(role, record.parameters, shape, record.offset, record.turned)
+        return Operand(role, record.parameters, shape, record.offset, record.axes)
 
     def _unnamed(
         self,

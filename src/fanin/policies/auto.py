@@ -82,6 +82,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "sigmoid, softplus: rows that sum to zero ignore the mean",
     ),
     (
+        "behind a softmax",
+        "lecun_normal × √fan_in",
+        "its shares add up to one: each row that they pick from is as large as a signal",
+    ),
+    (
         "these, 9 or more in a row with norms between",
         "orthogonal, of the same size",
         "norms hold the size, not the directions",

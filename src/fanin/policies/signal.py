@@ -130,6 +130,9 @@ def _by_input(role: Role) -> Choice:
     if source.kind == "table" and role.direct:
         told = f"its input is an embedding of std {DIRECT_STD}, whose rows reach the output too"
         return Choice("lecun_normal", f"{told}: × 1/{DIRECT_STD} ({fan})", gain=1 / DIRECT_STD)
+    if source.kind == "softmax" and role.fan_in:
+        told = "a softmax before it gives its inputs shares of one, so each has a variance of one"
+        return Choice("lecun_normal", f"{told} ({fan})", gain=math.sqrt(role.fan_in))
     reasons = {
         "data": "it reads the data",
         "tokens": "it reads the data",
