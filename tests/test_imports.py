@@ -47,6 +47,7 @@ ORDER = (
     "provenance",
     "trace",
     "architecture",
+    "towers",
     "attention",
     "branches",
     "written",

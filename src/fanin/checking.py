@@ -16,7 +16,7 @@ from fanin.architecture import Key, parameters_of
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
 from fanin.errors import ArgumentError, LossError, ModelError
-from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations
+from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
@@ -158,13 +158,14 @@ def _look(
         seen = _first_pass(subject, torch.finfo(torch.float32).max)
     _blame_loss(seen, audits)
     symmetry, distinct = examine(subject, seen, tell)
-    trunk = stations(seen)
+    trunk = stations(seen, seen.architecture.trunk)
     branches, inside = residual_branches(seen.architecture)
     return Evidence(
         seen=seen,
         layers=_layers(subject, seen, distinct, audits, inside),
         branches=branches,
         trunk=trunk,
+        towers=towers_of(seen),
         symmetry=symmetry,
         audits=audits,
         depth=depth_of(trunk),

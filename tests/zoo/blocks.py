@@ -393,3 +393,24 @@ class Stepwise(nn.Module):
             h = torch.tanh(self.read(step) + self.state(h))
             seen.append(h)
         return self.head(torch.stack(seen).mean(0) if self.every else h)
+
+
+class Towers(nn.Module):
+    """Two networks with an input in common and nothing else; what joins them is `joined`."""
+
+    def __init__(self, one: nn.Module, other: nn.Module, joined) -> None:
+        super().__init__()
+        self.one, self.other, self.joined = one, other, joined
+
+    def forward(self, x):
+        return self.joined(self.one(x), self.other(x))
+
+
+def deep(inputs: int, outputs: int, std: float | None = None, bias: float = 0.0) -> nn.Sequential:
+    """Twelve layers with relu between, from He or from a std and a bias of their own."""
+    model = mlp(inputs, *[64] * 11, outputs)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std or (2 / layer.in_features) ** 0.5)
+            nn.init.constant_(layer.bias, bias)
+    return model

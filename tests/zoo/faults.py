@@ -1992,3 +1992,70 @@ def norm_over_the_one_unit_in_front_of_most_of_the_model():
             return self.around(x) + self.body(x)
 
     return Net(), torch.randn(64, 16), classify(64, 3)
+
+
+# ── beside the trunk ─────────────────────────────────────────────────────────────────────────
+
+
+def _actor_critic(std: float):
+    model = blocks.Towers(blocks.deep(20, 4, std), blocks.deep(20, 1, std), lambda a, v: (a, v))
+    act, worth = classify(64, 4), regress(64, 1)
+    return model, torch.randn(64, 20), lambda out: act(out[0]) + worth(out[1])
+
+
+@FAULTS(codes=("P201", "P203"), layers=("one.4", "other.4"), **ERROR)
+def actor_and_critic_that_vanish():
+    """They share no layer: there is no place that every path passes."""
+    return _actor_critic(0.01)
+
+
+@FAULTS(codes=("P202", "O301"), layers=("one.8", "other.8"), **ERROR)
+def actor_and_critic_that_explode():
+    return _actor_critic(1.0)
+
+
+@FAULTS(codes=("P203",), layers=("one.0", "other.0"), absent=("P201",), **ERROR)
+def two_towers_whose_cosines_are_all_the_same():
+    """Biases keep the size of what small weights lose of the samples (CLIP)."""
+
+    def cosines(a, b):
+        return 14 * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+
+    model = blocks.Towers(blocks.deep(20, 32, 0.01, 0.3), blocks.deep(20, 32, 0.01, 0.3), cosines)
+    return model, torch.randn(64, 20), lambda out: F.cross_entropy(out, torch.arange(64))
+
+
+@FAULTS(codes=("P201", "P203"), layers=("other.4",), **ERROR)
+def deep_part_of_a_wide_and_deep_network_that_vanishes():
+    model = blocks.Towers(nn.Linear(20, 4), blocks.deep(20, 4, 0.01), torch.add)
+    return model, torch.randn(64, 20), classify(64, 4)
+
+
+@FAULTS(codes=("P201", "P203"), layers=("body.4",), **ERROR)
+def body_that_vanishes_beside_the_image_itself():
+    """VDSR, DnCNN: what the body gives is added to the input."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()]
+            for _ in range(14):
+                layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+            self.body = nn.Sequential(*layers, nn.Conv2d(16, 1, 3, padding=1))
+            for layer in self.body[::2]:
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+        def forward(self, x):
+            return x + self.body(x)
+
+    clean = torch.rand(4, 1, 12, 12)
+    return Net(), clean + 0.1 * torch.randn(4, 1, 12, 12), lambda out: F.mse_loss(out, clean)
+
+
+@FAULTS(codes=("P201", "P203"), layers=("1.body.4",), **WARNING)
+def branch_inside_a_model_that_vanishes_layer_by_layer():
+    """What is around it trains."""
+    branch = blocks.Scaled(*blocks.deep(16, 16, 0.01), start=1.0)
+    model = nn.Sequential(nn.Linear(20, 16), branch, nn.Linear(16, 4))
+    return model, torch.randn(64, 20), classify(64, 4)

@@ -2862,3 +2862,46 @@ def pondering_that_halts_early():
         return out
 
     return _over_time(pondered)
+
+
+# ── beside the trunk ─────────────────────────────────────────────────────────────────────────
+
+_SCALES = ("P201", "P202", "P203", "P204")
+
+
+@TRAPS(absent=_SCALES)
+def deep_body_of_small_size_beside_a_skip():
+    """One small factor is a design: the body starts by adding next to nothing."""
+    branch = blocks.Scaled(*blocks.deep(16, 16), start=1e-6)
+    model = nn.Sequential(nn.Linear(20, 16), branch, nn.Linear(16, 4))
+    return model, torch.randn(64, 20), classify(64, 4)
+
+
+@TRAPS(absent=_SCALES)
+def deep_body_beside_the_input_with_a_small_last_layer():
+    body = blocks.deep(20, 20)
+    nn.init.normal_(body[-1].weight, std=1e-5)
+    model = blocks.Towers(nn.Identity(), body, torch.add)
+    return model, torch.randn(64, 20), regress(64, 20)
+
+
+@TRAPS(absent=_SCALES)
+def deep_body_beside_the_input_with_a_last_layer_of_zeros():
+    body = blocks.deep(20, 20)
+    zero_(body[-1])
+    model = blocks.Towers(nn.Identity(), body, torch.add)
+    return model, torch.randn(64, 20), regress(64, 20)
+
+
+@TRAPS(absent=_SCALES)
+def tower_whose_output_counts_for_next_to_nothing():
+    """An auxiliary loss with a weight of 1e-6: its gradient is small at every depth alike."""
+    model = blocks.Towers(blocks.deep(20, 4), blocks.deep(20, 1), lambda a, v: (a, v))
+    act, worth = classify(64, 4), regress(64, 1)
+    return model, torch.randn(64, 20), lambda out: act(out[0]) + 1e-6 * worth(out[1])
+
+
+@TRAPS(absent=_SCALES)
+def wide_and_deep():
+    model = blocks.Towers(nn.Linear(20, 4), blocks.deep(20, 4), torch.add)
+    return model, torch.randn(64, 20), classify(64, 4)

@@ -1,7 +1,7 @@
 """Rules: from what was measured to what is wrong, why, and how to mend it."""
 
 from fanin.findings.catalogue import RULES, Rule
-from fanin.findings.evidence import Evidence, Station, depth_of, stations
+from fanin.findings.evidence import Evidence, Station, Tower, depth_of, stations, towers_of
 from fanin.findings.judge import judge
 from fanin.findings.rules import Finding, document
 
@@ -11,8 +11,10 @@ __all__ = [
     "Finding",
     "Rule",
     "Station",
+    "Tower",
     "depth_of",
     "document",
     "judge",
     "stations",
+    "towers_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,13 +15,14 @@ from fanin.numbers import Audit
 from fanin.passes import Pass
 from fanin.probe import Cell
 from fanin.symmetry import Symmetry
+from fanin.towers import towers
 
-__all__ = ["Evidence", "Station", "depth_of", "stations"]
+__all__ = ["Evidence", "Station", "Tower", "depth_of", "stations", "towers_of"]
 
 
 @dataclass(frozen=True)
 class Station:
-    """A place on the trunk: every path from the batch to the output passes it.
+    """A place on the trunk, which every path from the batch to the output passes, or on a tower.
 
     Attributes:
         index: of its call.
@@ -48,6 +49,21 @@ class Station:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """A chain of places that some paths from the batch pass, and others go around.
+
+    Attributes:
+        run: the places.
+        apart: whether it begins at the batch itself.
+        reset: index of the last normalization in front of its last layer, -1 without one.
+    """
+
+    run: tuple[Station, ...]
+    apart: bool
+    reset: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the rules judge.
 
@@ -56,6 +72,7 @@ class Evidence:
         layers: statistics of each layer, in order of execution.
         branches: residual branches; those of the layers point to them.
         trunk: what was measured where every path passes.
+        towers: the same of chains that paths go around.
         symmetry: copies, deadlocks and clones.
         audits: the entries of each parameter.
         depth: growth along depth.
@@ -86,6 +103,7 @@ class Evidence:
     limit: tuple[float, str]
     input_rms: float | None = None
     out_of_range: tuple[Call, float] | None = None
+    towers: tuple[Tower, ...] = ()
     repeats: tuple[tuple[str, int, int], ...] = ()
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()
@@ -122,12 +140,12 @@ class Evidence:
         return len(self.layers)
 
 
-def stations(seen: Pass) -> tuple[Station, ...]:
-    """The measured calls that every path from the batch to the output passes."""
+def stations(seen: Pass, indices: Iterable[int]) -> tuple[Station, ...]:
+    """Those of some calls that are measured, and part of the model."""
     owner = {i: layer for layer in seen.architecture.layers for i in layer.calls}
     found = []
     trace = seen.architecture.trace
-    for index in seen.architecture.trunk:
+    for index in indices:
         cell, layer, call = seen.cells.get(index), owner.get(index), trace.calls[index]
         if cell is None or cell.count == 0 or not call.varies or index >= trace.length:
             continue
@@ -142,6 +160,18 @@ def stations(seen: Pass) -> tuple[Station, ...]:
                 layer=layer,
             )
         )
+    return tuple(found)
+
+
+def towers_of(seen: Pass) -> tuple[Tower, ...]:
+    """The chains beside the trunk that have a place at all."""
+    found, read = [], seen.architecture
+    for calls, apart in towers(read):
+        run = stations(seen, calls)
+        last = max((s.index for s in run if s.layer is not None), default=-1)
+        norms = (i for i in calls if i <= last and read.normalizes(read.trace.calls[i]))
+        if run:
+            found.append(Tower(run, apart, max(norms, default=-1)))
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fanin.findings import collapse, numbers, signals, sums, symmetry, wiring
+from fanin.findings import collapse, numbers, signals, sums, symmetry, towers, wiring
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding
 
@@ -15,6 +15,7 @@ _RULES: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     *numbers.RULES,
     *symmetry.RULES,
     *signals.RULES,
+    *towers.RULES,
     *collapse.RULES,
     *sums.RULES,
     *wiring.RULES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fanin.architecture import Layer
 from fanin.calls import Call
@@ -18,13 +19,14 @@ LARGE_INPUT = 10.0
 TAME = 3.2
 
 
-def live(evidence: Evidence) -> list[Station]:
-    """The trunk up to the first weights that are all zero: what lies behind them only says that.
+def live(evidence: Evidence, run: Sequence[Station] | None = None) -> list[Station]:
+    """A run, by default the trunk, up to the first weights that are all zero: what lies behind them
+    only says that.
 
     Frozen ones stay zero, so what lies behind them stays as it is.
     """
     found, constant = [], _constant(evidence)
-    for station in evidence.trunk:
+    for station in evidence.trunk if run is None else run:
         if station.index in constant:
             break
         if station.layer is not None and _is_zero(evidence, station.layer):

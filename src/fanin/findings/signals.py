@@ -1,7 +1,8 @@
 """P201–P206: what becomes of signal and cotangent along depth.
 
 Everything is judged on the *trunk*: the places that every path from the batch to the output passes.
-A branch may start at zero, or at 1e-6; the trunk may not.  Thresholds lie between what the labelled
+A branch may start at zero, or at 1e-6; the trunk may not.  (What vanishes or explodes layer by
+layer beside it: `fanin.findings.towers`.)  Thresholds lie between what the labelled
 networks of ``benchmarks/trainability.py`` and the healthy zoo of ``tests/zoo`` show; both figures
 stand beside each.
 """
@@ -21,7 +22,14 @@ from fanin.kinds import NORMS, PRODUCTS, RECURRENT, RECURRENT_LAYERS
 from fanin.neighbours import unrolled
 from fanin.wording import listed
 
-__all__ = ["ABOVE_TARGET", "RULES"]
+__all__ = [
+    "ABOVE_TARGET",
+    "EXPLODED",
+    "RULES",
+    "spread_of",
+    "vanishing_gradient",
+    "vanishing_signal",
+]
 
 # Decay of the signal over a stretch without normalization, its largest single step left out (a
 # small head or stem is a design, a decay in every layer is not).  Labelled: sound down to 4e-4,
@@ -84,7 +92,7 @@ def _stretch(evidence: Evidence) -> list[Station]:
     return [s for s in alive if s.index >= last]
 
 
-def _spread(station: Station) -> float:
+def spread_of(station: Station) -> float:
     """The part of the signal that differs between samples (all of it in a batch of one).
 
     What large constant biases add is no growth.
@@ -96,11 +104,12 @@ def signal(evidence: Evidence) -> Iterator[Finding]:
     """P201, P202: the scale of the signal."""
     run = _stretch(evidence)
     if len(run) > 1:
-        yield from _vanishing_signal(run)
+        yield from vanishing_signal(run)
         yield from _exploding_signal(evidence, run)
 
 
-def _vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
+def vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
+    """P201 of a stretch without norms."""
     steps = [math.log(b.rms / a.rms) for a, b in pairwise(run)]
     total = sum(steps)
     decay = math.exp(total - min([*steps, 0.0]))
@@ -117,19 +126,19 @@ def _vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
 
 
 def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Finding]:
-    top = max(run, key=_spread)
+    top = max(run, key=spread_of)
     base, origin = _origin(evidence, run[0])
-    growth = _spread(top) / base
+    growth = spread_of(top) / base
     wild = growth > RISING and _above_target(evidence, run)
     if growth > EXPLODING or wild:
         again = origin == BEGINNING and _is_recurrent(run[0].layer)
-        places = [s.place for s in run if _spread(s) > base * RISING]
+        places = [s.place for s in run if spread_of(s) > base * RISING]
         yield finding(
             "P202",
             "error" if growth > EXPLODED or wild or _chaotic(evidence) else "warning",
             places,
             measured=f"spread {base:.3g} at {origin} → "
-            f"{_spread(top):.3g} at {top.shown} (×{growth:.3g})",
+            f"{spread_of(top):.3g} at {top.shown} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
             **(_STEP_BY_STEP if again else {"message": "The signal grows layer by layer."}),
         )
@@ -153,7 +162,7 @@ def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
     calls give, or with the batch where that is larger.
     """
     read, cells = evidence.seen.architecture, evidence.seen.cells
-    own = max(_spread(first), LEAST_SPREAD * first.rms), first.shown
+    own = max(spread_of(first), LEAST_SPREAD * first.rms), first.shown
     before = sorted(read.ancestors({first.index}))
     weighted, later = {i for i in before if i in cells and cells[i].count}, set()
     for call in (read.trace.calls[i] for i in before):
@@ -198,7 +207,7 @@ def _positions(station: Station) -> int:
 
 def _force(station: Station) -> float:
     """Cotangent × signal: what a relative change at this place does to the loss."""
-    return (station.norm or 0.0) * _spread(station) * math.sqrt(station.cell.count)
+    return (station.norm or 0.0) * spread_of(station) * math.sqrt(station.cell.count)
 
 
 def gradient(evidence: Evidence) -> Iterator[Finding]:
@@ -207,7 +216,7 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
     yield from _exploding_in_time(evidence)
     run = [s for s in live(evidence) if s.norm and math.isfinite(s.norm) and s.rms > 0]
     if len(run) > 2:
-        yield from _vanishing_gradient(run)
+        yield from vanishing_gradient(run)
     if not any(c.op in NORMS for c in evidence.seen.architecture.trace.calls):
         stretch = {s.index for s in _stretch(evidence)}
         run = [s for s in run if s.index in stretch]
@@ -242,7 +251,8 @@ def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
+def vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
+    """P203 of places that have a gradient."""
     norms = [s.norm or 0.0 for s in run]
     if norms[-2] < CANCELLED * norms[-1]:  # equal weights behind a softmax: the next step has some
         run, norms = run[:-1], norms[:-1]
