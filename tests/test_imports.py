@@ -55,6 +55,7 @@ ORDER = (
     "reparametrized",
     "roles",
     "adapters",
+    "priors",
     "clones",
     "reading",
     "started",

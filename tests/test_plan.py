@@ -559,6 +559,7 @@ def test_every_rule_of_the_table_is_tested():
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
         "single numbers that the model's own code uses",
+        "biases of one number from 1 to 15: below zero at outputs, either way at gates",
         "step sizes of state-space models",
     }
     assert {what for what, _, _ in TABLE} == {*RULES, *left_alone}
@@ -1907,3 +1908,75 @@ def test_a_frozen_copy_of_what_is_drawn_is_told_to_be_copied_again():
 def test_copies_without_values_are_only_frozen():
     told = plan(Taught().to("meta"), torch.randn(32, 8)).untouched
     assert set(told.values()) == {"frozen (requires_grad=False)"}
+
+
+# ── offsets that are meant ───────────────────────────────────────────────────────────────────
+
+
+class Gated(nn.Module):
+    """A highway layer: what passes is weighed by a gate with an offset of its own."""
+
+    def __init__(self, offset: float, act=torch.sigmoid) -> None:
+        super().__init__()
+        self.first, self.gate, self.body = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.head, self.act = nn.Linear(16, 3), act
+        nn.init.constant_(self.gate.bias, offset)
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        gate = self.act(self.gate(x))
+        return self.head(gate * self.body(x).tanh() + (1 - gate) * x)
+
+
+@pytest.mark.parametrize("offset", [-2.0, 1.0, -3.0])
+def test_the_offset_of_a_gate_stays(offset: float):
+    model = Gated(offset)
+    found = init_(model, torch.randn(32, 6))
+    assert "of its own by its author" in found.untouched["gate.bias"]
+    assert (model.gate.bias == offset).all()
+
+
+@pytest.mark.parametrize(("offset", "stays"), [(-4.595, True), (-1.2, True), (-40.0, False)])
+def test_the_prior_of_a_rare_class_stays(offset: float, stays: bool):
+    model, batch = chain(3, nn.ReLU)()
+    nn.init.constant_(model[-1].bias, offset)
+    assert ("4.bias" in plan(model, batch).untouched) == stays
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: Gated(-20.0), "gate.bias"),
+        (lambda: Gated(0.0), "gate.bias"),
+        (lambda: Gated(0.1), "gate.bias"),
+        (lambda: Gated(-2.0, act=torch.relu), "gate.bias"),
+        (lambda: Gated(-2.0), "head.bias"),
+    ],
+    ids=["shut", "none", "small", "hidden-units", "drawn"],
+)
+def test_other_offsets_start_at_zero(build, name: str):
+    assert plan(build(), torch.randn(32, 6))[name].scheme == "zeros"
+
+
+def test_a_scheme_that_was_asked_for_asks_no_author():
+    found = plan(Gated(-2.0), torch.randn(32, 6), "he_normal")
+    assert found["gate.bias"].scheme == "zeros"
+
+
+# ── parameters that refuse torch's functions ─────────────────────────────────────────────────
+
+
+class Shy(nn.Parameter):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in ("requires_grad_", "__get__", "__set__"):
+            return super().__torch_function__(function, types, args, kwargs or {})
+        raise TypeError("use .tensor instead")
+
+
+@pytest.mark.parametrize("verb", [plan, fanin.check])
+def test_a_parameter_that_refuses_torch_functions_is_named(verb):
+    model = nn.Linear(3, 2, bias=False)
+    model.weight = Shy(torch.randn(2, 3))
+    with pytest.raises(ModelError, match=r"'weight' \(Shy\) refuses torch's functions"):
+        verb(model, torch.randn(4, 3))

@@ -32,6 +32,9 @@ _ROOTS = frozenset(
 )
 _ROOT_EXPONENTS = (0.5, -0.5)  # a root, or one over it, written as a power
 _PRIME = (1 << 61) - 1
+_POOLS = frozenset(
+    f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)
+)
 _CARRIERS = PASSIVE | NORMS | {"add", "sub", "scale", "shift", "mul", "div"}
 # What makes each number of the one at the same place.
 _ONE_BY_ONE = frozenset({
@@ -353,7 +356,7 @@ def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
 
 
 def weighted_source(calls: Sequence[Call], call: Call) -> Call | None:
-    """The nearest weighted call whose units `call` still shows, through norms and reshapes.
+    """The nearest weighted call whose units `call` still shows, through norms, reshapes and pools.
 
     Of a sum the latest term that shows any: noise of a learned size, added to a mean, shows none.
     """
@@ -363,7 +366,7 @@ def weighted_source(calls: Sequence[Call], call: Call) -> Call | None:
         before = calls[waiting.pop()]
         if before.units is not None:
             return before
-        if before.op in _CARRIERS and before.index not in seen:
+        if before.op in _CARRIERS | _POOLS and before.index not in seen:
             seen.add(before.index)
             waiting += before.behind if before.op in SUMS else before.behind[-1:]
     return None

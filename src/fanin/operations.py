@@ -303,6 +303,8 @@ def _einsum(args: Sequence[Any], _: Mapping[str, Any], learned: Learned) -> Weig
     tail = out.rpartition("...")[2]  # its dimensions have a place, counted from the end
     if "." in letters or any(c not in tail for c in units) or len(terms) != len(operands):
         return Weighted("einsum", named, signals)
+    if len(units) == len(letters):  # nothing is summed: copies of the signal, each scaled
+        return Weighted("scale", named, signals)
     axes = [letters.index(c) for c in units]
     sizes = dict(zip(letters, operands[main].shape, strict=True))
     elsewhere = "".join(terms[:main] + terms[main + 1 :])

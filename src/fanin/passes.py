@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -150,10 +151,17 @@ def run_pass(
 def _gradients(
     watch: Watch, value: Tensor, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor | None]:
-    """The gradient of each trainable parameter; None for what the loss does not depend on."""
+    """The gradient of each trainable parameter; None for what the loss does not depend on.
+
+    A function that computes its blocks anew on the way back (reversible networks) runs a backward
+    pass of its own, which leaves their gradients in ``.grad``.
+    """
     wanted = {n: p for n, p in parameters.items() if p.requires_grad}
     try:
-        found = watch.gradients(value, list(wanted.values()))
+        with _set_aside(wanted.values()):
+            returned = watch.gradients(value, [*wanted.values()])
+            pairs = zip(wanted.values(), returned, strict=True)
+            found = [p.grad if g is None else g for p, g in pairs]
     except Exception as error:
         told = " ".join(str(error).split())
         if "use_reentrant=True" in told:
@@ -164,6 +172,19 @@ def _gradients(
     if all(g is None for g in found):
         raise LossError("loss: it is not connected to any trainable parameter of the model")
     return dict(zip(wanted, found, strict=True))
+
+
+@contextmanager
+def _set_aside(parameters: Collection[Tensor]) -> Iterator[None]:
+    """No parameter has a gradient at the start of a block; behind it each has its own again."""
+    kept = [p.grad for p in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
 
 
 def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:

@@ -26,10 +26,12 @@ from fanin.placement import agreement, is_spread, prepared
 from fanin.plain import as_json, to_plain
 from fanin.policies import decide
 from fanin.policies.targets import targets
+from fanin.priors import meant_offsets
 from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.summary import table, to_text
+from fanin.trace import reject_refusing
 from fanin.unsharded import is_sharded, unsharded, with_values
 
 __all__ = ["Plan", "closed_forms", "init_", "plan"]
@@ -240,7 +242,7 @@ def plan(
     meta = any(p.is_meta for p in spread.parameters())
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
-        recipe = _without(recipe, at_rest(model, found))
+        recipe = _without(recipe, at_rest(model, found) | meant_offsets(model, found))
     recipe = _without_unfit(recipe, model)
     if not sharded:  # of a sharded model this copy has no values
         recipe = _with_copies(recipe, model)
@@ -321,6 +323,7 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
     if not any(True for _ in model.parameters()):
         raise ModelError("model: it has no parameters, so there is nothing to plan")
+    reject_refusing(model)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(

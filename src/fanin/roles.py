@@ -403,8 +403,10 @@ class _Reader:
             source = self.calls[source.behind[-1]]
         images = "k" in source.layout or source.op in _OVER_IMAGES
         unit = 1 - len(call.shape) if images and len(call.shape) > 2 else -1
+        if places != [unit] or len(call.shape) < -unit:  # one number: a loss, and a penalty of it
+            return False
         # A step of learning (MAML) is added to a parameter of any shape, and has no samples.
-        return places == [unit] and bare.shape != call.shape and max(bare.shape) == call.shape[unit]
+        return bare.shape != call.shape and max(bare.shape) == call.shape[unit]
 
     # ---- weights ---------------------------------------------------------------------------------
 

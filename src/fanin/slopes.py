@@ -92,7 +92,8 @@ def flat_parts(
     """Share of dead units, and share of saturated (unit, sample) pairs, of an activation's inputs.
 
     A unit is dead when its slope is zero, or too faint to count, on the whole batch.  None where it
-    does not apply: a smooth activation has no dead share unless some unit is dead.
+    does not apply: a smooth activation has no dead share unless some unit is dead; where units
+    cannot be told apart (no `unit_dims`) all or none are dead.
 
     >>> import torch
     >>> flat_parts("relu", torch.tensor([[-1.0, 2.0], [-3.0, -4.0]]), (-1,))
@@ -102,7 +103,9 @@ def flat_parts(
     if borders is None or inputs.numel() == 0:
         return None, None
     inputs = inputs.detach()
-    mask = dead_units(curve, inputs, unit_dims)
+    mask = dead_units(curve, inputs, unit_dims or tuple(range(inputs.dim())))
+    if mask is not None and not unit_dims:
+        mask = mask.all() if bool(mask.all()) else None
     dead = None if mask is None else float(mask.float().mean())
     if dead == 0.0 and borders.zero_below is None:
         dead = None

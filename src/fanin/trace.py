@@ -41,7 +41,7 @@ from fanin.placement import is_spread
 from fanin.provenance import Provenance, Record, learned_by, names_of
 from fanin.wording import listed
 
-__all__ = ["Watch", "reject_unwatchable", "trace"]
+__all__ = ["Watch", "reject_refusing", "reject_unwatchable", "trace"]
 
 
 Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
@@ -556,12 +556,13 @@ def _in_order(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tupl
 
 
 def reject_unwatchable(model: nn.Module) -> None:
-    """Raise for a ScriptModule, or parameters that are spread over processes."""
+    """Raise for a ScriptModule; for parameters spread over processes, or that refuse functions."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "model: a ScriptModule's calls cannot be watched; give the Python module it was made "
             "from"
         )
+    reject_refusing(model)
     spread = next((name for name, p in model.named_parameters() if is_spread(p)), None)
     if spread is not None:
         raise ModelError(
@@ -569,6 +570,20 @@ def reject_unwatchable(model: nn.Module) -> None:
             "calls are watched in one; do this before it is sharded (plan, init_ and Plan.apply_ "
             "take it as it is)"
         )
+
+
+def reject_refusing(model: nn.Module) -> None:
+    """Raise for parameters of a class that lets no torch function be called on it."""
+    for name, parameter in model.named_parameters():
+        try:
+            parameter.is_inference()
+        except TypeError as error:
+            raise ModelError(
+                f"model: the parameter {name!r} ({type(parameter).__name__}) refuses torch's "
+                f"functions, by which a run is watched: {error}"
+            ) from error
+        except ValueError:  # a lazy one, which has an error of its own
+            continue
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -2059,3 +2059,159 @@ def branch_inside_a_model_that_vanishes_layer_by_layer():
     branch = blocks.Scaled(*blocks.deep(16, 16, 0.01), start=1.0)
     model = nn.Sequential(nn.Linear(20, 16), branch, nn.Linear(16, 4))
     return model, torch.randn(64, 20), classify(64, 4)
+
+
+# ── nothing comes through ────────────────────────────────────────────────────────────────────
+
+
+def _dead_convolution(between):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, 2, padding=1), nn.Linear(128, 5)
+            nn.init.constant_(self.conv.bias, -30.0)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x):
+            return self.head(between(self.conv(x)).relu().flatten(1))
+
+    return Net(), torch.randn(32, 3, 8, 8), classify(32, 5)
+
+
+@FAULTS(codes=("P205", "S102"), layers=("conv",), **ERROR)
+def dead_convolution_behind_a_pool():
+    return _dead_convolution(lambda h: F.max_pool2d(h, 3, 1, 1))
+
+
+@FAULTS(codes=("P205", "S102"), layers=("conv",), **ERROR)
+def dead_convolution_whose_units_are_flattened_before_they_are_bent():
+    return _dead_convolution(lambda h: h.flatten(1))
+
+
+@FAULTS(codes=("P205", "S102"), layers=("2",), **ERROR)
+def dead_output_behind_a_squeeze():
+    model = nn.Sequential(*mlp(20, 32, 1), nn.Flatten(0), nn.ReLU())
+    nn.init.constant_(model[2].bias, -10.0)
+    return model, torch.randn(64, 20), regress(64)
+
+
+_STILL = {"codes": ("S102",), "words": ("no weight of the model moves",)}
+
+
+@FAULTS(layers=("gates",), **_STILL, **ERROR)
+def hard_concrete_gates_that_are_all_shut():
+    """L0 regularization (Louizos 2018): a stretched sigmoid, cut to 0 where its slope ends."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.head = nn.Linear(20, 64), nn.Linear(64, 5)
+            self.gates = nn.Parameter(torch.full((64,), -15.0))
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x):
+            gates = (torch.sigmoid(self.gates / 0.66) * 1.2 - 0.1).clamp(0, 1)
+            return self.head(self.hidden(x).relu() * gates)
+
+    return Net(), torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(layers=("first",), **_STILL, **ERROR)
+def gates_of_every_block_shut():
+    """Dynamic routing with the gate relu(tanh(·)): behind a bias of −1 it has no slope."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(20, 16), nn.Linear(16, 5)
+            self.gates = nn.ModuleList(nn.Linear(16, 1) for _ in range(3))
+            self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+            for gate in self.gates:
+                nn.init.normal_(gate.weight, std=0.01)
+                nn.init.constant_(gate.bias, -1.0)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            for gate, block in zip(self.gates, self.blocks, strict=True):
+                x = gate(x).tanh().relu() * block(x).relu()
+            return self.head(x)
+
+    return Net(), torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(layers=("centres",), **_STILL, **ERROR)
+def exponentials_of_distances_that_underflow():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centres, self.head = nn.Parameter(torch.randn(48, 64)), nn.Linear(48, 5)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x):
+            return self.head(torch.exp(-3.0 * (x[:, None] - self.centres).square().sum(-1)))
+
+    return Net(), torch.randn(64, 64), classify(64, 5)
+
+
+class _Binarized(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.save_for_backward(weight)
+        return weight.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return gradient * (weight.abs() <= 1)
+
+
+class _Binary(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, _Binarized.apply(self.weight) / self.in_features**0.5, self.bias)
+
+
+@FAULTS(layers=("0",), **_STILL, **ERROR)
+def binary_weights_beyond_the_range_that_hands_gradients_on():
+    """XNOR-Net: the estimator's slope is zero where |w| > 1."""
+    model = nn.Sequential(_Binary(20, 64), nn.ReLU(), _Binary(64, 5))
+    for layer in model[::2]:
+        layer.weight.data = 1.5 * layer.weight.data.sign()
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+@FAULTS(codes=("N404",), layers=("tokens",), **ERROR)
+def table_of_zeros_that_is_divided_by_its_own_norm():
+    """Its gradient is 1e35: clipping and Adam square it, and nothing moves."""
+
+    class Normed(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body, self.scale = body, nn.Parameter(torch.ones(32))
+
+        def forward(self, x):
+            return self.body(F.normalize(x, dim=-1) * 32**0.5 * self.scale)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Embedding(16, 32)
+            nn.init.zeros_(self.tokens.weight)
+            self.blocks = nn.ModuleList(
+                Normed(
+                    nn.Sequential(
+                        nn.Linear(32, 64, bias=False), nn.GELU(), nn.Linear(64, 32, bias=False)
+                    )
+                )
+                for _ in range(2)
+            )
+            self.head = Normed(nn.Linear(32, 16))
+
+        def forward(self, x):
+            x = self.tokens(x)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)
+
+    tokens = torch.randint(0, 16, (16, 8))
+    return Net(), tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())

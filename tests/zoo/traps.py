@@ -2905,3 +2905,147 @@ def tower_whose_output_counts_for_next_to_nothing():
 def wide_and_deep():
     model = blocks.Towers(nn.Linear(20, 4), blocks.deep(20, 4), torch.add)
     return model, torch.randn(64, 20), classify(64, 4)
+
+
+# ── weights that stay, while others move ─────────────────────────────────────────────────────
+
+
+@TRAPS(absent=("S102",))
+def biases_alone_are_trained():
+    """BitFit; that of the keys cancels in the softmax."""
+    model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bias" in name)
+    return model, torch.randn(8, 6, 16), regress(8, 6, 16)
+
+
+@TRAPS(absent=("S102", "P205"))
+def some_pictures_dead_behind_a_pool():
+    """A few units are off on every sample, behind a pool; the others are not."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 32, 3, 2, padding=1), nn.Linear(512, 5)
+            self.conv.bias.data[:4] = -30.0
+
+        def forward(self, x):
+            return self.head(F.max_pool2d(self.conv(x), 3, 1, 1).flatten(1).relu())
+
+    return Net(), torch.randn(32, 3, 8, 8), classify(32, 5)
+
+
+@TRAPS(absent=("S102",))
+def binary_weights_within_the_range_that_hands_gradients_on():
+    from zoo.faults import _Binary
+
+    model = nn.Sequential(_Binary(20, 64), nn.ReLU(), _Binary(64, 5))
+    return model, torch.randn(64, 20), classify(64, 5)
+
+
+# ── ways of writing that others use ──────────────────────────────────────────────────────────
+
+
+class _Reversed(torch.autograd.Function):
+    """Reversible residual blocks (Gomez 2017): computed anew, and backward, on the way back."""
+
+    @staticmethod
+    def forward(ctx, x, one, other):
+        with torch.no_grad():
+            a, b = x.chunk(2, -1)
+            a = a + one(b)
+            b = b + other(a)
+            x = torch.cat([a, b], -1)
+        ctx.made, ctx.blocks = x.detach(), (one, other)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (one, other), (a, b) = ctx.blocks, ctx.made.chunk(2, -1)
+        to_a, to_b = gradient.chunk(2, -1)
+        with torch.enable_grad():
+            a = a.detach().requires_grad_()
+            added = other(a)
+            torch.autograd.backward(added, to_b)
+        b, to_a = b - added.detach(), to_a + a.grad
+        with torch.enable_grad():
+            b = b.detach().requires_grad_()
+            torch.autograd.backward(one(b), to_a)
+        return torch.cat([to_a, to_b + b.grad], -1), None, None
+
+
+@TRAPS(absent=("W501", "W504", "S102"))
+def reversible_blocks_that_run_backward_by_themselves():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(20, 32), nn.Linear(32, 5)
+            self.one, self.other = mlp(16, 32, 16), mlp(16, 32, 16)
+
+        def forward(self, x):
+            return self.head(_Reversed.apply(self.first(x), self.one, self.other))
+
+    return Net(), torch.randn(64, 20), classify(64, 5)
+
+
+@TRAPS(absent=("S101", "S102", "W501"))
+def states_that_are_the_output_themselves():
+    """No layer reads what a recurrence written by hand gives (torchrl's LSTM)."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.RNNCell(6, 16)
+
+        def forward(self, x):
+            state, states = x.new_zeros(len(x), 16), []
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+                states.append(state)
+            return torch.stack(states, 1)
+
+    return Net(), torch.randn(8, 5, 6), regress(8, 5, 16)
+
+
+@TRAPS(absent=("S101", "S102"))
+def loss_of_its_own_with_a_penalty_of_weights():
+    """The model returns it: what is added is one number, and no offset of units."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.gate, self.head = (
+                nn.Linear(20, 16),
+                nn.Linear(16, 1),
+                nn.Linear(16, 5),
+            )
+
+        def forward(self, x, labels):
+            h = self.hidden(x).relu()
+            loss = F.cross_entropy(self.head(h * self.gate(h).sigmoid()), labels)
+            return loss + 1e-3 * (self.gate.weight.norm(2) + self.hidden.bias.norm(2))
+
+    return Net(), (torch.randn(32, 20), torch.randint(0, 5, (32,))), lambda out: out
+
+
+@TRAPS(absent=("S101", "S102"))
+def copies_of_a_signal_each_with_scales_of_its_own():
+    """FLASH: queries and keys are one projection times two learned scales, by einsum."""
+
+    class Unit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both = nn.Linear(16, 8)
+            self.scales = nn.Parameter(0.02 * torch.randn(2, 8) + 1)
+            self.offsets = nn.Parameter(torch.zeros(2, 8))
+            self.values, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            both = F.silu(self.both(x))
+            both = torch.einsum("... d, h d -> ... h d", both, self.scales) + self.offsets
+            queries, keys = both.unbind(-2)
+            weights = (queries @ keys.transpose(-1, -2) / x.shape[1]).relu().square()
+            return x + self.out(weights @ self.values(x))
+
+    model = nn.Sequential(nn.Linear(6, 16), Unit(), nn.LayerNorm(16), nn.Linear(16, 3))
+    return model, torch.randn(16, 9, 6), regress(16, 9, 3)

@@ -22,6 +22,9 @@ TINY_SHARE = 1e-3
 # a tenth nothing is said.
 NEAR = 0.1
 
+# The root of float32's largest value: the square of a larger gradient is infinite.
+SQUARED = 1.8e19
+
 
 def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
     """N401: NaN or infinity inside a parameter."""
@@ -146,6 +149,26 @@ def out_of_range(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def squared_gradient(evidence: Evidence) -> Iterator[Finding]:
+    """N404: gradients whose square, which optimizers and clipping take, is infinite."""
+    gradients = evidence.seen.gradients.items()
+    large = [(n, g) for n, g in gradients if g is not None and SQUARED < g < math.inf]
+    if not large or not abs(evidence.seen.loss) < HUGE:  # what explodes forward has its own finding
+        return
+    yield finding(
+        "N404",
+        "error",
+        (n for n, _ in large),
+        measured=listed((f"{n}: gradient of rms {g:.3g}" for n, g in large), 4, apart="; "),
+        expected=f"below {SQUARED:.2g}, the root of float32's largest value",
+        message="A gradient is so large that its square is infinite.",
+        why="The norm that clipping divides by and Adam's second moment become infinite, so no "
+        "update is left of it.",
+        fix="Something is divided by next to nothing, as zeros are by their own norm: draw these "
+        "parameters anew.",
+    )
+
+
 def _range(evidence: Evidence, call: Call, value: float) -> Finding:
     limit, name = evidence.limit
     place = evidence.place(call)
@@ -160,4 +183,4 @@ def _range(evidence: Evidence, call: Call, value: float) -> Finding:
     )
 
 
-RULES = (non_finite_parameter, unwritten_memory, non_finite_signal, out_of_range)
+RULES = (non_finite_parameter, unwritten_memory, non_finite_signal, out_of_range, squared_gradient)

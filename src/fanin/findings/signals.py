@@ -328,7 +328,7 @@ def _over_calls(evidence: Evidence, layer: Layer) -> _InTime | None:
     if len(norms) < STEPS or not all(map(math.isfinite, norms)):
         return None
     # Where steps have outputs of their own, a loss may weight the last one with next to nothing.
-    given = max(norms[-1], *_read_off(evidence, layer))
+    given = max([norms[-1], *_read_off(evidence, layer)])
     growth = max(norms) / given
     measured = (
         f"{layer.name}: cotangent of up to {max(norms):.3g} over {len(norms)} steps, {given:.3g} "

@@ -14,6 +14,7 @@ from fanin.summary import count
 from fanin.symmetry import (
     FROZEN_ZERO,
     NO_SLOPE,
+    STILL,
     TWO_ZEROS,
     UNSEEN,
     UNUSED,
@@ -171,6 +172,18 @@ _IDLE_FIX = (
 )
 
 
+_STILL_WHY = (
+    "All that the weights compute reaches the loss times zero, or through a part without slope: a "
+    "gate that is shut, a distance whose exponential underflows, weights beyond the range where a "
+    "rounding hands its gradient on.  What still learns is an offset that is the same for all "
+    "samples."
+)
+_STILL_FIX = (
+    "Look at what stands last before the loss and gives zeros, or the same number for all samples: "
+    "open the gate, bring its inputs to about one."
+)
+
+
 _UNSEEN_WHY = (
     "Their gradients are exactly zero in float64, step after step, and what they are used in "
     "cannot be followed to the loss or measured: torch.vmap, a compiled module, a function unknown "
@@ -232,6 +245,8 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
     idle = NO_SLOPE in causes and severity == "warning"
     if NO_SLOPE in causes:
         why, fix = (_IDLE_WHY, _IDLE_FIX) if idle else (_SLOPE_WHY, _SLOPE_FIX)
+    if STILL in causes:
+        why, fix = _STILL_WHY, _STILL_FIX
     if UNSEEN in causes:
         why, fix = _UNSEEN_WHY, _UNSEEN_FIX
     factors = TWO_ZEROS in causes

@@ -137,6 +137,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "left alone",
         "their value is the author's choice",
     ),
+    (
+        "biases of one number from 1 to 15: below zero at outputs, either way at gates",
+        "left alone",
+        "the prior of a rare class, gates open or shut: no default makes such a bias",
+    ),
     ("step sizes of state-space models", "left alone", "their range is the author's choice"),
 )
 

@@ -17,6 +17,7 @@ from fanin.symmetry.examining import examine
 from fanin.symmetry.result import (
     FROZEN_ZERO,
     NO_SLOPE,
+    STILL,
     TWO_ZEROS,
     UNSEEN,
     UNUSED,
@@ -31,6 +32,7 @@ __all__ = [
     "FROZEN_ZERO",
     "LOCK_TOLERANCE",
     "NO_SLOPE",
+    "STILL",
     "TWO_ZEROS",
     "UNSEEN",
     "UNUSED",

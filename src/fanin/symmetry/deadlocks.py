@@ -11,6 +11,7 @@ from fanin.symmetry.result import (
     DEAD_UNITS,
     FROZEN_ZERO,
     NO_SLOPE,
+    STILL,
     TWO_ZEROS,
     UNSEEN,
     Cause,
@@ -37,8 +38,17 @@ def deadlocks(run: VirtualRun, stuck: list[str]) -> tuple[Deadlock, ...]:
     if not held:
         return ()
     holders = _Holders(run, held)
-    found = (holders.of(name) for name in held)
-    return tuple(d for d in found if d is not None)
+    found = {name: holders.of(name) for name in held}
+    if run.moved and _weights(run) <= {*held}:
+        found = {n: d or Deadlock(n, holders.layer(n), STILL) for n, d in found.items()}
+    return tuple(d for d in found.values() if d is not None)
+
+
+def _weights(run: VirtualRun) -> set[str]:
+    """The trainable matrices of a model; all of its parameters where it has none."""
+    trained = [p for p in run.passes[0].architecture.parameters if p.trainable]
+    matrices = {p.name for p in trained if sum(n > 1 for n in p.shape) > 1}
+    return matrices or {p.name for p in trained}
 
 
 class _Holders:
@@ -59,12 +69,16 @@ class _Holders:
         self._zeros = {n: at for n in still if (at := read.factors({n}))}
         self._stops = self._dead.union(*self._zeros.values())
 
+    def layer(self, name: str) -> str:
+        """The first layer that uses a parameter, else the module that holds it."""
+        users = (layer.name for layer in self._read.layers if name in layer.parameters)
+        return next(users, name.rpartition(".")[0] or name)
+
     def of(self, name: str) -> Deadlock | None:
         """What holds one parameter; None where it may get no gradient for another reason."""
-        users = [layer for layer in self._read.layers if name in layer.parameters]
-        if not users:
-            return self._unseen(name, name.rpartition(".")[0] or name)
-        layer = users[0].name
+        layer = self.layer(name)
+        if not any(name in y.parameters for y in self._read.layers):
+            return self._unseen(name, layer)
         beside = _beside(self._read, name, self._held_zeros) if name in self._run.zero else ()
         if beside:
             return Deadlock(name, layer, TWO_ZEROS, beside)
