@@ -559,7 +559,7 @@ def test_every_rule_of_the_table_is_tested():
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
         "single numbers that the model's own code uses",
-        "biases of one number from 1 to 15: below zero at outputs, either way at gates",
+        "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates",
         "step sizes of state-space models",
     }
     assert {what for what, _, _ in TABLE} == {*RULES, *left_alone}
@@ -1932,7 +1932,7 @@ class Gated(nn.Module):
 def test_the_offset_of_a_gate_stays(offset: float):
     model = Gated(offset)
     found = init_(model, torch.randn(32, 6))
-    assert "of its own by its author" in found.untouched["gate.bias"]
+    assert "a gate that starts" in found.untouched["gate.bias"]
     assert (model.gate.bias == offset).all()
 
 

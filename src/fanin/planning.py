@@ -242,7 +242,7 @@ def plan(
     meta = any(p.is_meta for p in spread.parameters())
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
-        recipe = _without(recipe, at_rest(model, found) | meant_offsets(model, found))
+        recipe = _without(recipe, at_rest(model, found) | meant_offsets(model, found, architecture))
     recipe = _without_unfit(recipe, model)
     if not sharded:  # of a sharded model this copy has no values
         recipe = _with_copies(recipe, model)

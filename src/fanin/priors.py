@@ -12,25 +12,31 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from fanin.architecture import Architecture
 from fanin.roles import Role
 
 __all__ = ["meant_offsets"]
 
 # Odds of 27 % and of 3e-7: above, an offset says little; below, it is no prior but a mask.
 PRIOR = (-15.0, -1.0)
-# A gate that is 73 % open (or shut); from 99.97 % on it has no slope left to be opened by.
-GATE = (1.0, 8.0)
+# A gate that is 73 % open (or shut); from 98 % on it has no slope left to be opened by.
+GATE = (1.0, 4.0)
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
 
 
-def meant_offsets(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
+def meant_offsets(
+    model: nn.Module, roles: Sequence[Role], architecture: Architecture
+) -> dict[str, str]:
     """Biases of one number by their author's choice → why; empty on the meta device.
 
+    >>> import torch
+    >>> from fanin.reading import reading
     >>> layer = nn.Linear(8, 3)
     >>> _ = nn.init.constant_(layer.bias, -4.6)
-    >>> meant_offsets(layer, [Role("bias", (3,), True, "bias")])
-    {'bias': 'a bias of -4.6, of its own by its author: the prior of a rare class, or a gate'}
+    >>> read = reading(layer, torch.randn(4, 8))
+    >>> meant_offsets(layer, [Role("bias", (3,), True, "bias", call=0)], read)
+    {'bias': 'its author made it -4.6: the prior of a rare class'}
     """
     found = {}
     for role in roles:
@@ -40,11 +46,12 @@ def meant_offsets(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
         if values.is_meta or values.numel() == 0:
             continue
         low, high = (float(v) for v in values.aminmax())
-        prior = role.activation in _LOGITS and PRIOR[0] <= low <= PRIOR[1]
-        gate = role.activation in _GATES and GATE[0] <= abs(low) <= GATE[1]
-        if low == high and (prior or gate):
-            found[role.parameter] = (
-                f"a bias of {low:.3g}, of its own by its author: the prior of a rare class, or a "
-                "gate"
-            )
+        if low != high:
+            continue
+        last = role.call not in architecture.inner and role.activation in _LOGITS
+        if last and PRIOR[0] <= low <= PRIOR[1]:
+            found[role.parameter] = f"its author made it {low:.3g}: the prior of a rare class"
+        elif role.activation in _GATES and GATE[0] <= abs(low) <= GATE[1]:
+            state = "open" if low > 0 else "shut"
+            found[role.parameter] = f"its author made it {low:.3g}: a gate that starts {state}"
     return found

@@ -138,7 +138,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "their value is the author's choice",
     ),
     (
-        "biases of one number from 1 to 15: below zero at outputs, either way at gates",
+        "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates",
         "left alone",
         "the prior of a rare class, gates open or shut: no default makes such a bias",
     ),

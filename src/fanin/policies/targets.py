@@ -38,8 +38,9 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
             )
         elif recipe.scheme == "auto" and uncertain(role):
             size = target_size(role, drawn) * (head_gain(role) if role.head else 1.0)
+            kept = biases.get(role.call, "") in recipe.untouched  # with a value of its own
             shifted = deep_shift(role, drawn) != 0.0
-            found[role.parameter] = Target(size, TOLERANCE, centred=shifted)
+            found[role.parameter] = Target(size, TOLERANCE, centred=shifted or kept)
     return found
 
 
