@@ -31,7 +31,6 @@ HOPELESS = {
     "logarithm-of-negative-numbers": "the logarithm meets negative numbers at any weights",
     "unused-parameter": "no value makes the forward pass use it",
     "zeros-in-an-ensemble-under-vmap": "what its parameters do is not seen, so they have no plan",
-    "gates-of-every-block-shut": "a gate without slope hands no start of other weights on",
     "exponentials-of-distances-that-underflow": "the distances are those of 64 inputs",
     "cosines-enlarged-64-times": "the head is normalized, and what enlarges it is no parameter",
     **dict.fromkeys(

@@ -161,6 +161,7 @@ def test_a_border_belongs_to_the_dead_side():
 def test_what_does_not_apply_is_none():
     x = torch.full((4, 3), -5.0)
     assert flat_parts("gelu", x, (-1,)) == (None, None)
-    assert flat_parts("relu", x, ()) == (None, None)
+    assert flat_parts("relu", torch.cat([x, -x]), ()) == (None, None)
+    assert flat_parts("relu", x, ()) == (1.0, None)  # all units, whichever they are
     assert flat_parts("relu", x[:0], (-1,)) == (None, None)
     assert flat_parts("tanh", x, (-1,)) == (None, 1.0)

@@ -186,7 +186,7 @@ def _branch(
     last = _first_behind(calls, through.end, region)
     if not last:
         return None
-    norm = _norm(architecture, add, region, layers)
+    norm = _norm(architecture, add, region, layers, through.end)
     adders = len(set(last.values()))
     branch = Branch(start, add.index, 0, adders, through.depth, norm, layers, tuple(sorted(last)))
     return branch, region
@@ -364,7 +364,9 @@ def _squashes(calls: Sequence[Call], call: Call) -> bool:
     )
 
 
-def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...]) -> str:
+def _norm(
+    architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...], end: int
+) -> str:
     calls = architecture.trace.calls
     norms = [i for i in region if architecture.normalizes(calls[i])]
     if any(i > max(layers) for i in norms):
@@ -372,8 +374,25 @@ def _norm(architecture: Architecture, add: Call, region: set[int], layers: tuple
     norms += [i for i in region if _squashes(calls, calls[i])]
     if any(i < min(layers) for i in norms):
         return "before"
+    if _all_pass(calls, end, region, {*norms}):  # one in the middle: what is behind it is held
+        return "before"
     ahead = architecture.followers.get(add.index, ())
     return "after" if len(ahead) == 1 and architecture.normalizes(ahead[0]) else "none"
+
+
+def _all_pass(calls: Sequence[Call], end: int, region: set[int], norms: set[int]) -> bool:
+    """Whether every way through a branch, from its end back to its start, passes a norm."""
+    seen, waiting = {end}, [end]
+    while waiting:
+        index = waiting.pop()
+        if index in norms:
+            continue
+        before = calls[index].behind
+        if index not in region or calls[index].entry:
+            return False
+        waiting += [i for i in before if i not in seen]
+        seen.update(before)
+    return True
 
 
 def _numbered(architecture: Architecture, found: list[Branch]) -> tuple[Branch, ...]:
