@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_ as imported_by_name
+from torch.nn.utils import parametrizations
 from zoo import seeded
 from zoo.checks import QUIET
 
@@ -196,6 +197,16 @@ def test_a_checkpoint_that_is_loaded_writes():
         assert record.unwritten(model) == ("weight", "bias")
         model.load_state_dict(state)
     assert record.unwritten(model) == ()
+
+
+@pytest.mark.parametrize("function", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_a_power_iteration_keeps_one_record_of_each_weight(function):
+    """Fifteen steps, each of which reads the two vectors that the last one made of the weight."""
+    with recording() as record:
+        model = function(nn.Linear(16, 32), n_power_iterations=20)
+        model(torch.randn(3, 16))
+    assert max(map(len, record._made.values()), default=0) <= 1
+    assert record.unwritten(model) == record.lost(model) == ()
 
 
 @pytest.mark.parametrize("function", [nn.init.trunc_normal_, imported_by_name])

@@ -201,6 +201,8 @@ class Record:
         leaves: list[Tensor] = []
         for tensor in given:
             leaves += [tensor] if isinstance(tensor, nn.Parameter) else self._made.get(tensor, [])
+        # Each once: a power iteration reads what it made, time and again.
+        leaves = list({id(leaf): leaf for leaf in leaves}.values())
         memory = {_key(leaf) for leaf in leaves}
         for tensor in tensors_in(out) if leaves else ():
             if _key(tensor) not in memory:  # a view writes through
