@@ -78,6 +78,7 @@ ORDER = (
     "prediction",
     "symmetry",
     "numbers",
+    "construction",
     "findings",
     "report",
     "checking",

@@ -11,8 +11,9 @@ from fanin.assignment import Assignment
 from fanin.calibration import Calibration, calibrate_
 from fanin.catalogue import SCHEMES as schemes  # noqa: N811 - the public name of the mapping
 from fanin.catalogue import Scheme
-from fanin.checking import check, recording
+from fanin.checking import check
 from fanin.comparing import Comparison, compare
+from fanin.construction import recording
 from fanin.errors import FaninError
 from fanin.fill import fill_
 from fanin.findings import Finding

@@ -15,12 +15,13 @@ from fanin import draw
 from fanin.architecture import Key, parameters_of
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows
+from fanin.construction import Record, recorded
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
-from fanin.numbers import Audit, Record, audit, recording
+from fanin.numbers import Audit, audit
 from fanin.passes import Pass, Subject, run_pass
 from fanin.prediction import between_samples, predictions
 from fanin.probe import Recorder, relative_spread
@@ -31,7 +32,7 @@ from fanin.symmetry import examine
 from fanin.trace import reject_unwatchable
 from fanin.version import __version__
 
-__all__ = ["check", "examined", "recording"]
+__all__ = ["check", "examined"]
 
 Loss = Callable[[Any], Tensor]
 
@@ -68,7 +69,7 @@ def check(
         select: prefixes of the finding codes to report ("S", "P201"); all by default.
         ignore: prefixes of the finding codes to leave out.
         progress: told in a few words what is under way.
-        record: what `fanin.checking.recording` saw of the model's construction.
+        record: what `fanin.recording` saw of the model's construction.
 
     Raises:
         ModelError: the model cannot be checked: no (trainable) parameters, meta, lazy or sparse
@@ -251,14 +252,13 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
             f"model: {type(build).__name__} is not a torch.nn.Module, "
             "nor a function that builds one"
         )
-    with recording() as record:
-        try:
-            model = build()
-        except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ArgumentError(
-                f"model: the function given, which is to build one, raised {told}"
-            ) from error
+    try:
+        model, record = recorded(build)
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ArgumentError(
+            f"model: the function given, which is to build one, raised {told}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model: the function given returned {type(model).__name__}, not a Module"

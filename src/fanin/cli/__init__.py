@@ -18,7 +18,6 @@ from rich.table import Table
 from fanin.catalogue import ALIASES, SCHEMES
 from fanin.catalogue import document as scheme_document
 from fanin.checking import check as check_model
-from fanin.checking import recording
 from fanin.cli.compare import compare
 from fanin.cli.init import init, plan
 from fanin.cli.lab import lab
@@ -37,6 +36,7 @@ from fanin.cli.program import Program, debug_option, version_option
 from fanin.cli.progress import Progress
 from fanin.cli.repair import repair
 from fanin.cli.verify import verify
+from fanin.construction import recorded
 from fanin.demo import demo as run_demo
 from fanin.errors import ArgumentError
 from fanin.findings import RULES, document
@@ -99,8 +99,7 @@ def check(
     require_writable("--html", html_to)
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress(f"building {target}")
-        with recording() as record:
-            loaded = load(target, inputs=inputs, seed=seed, device=device)
+        loaded, record = recorded(lambda: load(target, inputs=inputs, seed=seed, device=device))
         report = check_model(
             loaded.model,
             loaded.batch,

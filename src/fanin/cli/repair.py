@@ -7,7 +7,6 @@ import sys
 
 import click
 
-from fanin.checking import recording
 from fanin.checkpoint import save
 from fanin.cli.options import (
     device_option,
@@ -30,6 +29,7 @@ from fanin.cli.output import (
 )
 from fanin.cli.program import debug_option
 from fanin.cli.progress import Progress
+from fanin.construction import recorded
 from fanin.repair import Repair, repair_
 from fanin.targets import load
 
@@ -95,8 +95,7 @@ def repair(
     _require_places(output, recipe, json_to, html_to)
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
         progress(f"building {target}")
-        with recording() as record:
-            loaded = load(target, inputs=inputs, seed=seed, device=device)
+        loaded, record = recorded(lambda: load(target, inputs=inputs, seed=seed, device=device))
         done = repair_(
             loaded.model,
             loaded.batch,

@@ -20,9 +20,9 @@ from fanin import draw
 from fanin.apply import Trial, trial
 from fanin.assignment import REPAIR, Assignment
 from fanin.checking import examined
+from fanin.construction import Record
 from fanin.errors import ArgumentError
 from fanin.findings import Evidence, Finding
-from fanin.numbers import Record
 from fanin.planning import Plan
 from fanin.reading import bare
 from fanin.repair.case import Case
