@@ -1146,7 +1146,7 @@ def test_a_gate_times_another_signal_is_a_product():
     [
         (lambda x: x, "layer"),
         (lambda x: F.layer_norm(x, (8,)), "norm"),
-        (lambda x: F.softmax(x, -1), "norm"),
+        (lambda x: F.softmax(x, -1), "softmax"),
         (lambda x: x * x.roll(1, -1), "product"),
     ],
     ids=["nothing", "norm", "softmax", "product"],
