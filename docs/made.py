@@ -69,6 +69,11 @@ Weight norm and spectral norm divide by the size of what is drawn, so zeros are 
 them: under weight norm the magnitude is what is zero, and under spectral norm such a weight is
 drawn like any other.
 
+Where the model multiplies a weight with constants before it uses it, the start is that of what
+comes of it: the std is divided by a factor (an equalized learning rate), and the fans count only
+the inputs that a mask leaves (MADE, PixelCNN, pruned layers). On the meta device the values of a
+mask are not known, and such a weight is left alone.
+
 Where the input of a layer has a size that no closed form knows (raw data, sums of branches without
 norms, pooling), the planned values are run on the batch once, and a weight whose output is off its
 planned size by more than a quarter is scaled; the reason then ends with "measured on the batch".

@@ -53,6 +53,7 @@ ORDER = (
     "written",
     "neighbours",
     "reparametrized",
+    "stretches",
     "roles",
     "adapters",
     "priors",

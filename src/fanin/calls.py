@@ -29,6 +29,9 @@ class Operand:
         offset: what was added to the parameter (1 in a norm that multiplies with 1 + weight);
             None where it is computed from its parameters in any other way.
         axes: which dimensions of the parameter each of its dimensions holds, where that is known.
+        factor: size of the constants that the parameter is multiplied with; None where it is not,
+            or not with constants alone.
+        kept: share of its inputs that an output keeps, where one of those is a mask.
     """
 
     role: str
@@ -36,6 +39,8 @@ class Operand:
     shape: tuple[int, ...]
     offset: float | None = 0.0
     axes: Axes | None = None
+    factor: float | None = None
+    kept: float = 1.0
 
     @property
     def turned(self) -> bool:

@@ -6,17 +6,50 @@ the batch; everything else is a constant.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fanin.axes import Axes, axes_of, carried
-from fanin.kinds import PASSIVE
+from fanin.axes import Axes, axes_of, carried, letters
+from fanin.kinds import PASSIVE, PRODUCTS, QUOTIENTS
 
-__all__ = ["Provenance", "Record", "learned_by", "names_of"]
+__all__ = ["Multiple", "Provenance", "Record", "learned_by", "names_of"]
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """Constants that a parameter is multiplied with: a number, a mask.
+
+    Attributes:
+        factor: root mean square of what is not zero.
+        mask: where it is not zero, as the parameter lies; None for everywhere.
+    """
+
+    factor: float = 1.0
+    mask: Tensor | None = None
+
+    def kept(self, layout: str, axes: Axes | None) -> float | None:
+        """Share of its inputs that an output keeps, of those that keep any; None if not known.
+
+        Args:
+            layout: what the dimensions are of what was made of the parameter, as in `Weighted`.
+            axes: which dimensions of the parameter those hold.
+        """
+        if self.mask is None:
+            return 1.0
+        if axes is None or len(axes) != len(layout):
+            return None
+        places = letters(layout, axes, self.mask.shape)
+        inputs = [d for d, letter in enumerate(places) if letter in "ik"]
+        if not inputs:
+            return None
+        shares = self.mask.double().mean(inputs)
+        return float(shares[shares > 0].mean())
 
 
 @dataclass(frozen=True)
@@ -30,6 +63,7 @@ class Record:
         offset: what was added to a parameter; None where more than that was done to it.
         axes: which dimensions of the parameter each of its dimensions holds, where that is known.
         value: the one number of a constant that was made of it, as the zeros of a first state.
+        multiple: what a parameter was multiplied with, where that is all that was done to it.
     """
 
     call: int | None
@@ -38,6 +72,7 @@ class Record:
     offset: float | None = 0.0
     axes: Axes | None = None
     value: float | None = None
+    multiple: Multiple | None = None
 
 
 class Provenance:
@@ -68,7 +103,7 @@ class Provenance:
             return  # a teacher that follows by an average is not computed from its student
         whole = self._merged.get(frozenset(record.parameters)) if record.call is None else None
         if whole is not None:
-            record = replace(record, parameters=(whole,), offset=0.0)
+            record = replace(record, parameters=(whole,), offset=0.0, multiple=None)
         self._records[id(tensor)] = (weakref.ref(tensor), record)
 
     def note(self, outputs: Iterable[Tensor], record: Record) -> Record:
@@ -150,10 +185,12 @@ def learned_by(
     """The record of what a call makes of learned values alone."""
     records = [record for _, record in given]
     offset = _offset(name, args, records[0].offset) if len(records) == 1 else None
+    multiple = _multiple(name, args, *given[0], made) if len(records) == 1 else None
     alike = (pair for pair in given if pair[0].shape == made.shape)
     main = given[0] if name in PASSIVE else next(alike, given[0])
     axes = carried(name, main[0], made, main[1].axes)
-    return Record(None, names_of(records), varies=False, offset=offset, axes=axes)
+    names = names_of(records)
+    return Record(None, names, varies=False, offset=offset, axes=axes, multiple=multiple)
 
 
 def _offset(name: str, args: tuple[Any, ...], before: float | None) -> float | None:
@@ -164,3 +201,52 @@ def _offset(name: str, args: tuple[Any, ...], before: float | None) -> float | N
     if name in ("add", "radd") and len(args) == 2 and len(numbers) == 1:
         return before + float(numbers[0])
     return None
+
+
+def _multiple(
+    name: str, args: tuple[Any, ...], given: Tensor, record: Record, made: Tensor
+) -> Multiple | None:
+    """What a parameter was multiplied with so far; None when it is another thing."""
+    before = record.multiple or (Multiple() if record.offset == 0.0 else None)
+    if before is None or name in PASSIVE:
+        return record.multiple
+    if name in ("neg", "negative"):
+        return before
+    divided = name in QUOTIENTS
+    if not (divided or name in PRODUCTS) or len(args) != 2 or given.shape != made.shape:
+        return None
+    if divided and args[0] is not given:
+        return None
+    constant = args[1] if args[0] is given else args[0]
+    found = _constant(constant, record.axes, made)
+    if found is None:
+        return None
+    factor = before.factor / found.factor if divided else before.factor * found.factor
+    mask = found.mask
+    if divided and mask is not None:  # by zero
+        return None
+    if before.mask is not None:
+        mask = before.mask if mask is None else before.mask & mask
+    return Multiple(factor, mask) if mask is None or bool(mask.any()) else None
+
+
+def _constant(value: Any, axes: Axes | None, made: Tensor) -> Multiple | None:
+    """A number, or a tensor with values that are known, as a multiple."""
+    if type(value) in (int, float):
+        return Multiple(abs(float(value))) if value and math.isfinite(value) else None
+    unknown = not isinstance(value, Tensor) or value.is_meta or value.is_complex()
+    if unknown or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return None
+    size = value.detach().double()
+    on = size != 0
+    factor = float(size[on].square().mean().sqrt())
+    if not math.isfinite(factor):  # also where it is zero everywhere
+        return None
+    if bool(on.all()):
+        return Multiple(factor)
+    order = [d for held in axes or () for d in held]
+    if made.dim() != len(order) or sorted(order) != list(range(len(order))):
+        return None
+    return Multiple(
+        factor, on.expand(made.shape).permute([order.index(d) for d in range(len(order))])
+    )

@@ -33,6 +33,7 @@ from fanin.neighbours import (
     unrolled,
 )
 from fanin.reparametrized import Part, parts
+from fanin.stretches import stretches, terms
 
 __all__ = ["Role", "roles"]
 
@@ -88,6 +89,9 @@ class Role:
         log_scale: whether an exponential of its output multiplies the signal (coupling layers).
         generates: the weights that its output is (a hypernetwork), None where it is a signal.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
+        times: size of the constants that the model multiplies it with before it uses it (equalized
+            learning rates, the values of a mask).
+        kept: share of its inputs that a mask leaves to an output; the fans count those alone.
         uses: further kinds it is used as (a tied table is a "weight" too).
         expert: whether it holds one matrix for each of several experts.
         padding: row of a table that stands for padding.
@@ -134,6 +138,8 @@ class Role:
     fixed: float = 0.0
     generates: Generated | None = None
     offset: float = 0.0
+    times: float = 1.0
+    kept: float = 1.0
     uses: tuple[str, ...] = ()
     expert: bool = False
     padding: int | None = None
@@ -165,8 +171,8 @@ class _Reader:
         ends = {b.end for b in self.branches}
         norms = {c.index for c in self.calls if architecture.normalizes(c)}
         self.again = unrolled(architecture)
-        self.place, self.ahead = _stretches(architecture, ends | norms, self.again)
-        self.chained = _stretches(architecture, ends, self.again)
+        self.place, self.ahead = stretches(architecture, ends | norms, self.again)
+        self.chained = stretches(architecture, ends, self.again)
         self.unnamed = dict(architecture.unnamed)
         self.normed = any(b.norm != "none" for b in self.branch_of.values())
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
@@ -215,10 +221,12 @@ class _Reader:
             uses=others,
             part=part,
             offset=operand.offset or 0.0,
+            times=operand.factor or 1.0,
+            kept=operand.kept,
             head=self._makes_output(kind, kinds),
             seen=self.unnamed.get(bare.parameter, call.op) if kind == "unknown" else "",
         )
-        if operand.offset is None and part is None:
+        if operand.offset is None and part is None and not _is_multiple(kind, kinds):
             return replace(role, kind="computed", seen=kind if operand in call.learned else call.op)
         if kind in ("input", "token") and self._is_state(bare, call, operand):
             return replace(role, kind="state")
@@ -287,7 +295,7 @@ class _Reader:
             return False
         start, stops = {call.index}, self.layered
         if self.architecture.first_met(start, stops, onward=True):
-            stops = stops | _terms(self.architecture)
+            stops = stops | terms(self.architecture)
             acting = {c.index for c in self.calls if c.op not in PASSIVE | JOINS}
             start = self.architecture.first_met(start, acting, onward=True) - stops
         return self.architecture.open_way(start, stops, onward=True)
@@ -443,7 +451,7 @@ class _Reader:
             head=role.head and (generates is None or generates.last),
             log_scale=not attention and not role.head and sets_scale(self.architecture, call),
             low_rank=self.low_rank.get(call.index, ""),
-            features=int(fan_in) if fan_in else None,
+            features=round(fan_in / role.kept) if fan_in else None,
             **self._standing(call),
         )
 
@@ -470,6 +478,8 @@ class _Reader:
             parts = self._packed(role, call, operand, layout)
         if parts > 1:
             blocks, fan_out = parts, role.shape[layout.index("o")] / parts
+        if role.kept < 1.0 and fan_in is not None and fan_out is not None:
+            fan_in, fan_out = fan_in * role.kept, fan_out * role.kept
         return fan_in, fan_out, blocks
 
     def _reads_direct(self, signal: int) -> bool:
@@ -539,6 +549,12 @@ class _Reader:
         }
 
 
+def _is_multiple(kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
+    """Whether a weight is multiplied with the same constants wherever it is used."""
+    multiples = {(o.offset, o.factor, o.kept) for _, _, o in uses}
+    return kind == "weight" and len(multiples) == 1 and uses[0][2].factor is not None
+
+
 def _given_as(call: Call, operand: Operand) -> str:
     """What the dimensions of an operand are; "" where it is not known which those are."""
     layout = call.layout if operand is call.operands[0] else "oi"
@@ -569,33 +585,3 @@ def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[
         for name in operand.parameters:
             found.setdefault(name, []).append((call, operand))
     return found
-
-
-def _terms(architecture: Architecture) -> set[int]:
-    """Calls of the model that make one number of a whole batch, unless that is all it returns."""
-    trace, goal = architecture.trace, set(architecture.goal)
-    numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
-    return numbers - goal if goal <= numbers else numbers
-
-
-def _stretches(
-    architecture: Architecture, resets: set[int], again: set[int]
-) -> tuple[dict[int, int], dict[int, int]]:
-    """Layers with weights before and after each call, counted from the last of `resets`.
-
-    Calls of layers that are used again do not count.
-    """
-    calls = architecture.trace.calls
-    counted = {c.index for c in calls if c.units is not None and "i" in c.layout} - again
-    place: dict[int, int] = {}
-    reach: dict[int, int] = {}
-    for call in calls:
-        before = max((reach.get(i, 0) for i in call.behind), default=0)
-        place[call.index] = before
-        reach[call.index] = 0 if call.index in resets else before + (call.index in counted)
-    ahead: dict[int, int] = {}
-    for call in reversed(calls):
-        here = 0 if call.index in resets else ahead.get(call.index, 0) + (call.index in counted)
-        for i in call.behind:
-            ahead[i] = max(ahead.get(i, 0), here)
-    return place, ahead

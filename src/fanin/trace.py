@@ -200,7 +200,7 @@ class Watch(TorchFunctionMode):
         if self._adjust is None or weighted is None or not weighted.weights or not weighted.layout:
             return out
         record = self._record_of(weighted.weights[0][1])
-        if record is None or record.offset != 0.0:
+        if record is None or (record.offset != 0.0 and record.multiple is None):
             return out
         with torch._C.DisableTorchFunction():
             return self._adjust(weighted, record.parameters, out, again)
@@ -358,12 +358,16 @@ class Watch(TorchFunctionMode):
                     self._observer.step(call, given)
                     break
 
-    def _operand(self, role: str, tensor: Tensor) -> Operand:
+    def _operand(self, role: str, tensor: Tensor, layout: str = "") -> Operand:
         record = self._record_of(tensor)
         if record is None:
             return Operand(role, (), tuple(tensor.shape), None)
-        shape = tuple(tensor.shape)
-        return Operand(role, record.parameters, shape, record.offset, record.axes)
+        shape, multiple = tuple(tensor.shape), record.multiple
+        kept = None if multiple is None else multiple.kept(layout, record.axes)
+        found = Operand(role, record.parameters, shape, record.offset, record.axes)
+        if multiple is None or kept is None:
+            return found
+        return replace(found, factor=multiple.factor, kept=kept)
 
     def _unnamed(
         self,
@@ -407,7 +411,10 @@ class Watch(TorchFunctionMode):
             module=self._stack[-1],
             inputs=tuple(sorted(set(sources))),
             shape=tuple(output.shape),
-            operands=tuple(self._operand(role, t) for role, t in uses.weights),
+            operands=tuple(
+                self._operand(role, t, "" if i else uses.layout)
+                for i, (role, t) in enumerate(uses.weights)
+            ),
             learned=tuple(
                 self._operand("state" if i and uses.op in RECURRENT else "input", t)
                 for i, t in enumerate(uses.inputs)

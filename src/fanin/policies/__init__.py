@@ -11,7 +11,7 @@ from fanin.assignment import Assignment, Recipe
 from fanin.catalogue import find
 from fanin.errors import ArgumentError
 from fanin.policies.auto import TABLE, auto
-from fanin.policies.choice import Blueprint, Choice, Leave, Skip, assign, blueprint
+from fanin.policies.choice import Blueprint, Choice, Leave, Skip, assign, blueprint, words
 from fanin.policies.published import PUBLISHED
 from fanin.policies.rest import rest, stays
 from fanin.policies.signal import keeps_scale
@@ -72,6 +72,8 @@ def decide(
         if isinstance(answer, Skip):
             weight = role.kind in ("weight", "projection", "recurrent")
             answer = keeps_scale(role) if weight else rest(role, drawn)
+        if role.kept < 1.0 and isinstance(answer, Choice) and _is_structured(answer):
+            answer = keeps_scale(role)
         if isinstance(answer, Leave):
             untouched[role.parameter] = answer.because
         else:
@@ -129,9 +131,25 @@ def _require(name: str, roles: Sequence[Role]) -> None:
             raise ArgumentError(f"scheme: {name} fills {what}; this model has none")
 
 
+def _is_structured(choice: Choice) -> bool:
+    """Whether a scheme makes rows and columns that a mask would part."""
+    scheme = find(choice.scheme)
+    return scheme.form == "matrix" and scheme.fan is None
+
+
+def _multiplied(role: Role, choice: Choice) -> Choice:
+    """The choice for a parameter that the model multiplies with constants before it uses it."""
+    told = choice.because
+    if role.kept < 1.0:
+        told = f"{told}; a mask leaves {100 * role.kept:.3g} % of its inputs"
+    if role.times != 1.0:
+        told = f"{told}; ÷ {words(role.times)}, which the model multiplies it with"
+    return replace(choice, because=told, gain=choice.gain / role.times)
+
+
 def _placed(role: Role, choice: Choice) -> Assignment:
     """The assignment; a spectral norm makes the planned std a shape without a size."""
-    assignment = assign(role, choice)
+    assignment = assign(role, _multiplied(role, choice))
     if role.part is not None and role.part.kind == "normalized":
         told = f"{assignment.because}; only its shape counts: spectral_norm divides by ‖W‖"
         return replace(assignment, because=told)

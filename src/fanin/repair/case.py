@@ -131,7 +131,7 @@ class Case:
         share = 1.0
         if role.last and role.branch is not None:
             share = 1 / math.sqrt(max(1, role.branch.of))
-        return self._normal(name, share / math.sqrt(fan), because, part)
+        return self._normal(name, share / math.sqrt(fan) / role.times, because, part)
 
     def own(self, name: str, because: str, part: Mask | None = None) -> Assignment:
         """Drawn with the scale and the distribution that the parameter has.
