@@ -57,6 +57,7 @@ ORDER = (
     "roles",
     "adapters",
     "priors",
+    "shut",
     "clones",
     "reading",
     "started",

@@ -30,6 +30,7 @@ from fanin.priors import meant_offsets
 from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
+from fanin.shut import shut
 from fanin.summary import table, to_text
 from fanin.trace import reject_refusing
 from fanin.unsharded import is_sharded, unsharded, with_values
@@ -245,7 +246,7 @@ def plan(
         recipe = _without(recipe, at_rest(model, found) | meant_offsets(model, found, architecture))
     recipe = _without_unfit(recipe, model)
     if not sharded:  # of a sharded model this copy has no values
-        recipe = _with_copies(recipe, model)
+        recipe = _with_copies(_without(recipe, shut(model, found)), model)
     wanted = targets(recipe, found)
     if not wanted:
         return Plan.of(recipe)
@@ -278,7 +279,7 @@ def _check_together(model: nn.Module, batch: Any, total: Total) -> None:
 def closed_forms(architecture: Architecture, model: nn.Module) -> Recipe:
     """The automatic choice for a model that was read already, from closed forms alone."""
     found = roles(architecture, model)
-    return _without_unfit(decide(found, "auto"), model)
+    return _without(_without_unfit(decide(found, "auto"), model), shut(model, found))
 
 
 def init_(

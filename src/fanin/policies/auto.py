@@ -143,6 +143,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "the prior of a rare class, gates open or shut: no default makes such a bias",
     ),
     ("step sizes of state-space models", "left alone", "their range is the author's choice"),
+    (
+        "what is added or looked up, with one number below −1000 among ordinary ones",
+        "left alone",
+        "a mask: transitions of a CRF, positions that are out of sight",
+    ),
 )
 
 # Logits of std 0.05: the loss of a classifier starts within 5 % of ln C even where all samples look
