@@ -148,8 +148,8 @@ _SIGNALS = (
         "different inputs can no longer be told apart",
         why="Biases (or an activation that is never negative) add the same to every sample while "
         "the weights shrink what differs, so the output cannot depend on the input.",
-        fix="Draw the weights larger (He or orthogonal with the activation's gain) and start "
-        "biases at zero.",
+        fix="Draw the weights at the gain of the activation (He or orthogonal) and start biases at "
+        "zero.",
     ),
     Rule(
         "P208",

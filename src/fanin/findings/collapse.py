@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence, Station
+from fanin.findings.lost import LEAST_GIVEN, Lost, lost
 from fanin.findings.reach import gain, live
 from fanin.findings.rules import Finding, finding
 from fanin.findings.signals import ABOVE_TARGET
@@ -24,9 +25,6 @@ __all__ = ["RULES"]
 # 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
 # 1.7e-3.
 COLLAPSED, COLLAPSING = 2e-5, ALIKE
-# What differs at the input of an output layer that is not to blame for its likeness: gates shut by
-# a bias of -15 leave 3e-7 of 1.
-LEAST_GIVEN = 1e-3
 # Weights of this gain (std · √fan_in) are next to zero, from where a layer learns as from zero: one
 # layer of an MLP at 1e-2 to 1e-12 of torch's default trains to the same loss.  A table in front of
 # an MLP, an LSTM, a GRU or a transformer trains in the same number of steps from 1e-2 to 1e-12 of
@@ -57,6 +55,7 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     if any(y.name in named or y.weight[0] in named for y in held):
         return  # S102 tells of it
     least, frozen = min(s.variation or 0.0 for s in low), [y.name for y in held]
+    cause = _held_back(frozen) if frozen else lost(evidence, low[0])
     yield finding(
         "P207",
         "error" if least < COLLAPSED * scale else "warning",
@@ -65,13 +64,16 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
         expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {given:.2g})",
         message="Different inputs can no longer be told apart: the signal is alive, but the "
         "same for all of them.",
-        why=f"{listed(frozen)}: frozen at or next to zero, and every path from the inputs passes "
-        "there. What lies behind learns from biases alone."
-        if frozen
-        else None,
-        fix="Give these weights their usual size before they are frozen, or let them train."
-        if frozen
-        else None,
+        why=cause and cause.why,
+        fix=cause and cause.fix,
+    )
+
+
+def _held_back(frozen: Sequence[str]) -> Lost:
+    return Lost(
+        f"{listed(frozen)}: frozen at or next to zero, and every path from the inputs passes "
+        "there. What lies behind learns from biases alone.",
+        "Give these weights their usual size before they are frozen, or let them train.",
     )
 
 
