@@ -13,6 +13,8 @@ from zoo import seeded
 from zoo.checks import QUIET
 
 import fanin
+from fanin.assignment import Assignment
+from fanin.policies import decide
 from fanin.reading import reading
 from fanin.roles import Role, roles
 
@@ -223,9 +225,13 @@ def test_structured_starts_are_not_drawn_where_a_mask_would_part_them():
                 x = torch.tanh(F.linear(x, weight * self.mask))
             return self.head(x)
 
-    x = torch.randn(32, 64)
-    assert fanin.plan(Deep(False), x)["weights.3"].scheme == "orthogonal"
-    assert fanin.plan(Deep(True), x)["weights.3"].scheme == "lecun_normal"
+    def planned(model: nn.Module) -> Assignment:
+        recipe = decide(roles(reading(model, torch.randn(32, 64)), model))
+        return next(a for a in recipe.assignments if a.parameter == "weights.3")
+
+    whole, masked = planned(Deep(False)), planned(Deep(True))
+    assert (whole.scheme, masked.scheme) == ("orthogonal", "lecun_normal")
+    assert masked.std == pytest.approx(whole.std * (128 / 65) ** 0.5)  # 65 of 128 are left
 
 
 @pytest.mark.parametrize("name", ["number", "mask", "mask and number", "a size for each row"])

@@ -72,8 +72,6 @@ def decide(
         if isinstance(answer, Skip):
             weight = role.kind in ("weight", "projection", "recurrent")
             answer = keeps_scale(role) if weight else rest(role, drawn)
-        if role.kept < 1.0 and isinstance(answer, Choice) and _is_structured(answer):
-            answer = keeps_scale(role)
         if isinstance(answer, Leave):
             untouched[role.parameter] = answer.because
         else:
@@ -131,14 +129,19 @@ def _require(name: str, roles: Sequence[Role]) -> None:
             raise ArgumentError(f"scheme: {name} fills {what}; this model has none")
 
 
-def _is_structured(choice: Choice) -> bool:
-    """Whether a scheme makes rows and columns that a mask would part."""
+def _unstructured(role: Role, choice: Choice) -> Choice:
+    """At random and of the same size, where a mask would part the rows and columns of a scheme."""
     scheme = find(choice.scheme)
-    return scheme.form == "matrix" and scheme.fan is None
+    if role.kept == 1.0 or not role.fan_in or scheme.form != "matrix" or scheme.fan is not None:
+        return choice
+    size = assign(role, choice).std * math.sqrt(role.fan_in / role.kept)
+    told = f"{choice.because}; at random and of that size under a mask"
+    return Choice("lecun_normal", told, gain=size)
 
 
 def _multiplied(role: Role, choice: Choice) -> Choice:
     """The choice for a parameter that the model multiplies with constants before it uses it."""
+    choice = _unstructured(role, choice)
     told = choice.because
     if role.kept < 1.0:
         told = f"{told}; a mask leaves {100 * role.kept:.3g} % of its inputs"
