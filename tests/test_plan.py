@@ -561,6 +561,7 @@ def test_every_rule_of_the_table_is_tested():
         "single numbers that the model's own code uses",
         "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates",
         "step sizes of state-space models",
+        "what is added or looked up, with one number below −1000 among ordinary ones",
     }
     assert {what for what, _, _ in TABLE} == {*RULES, *left_alone}
 

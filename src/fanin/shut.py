@@ -34,9 +34,11 @@ def shut(model: nn.Module, roles: Iterable[Role]) -> dict[str, str]:
     own = dict(model.named_parameters())
     found: dict[str, str] = {}
     for role in roles:
-        values = own[role.parameter].detach()
-        if role.kind in _KINDS and not values.is_meta and values.dtype in DTYPES:
-            count, value = _masked(values)
+        values = own.get(role.parameter)  # a forward may have put another in its place
+        if values is None or values.is_meta or values.dtype not in DTYPES:
+            continue
+        if role.kind in _KINDS:
+            count, value = _masked(values.detach())
             if count:
                 told = f"{count:,} of its {values.numel():,} numbers are {value:g}"
                 found[role.parameter] = f"{told}: a mask, by design"
