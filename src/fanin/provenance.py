@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fanin.axes import Axes, axes_of, carried, letters
+from fanin.calls import Operand
 from fanin.kinds import PASSIVE, PRODUCTS, QUOTIENTS
 
-__all__ = ["Multiple", "Provenance", "Record", "learned_by", "names_of"]
+__all__ = ["Multiple", "Provenance", "Record", "learned_by", "names_of", "operand_of"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,19 @@ class Provenance:
 def names_of(records: Iterable[Record]) -> tuple[str, ...]:
     """The parameters in some records, each once."""
     return tuple(dict.fromkeys(p for r in records for p in r.parameters))
+
+
+def operand_of(role: str, tensor: Tensor, record: Record | None, layout: str = "") -> Operand:
+    """What a call takes from parameters; `layout` says what the dimensions of a main weight are."""
+    shape = tuple(tensor.shape)
+    if record is None:
+        return Operand(role, (), shape, None)
+    found = Operand(role, record.parameters, shape, record.offset, record.axes)
+    multiple = record.multiple
+    kept = None if multiple is None else multiple.kept(layout, record.axes)
+    if multiple is None or kept is None:
+        return found
+    return replace(found, factor=multiple.factor, kept=kept)
 
 
 def learned_by(

@@ -38,7 +38,7 @@ from fanin.nested import arguments, map_tensors, refuses, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
 from fanin.operations import LEARNED_INPUT, MULTIPLYING, Weighted, describe
 from fanin.placement import is_spread
-from fanin.provenance import Provenance, Record, learned_by, names_of
+from fanin.provenance import Provenance, Record, learned_by, names_of, operand_of
 from fanin.wording import listed
 
 __all__ = ["Watch", "reject_refusing", "reject_unwatchable", "trace"]
@@ -359,15 +359,7 @@ class Watch(TorchFunctionMode):
                     break
 
     def _operand(self, role: str, tensor: Tensor, layout: str = "") -> Operand:
-        record = self._record_of(tensor)
-        if record is None:
-            return Operand(role, (), tuple(tensor.shape), None)
-        shape, multiple = tuple(tensor.shape), record.multiple
-        kept = None if multiple is None else multiple.kept(layout, record.axes)
-        found = Operand(role, record.parameters, shape, record.offset, record.axes)
-        if multiple is None or kept is None:
-            return found
-        return replace(found, factor=multiple.factor, kept=kept)
+        return operand_of(role, tensor, self._record_of(tensor), layout)
 
     def _unnamed(
         self,
