@@ -28,7 +28,7 @@ from fanin.probe import Recorder, relative_spread
 from fanin.reading import check_batch
 from fanin.report import Report
 from fanin.starts import starts
-from fanin.symmetry import examine
+from fanin.symmetry import RowSet, alike_rows, examine
 from fanin.trace import reject_unwatchable
 from fanin.version import __version__
 
@@ -153,12 +153,12 @@ def _look(
 ) -> Evidence:
     """Everything the rules judge; a second pass only where the first made something not finite."""
     tell("running forward and backward")
-    seen = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
+    seen, rows = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
     if not _finite(seen) and seen.first_bad is None:
         tell("looking for the first value that is not finite")
-        seen = _first_pass(subject, torch.finfo(torch.float32).max)
+        seen, rows = _first_pass(subject, torch.finfo(torch.float32).max)
     _blame_loss(seen, audits)
-    symmetry, distinct = examine(subject, seen, tell)
+    symmetry, distinct = examine(subject, seen, rows, tell)
     trunk = stations(seen, seen.architecture.trunk)
     branches, inside = residual_branches(seen.architecture)
     return Evidence(
@@ -175,6 +175,7 @@ def _look(
         limit=limit,
         input_rms=_input_rms(subject.batch),
         out_of_range=seen.first_bad,
+        rows=rows,
         repeats=repeated_rows(subject.model),
         unwritten=record.unwritten(subject.model) if record is not None else (),
         idle=record.idle(subject.model) if record is not None else (),
@@ -208,12 +209,15 @@ def _layers(
     return tuple(found)
 
 
-def _first_pass(subject: Subject, limit: float | None) -> Pass:
-    """The watched pass of the model itself; with a limit, the first call beyond it is found."""
+def _first_pass(subject: Subject, limit: float | None) -> tuple[Pass, tuple[RowSet, ...]]:
+    """The watched pass of the model itself, and the parameters whose rows look like copies in it.
+
+    With a limit, the first call beyond it is found.
+    """
     recorder = Recorder(subject.seed, subject.samples, limit=limit)
-    seen, _ = run_pass(subject, recorder)
+    seen, gradients = run_pass(subject, recorder)
     subject.guard.reject_changed("a check")
-    return seen
+    return seen, alike_rows(subject.model, seen, gradients)
 
 
 def _blame_loss(seen: Pass, audits: tuple[Audit, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture, read
-from fanin.calls import Call
+from fanin.calls import Call, Trace
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, private, reseed
 from fanin.kinds import PASSIVE
-from fanin.nested import tensors_in
+from fanin.nested import map_batch, tensors_in
+from fanin.operations import Weighted
 from fanin.probe import Cell, Recorder, rms
-from fanin.trace import Watch, trace
+from fanin.trace import Adjust, Watch, trace
 from fanin.written import written_after
 
-__all__ = ["Pass", "Stand", "Subject", "run_pass"]
+__all__ = ["Noise", "Pass", "Stand", "Subject", "run_pass"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,39 @@ class Subject:
     samples: int | None
 
 
+class Noise:
+    """Numbers that no two entries of a tensor have in common.
+
+    Args:
+        seed: of their generator.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed % 2**63)
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Normal noise of the tensor's size; of zeros, that of a usual vector as long as a row."""
+        drawn = torch.randn(
+            tensor.shape, generator=self._generator, dtype=torch.float64, device="cpu"
+        )
+        width = max(1, tensor.shape[-1] if tensor.dim() else 1)
+        return drawn.to(tensor) * (rms(tensor) or 1.0 / math.sqrt(width))
+
+    def added(self, tensor: Tensor) -> Tensor:
+        """A floating tensor with noise; integers in another order, and of a picture other bytes."""
+        if tensor.layout != torch.strided:
+            return tensor
+        if tensor.is_floating_point():
+            return tensor + self.like(tensor.detach())
+        if tensor.dtype == torch.uint8 and tensor.dim() > 2:
+            drawn = torch.randint(0, 256, tensor.shape, generator=self._generator, device="cpu")
+            return drawn.to(tensor)
+        if tensor.dtype not in (torch.int32, torch.int64):
+            return tensor
+        order = torch.randperm(tensor.numel(), generator=self._generator, device="cpu")
+        return tensor.flatten()[order.to(tensor.device)].reshape(tensor.shape)
+
+
 @dataclass(frozen=True)
 class Stand:
     """What stands in for the model's own tensors in a virtual step; else these themselves.
@@ -54,6 +89,7 @@ class Stand:
         parameters: path → the tensor that stands in.
         substitute: id of one of the model's own tensors → its stand-in, wherever it still turns up.
         promote: floating dtype that every result is brought to, or None.
+        noise: makes another batch of the one that there is, and another loss; None for neither.
     """
 
     call: Callable[..., Any]
@@ -61,6 +97,7 @@ class Stand:
     parameters: Mapping[str, Tensor]
     substitute: Mapping[int, Tensor]
     promote: torch.dtype | None
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True)
@@ -112,17 +149,22 @@ def run_pass(
     model = subject.model
     if stand is None:
         stand = Stand(model, subject.batch, dict(model.named_parameters()), {}, None)
-    parameters = stand.parameters
+    parameters, noise = stand.parameters, stand.noise
     given = list(tensors_in(subject.batch))
     subject.guard.keep_gradients(given)
-    batch = private(stand.batch, attached=subject.loss is not None)
+    batch = stand.batch if noise is None else map_batch(noise.added, stand.batch)
+    batch = private(batch, attached=subject.loss is not None)
     # A loss that takes derivatives by the batch means the copy that the model was given.
     pairs = zip(given, tensors_in(batch), strict=True)
     substitute = {id(own): copy for own, copy in pairs if own.requires_grad}
     extra = ({**substitute, **stand.substitute}, stand.promote)
     watch = Watch(model, parameters.items(), subject.guard, recorder, *extra)
     recorder.calls = watch.calls
+    if noise is not None:
+        watch.adjust(_other_rows(watch, noise))
     seen, output, value = trace(stand.call, batch, subject.loss, watch)
+    if noise is not None:
+        value = _other_loss(watch, seen, output, subject.seed, value)
     value, named = _objective(output, value, subject.seed)
     del output  # what the backward pass needs of it, the graph keeps
     architecture = read(seen, model)
@@ -185,6 +227,27 @@ def _set_aside(parameters: Collection[Tensor]) -> Iterator[None]:
     finally:
         for parameter, gradient in zip(parameters, kept, strict=True):
             parameter.grad = gradient
+
+
+def _other_rows(watch: Watch, noise: Noise) -> Adjust:
+    """Adds noise to the rows that the batch picks of a table."""
+
+    def adjust(weighted: Weighted, _: object, made: Tensor, __: object) -> Tensor:
+        picked = weighted.op == "embedding" and watch.producers(weighted.inputs)
+        return noise.added(made) if picked else made
+
+    return adjust
+
+
+def _other_loss(watch: Watch, seen: Trace, output: Any, seed: int, value: Any) -> Any:
+    """A random functional of the outputs that a loss outside of the model has read; else `value`.
+
+    What a model gives beside (hidden states, its queries) is no aim of its training.
+    """
+    read = {i for call in seen.calls[seen.length :] for i in call.inputs}
+    outputs = [t for t in tensors_in(output) if t.requires_grad]
+    outputs = [t for t in outputs if read.intersection(watch.producers(t))]
+    return _functional(outputs, seed) if outputs else value
 
 
 def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:

@@ -41,7 +41,7 @@ from fanin.placement import is_spread
 from fanin.provenance import Provenance, Record, learned_by, names_of, operand_of
 from fanin.wording import listed
 
-__all__ = ["Watch", "reject_refusing", "reject_unwatchable", "trace"]
+__all__ = ["Adjust", "Watch", "reject_refusing", "reject_unwatchable", "trace"]
 
 
 Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
@@ -94,6 +94,10 @@ class Watch(TorchFunctionMode):
         self._stack: list[str] = [""]
         self._failed: tuple[BaseException | None, str] = None, ""
         self._inside: list[str] = []
+
+    def adjust(self, function: Adjust) -> None:
+        """Let a function adjust the results of weighted calls from now on."""
+        self._adjust = function
 
     # ---- provenance -----------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ _SYMMETRY = (
         "S101",
         "locked-units",
         (_ERROR, _WARNING),
-        "units that are and stay copies of one another",
+        "units, or rows of a parameter, that are and stay copies of one another",
         why="Copies get identical updates, so they stay copies for ever and the layer has the "
         "capacity of its distinct units alone.",
         fix="Draw these units' weights at random (for example torch.nn.init.kaiming_normal_), "

@@ -14,7 +14,7 @@ from fanin.layers import Depth, LayerStats
 from fanin.numbers import Audit
 from fanin.passes import Pass
 from fanin.probe import Cell
-from fanin.symmetry import Symmetry
+from fanin.symmetry import RowSet, Symmetry
 from fanin.towers import towers
 
 __all__ = ["Evidence", "Station", "Tower", "depth_of", "stations", "towers_of"]
@@ -81,6 +81,7 @@ class Evidence:
         input_rms: size of the largest floating input of the batch.
         limit: largest finite value of the dtype that training will use, and its name.
         out_of_range: (call, value) of the first result beyond the limit.
+        rows: parameters that are sets of rows, some of which look like copies.
         repeats: (parameter, repeated rows, rows) of matrices with many bit-identical rows.
         unwritten: parameters that were allocated and never written (a watched construction).
         idle: (parameter, std, bound in std) of truncations that cut nothing (a watched
@@ -104,6 +105,7 @@ class Evidence:
     input_rms: float | None = None
     out_of_range: tuple[Call, float] | None = None
     towers: tuple[Tower, ...] = ()
+    rows: tuple[RowSet, ...] = ()
     repeats: tuple[tuple[str, int, int], ...] = ()
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()

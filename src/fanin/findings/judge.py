@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fanin.findings import collapse, numbers, signals, sums, symmetry, towers, wiring
+from fanin.findings import collapse, numbers, rows, signals, sums, symmetry, towers, wiring
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding
 
@@ -14,6 +14,7 @@ _RANK = {"error": 0, "warning": 1, "info": 2}
 _RULES: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     *numbers.RULES,
     *symmetry.RULES,
+    *rows.RULES,
     *signals.RULES,
     *towers.RULES,
     *collapse.RULES,

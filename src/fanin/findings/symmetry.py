@@ -23,7 +23,7 @@ from fanin.symmetry import (
 )
 from fanin.wording import listed
 
-__all__ = ["RULES"]
+__all__ = ["COLLAPSED_SHARE", "RULES", "member_list"]
 
 # A layer whose effective width is at most this share of its units has collapsed.  Networks with
 # half of each layer's units doubled train like their healthy twins (trainability benchmark); those
@@ -40,7 +40,7 @@ def locked_units(evidence: Evidence) -> Iterator[Finding]:
     """S101: an error where every path from input to output passes a collapsed layer."""
     by_layer: dict[str, list[UnitClass]] = {}
     for unit_class in evidence.symmetry.classes:
-        if unit_class.kind == "locked":
+        if unit_class.kind == "locked" and not unit_class.rows:
             by_layer.setdefault(unit_class.layer, []).append(unit_class)
     if not by_layer:
         return
@@ -115,14 +115,16 @@ def _locked(
 
 
 def _where(names: list[str], by_layer: dict[str, list[UnitClass]]) -> str:
-    parts = [f"units {_units([c.units for c in by_layer[n]])} of {n}" for n in names[:3]]
+    parts = [f"units {member_list([c.units for c in by_layer[n]])} of {n}" for n in names[:3]]
     text = "; ".join(parts) + (
         f"; and in {count(len(names) - 3, 'more layer')}" if len(names) > 3 else ""
     )
     return text[0].upper() + text[1:]
 
 
-def _units(groups: list[tuple[int, ...]]) -> str:
+def member_list(groups: Sequence[tuple[int, ...]]) -> str:
+    """Classes of copies, by the indices of their members: "0–7, 9 = 11"."""
+
     def one(group: tuple[int, ...]) -> str:
         if len(group) > 4 and group == tuple(range(group[0], group[-1] + 1)):
             return f"{group[0]}–{group[-1]}"
@@ -358,7 +360,7 @@ def self_breaking(evidence: Evidence) -> Iterator[Finding]:
         "S103",
         "info",
         (c.layer for c in found),
-        measured=f"units {_units([c.units for c in found])} equal at the start, "
+        measured=f"units {member_list([c.units for c in found])} equal at the start, "
         f"apart after {step} step{'s' if step > 1 else ''}",
         expected="nothing to do",
         message="Some units start with equal pre-activations and separate by themselves.",
@@ -385,7 +387,7 @@ def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:
     """One matrix whose rows repeat one another; where the copies are locked, S101 says so."""
     locked = {c.layer for c in evidence.symmetry.classes if c.kind == "locked"}
     users = {n: y.name for y in evidence.seen.architecture.layers for n in y.parameters}
-    found = [r for r in evidence.repeats if users.get(r[0], r[0]) not in locked]
+    found = [r for r in evidence.repeats if locked.isdisjoint((r[0], users.get(r[0])))]
     if found:
         shown = (
             f"{n}: {again} of {rows} rows (or columns) repeat another" for n, again, rows in found
@@ -416,7 +418,7 @@ def mirrored_units(evidence: Evidence) -> Iterator[Finding]:
         "S105",
         "warning",
         (c.layer for c in found),
-        measured=f"{len(found)} pair(s): {_units([c.units for c in found])}",
+        measured=f"{len(found)} pair(s): {member_list([c.units for c in found])}",
         expected="no unit that is the negative of another",
         message="Pairs of units are each other's negative and stayed so over "
         f"{evidence.symmetry.steps} steps.",

@@ -22,6 +22,7 @@ from fanin.region import named
 from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role
+from fanin.symmetry import as_rows
 
 __all__ = ["DRAWN", "GROSS", "TINY", "Case", "Mask"]
 
@@ -214,6 +215,13 @@ class Case:
     def is_pattern(self, name: str) -> bool:
         """Whether a parameter holds a few values over and over, as no random start does."""
         return self._own_std(name, None) is None
+
+    def rows(self, name: str) -> NDArray[np.int64]:
+        """[rows, entries]: flat places of the entries of each row of a set of rows."""
+        dims = next(r.dims for r in self.evidence.rows if r.parameter == name)
+        shape = self.roles[name].shape
+        places = torch.arange(math.prod(shape), device="cpu").reshape(shape)
+        return np.asarray(as_rows(places, dims).numpy())
 
     def mask(self, name: str, places: NDArray[np.int64] | Sequence[int]) -> Mask:
         """The entries at some flat places of a parameter."""

@@ -37,6 +37,9 @@ def locked_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """
     found = [c for c in case.report.symmetry.classes if c.kind == "locked"]
     found = [c for c in found if c.layer in finding.layers]
+    if found and all(c.rows for c in found):
+        return list(_rows(case, found, level))
+    found = [c for c in found if not c.rows]
     if case.preserve:
         return _parted(case, found, level)
     if level == 0:
@@ -47,6 +50,29 @@ def locked_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
     names = case.parameters_at(finding.layers, ("weight", "recurrent", "table"))
     because = f"all units of {finding.layer} are copies"
     return [case.alive(name, because) for name in names]
+
+
+def _rows(case: Case, found: Sequence[UnitClass], level: int) -> Iterator[Assignment]:
+    """The rows of a parameter that are copies: all but the first, which stays if it is worth it.
+
+    Of the parameters of one module first one alone, which a new model draws at random: means that
+    differ part the scales beside them.
+    """
+    if case.preserve or level > 1:
+        return
+    done: set[str] = set()
+    names = dict.fromkeys(c.layer for c in found)
+    for name in sorted(names, key=lambda n: n not in case.planned or case.planned[n].std == 0):
+        module = name.rpartition(".")[0]
+        if level == 0 and module in done:
+            continue
+        done.add(module)
+        group = [c for c in found if c.layer == name]
+        rows, because = case.rows(name), f"{sum(len(c.units) for c in group)} rows are copies"
+        values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
+        large = GROSS * case.alive(name, "").std
+        again = [u for c in group for u in _again(c.units, rows, values, large)]
+        yield case.fresh(name, because, case.mask(name, rows[again]))
 
 
 def _by_layer(found: Sequence[UnitClass]) -> Iterator[tuple[str, list[UnitClass]]]:

@@ -34,7 +34,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Copies:
-    """A class of copies: the layer, what became of which units, and the four identities."""
+    """A class of copies: the layer, what became of which units or rows, and the four identities."""
 
     layer: str
     told: str
@@ -108,8 +108,9 @@ def cards(record: Record, figures: Iterable[str] = ()) -> tuple[tuple[Card, ...]
         where, first = places(finding), finding.code not in claimed
         claimed.setdefault(finding.code, set()).update(where)
         tone = finding.severity if finding.severity in MARKS else "info"
-        figure = FIGURES.get(finding.code, "")
         own = _part(record.symmetry, finding.code, set(where))
+        of_rows = bool(own.classes) and all(c.rows for c in own.classes)
+        figure = "" if of_rows else FIGURES.get(finding.code, "")
         shown.append(
             Card(
                 finding,
@@ -163,7 +164,7 @@ def _proof(own: Symmetry) -> Proof:
 
 
 def _copies(found: UnitClass) -> Copies:
-    return Copies(found.layer, f"{found.kind}: {copies(found.units, PLACES)}", found.certificate)
+    return Copies(found.layer, f"{found.kind}: {copies(found, PLACES)}", found.certificate)
 
 
 def _held(deadlocks: Iterable[Deadlock]) -> tuple[Held, ...]:

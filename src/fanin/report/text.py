@@ -190,7 +190,7 @@ def _certificates(classes: Iterable[UnitClass], steps: str, full: bool) -> Itera
     """One block a class: the four identities at each virtual step."""
     heads = ("step", "inputs", "outputs", "gradients", "updates")
     for found in classes:
-        units = copies(found.units, None if full else UNITS)
+        units = copies(found, None if full else UNITS)
         title = f"{_names([found.layer], full)}  {found.kind}: {units}, {steps}"
         yield _hanging("  ", Text(title, overflow="fold"))
         if found.certificate:

@@ -9,6 +9,7 @@ from fanin.findings import Finding
 from fanin.layers import Depth
 from fanin.report.record import Record
 from fanin.summary import count
+from fanin.symmetry import UnitClass
 from fanin.wording import visible
 
 __all__ = [
@@ -81,15 +82,19 @@ def listing(names: Sequence[str], limit: int | None = 3) -> str:
     return f"{', '.join(shown[:limit])} … (+{len(shown) - limit})"
 
 
-def copies(units: Sequence[int], limit: int | None) -> str:
-    """Write the units of a class of copies: their run, or their list, folding a long one.
+def copies(found: UnitClass, limit: int | None) -> str:
+    """Write the units, or rows, of a class of copies: their run, or their list, folding a long one.
 
-    >>> copies([0, 1, 2, 3], 8), copies([0, 5], 8)
-    ('units 0–3 (4 copies)', 'units 0, 5 (2 copies)')
+    >>> copies(UnitClass("0", (0, 1, 2, 3), "locked", 4), 8)
+    'units 0–3 (4 copies)'
+    >>> copies(UnitClass("latents", (0, 5), "locked", 4, rows=8), 8)
+    'rows 0, 5 (2 copies)'
     """
-    run = len(units) > 2 and list(units) == list(range(units[0], units[-1] + 1))
+    units = found.units
+    run = len(units) > 2 and units == tuple(range(units[0], units[-1] + 1))
     named = f"{units[0]}–{units[-1]}" if run else listing([str(unit) for unit in units], limit)
-    return f"units {named} ({count(len(units), 'copy', 'copies')})"
+    noun = "rows" if found.rows else "units"
+    return f"{noun} {named} ({count(len(units), 'copy', 'copies')})"
 
 
 def places(finding: Finding) -> tuple[str, ...]:

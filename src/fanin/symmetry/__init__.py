@@ -9,6 +9,7 @@ step.
 result      what is found
 steps       the virtual steps
 copies      units that agree: candidates, locked, breaking by themselves, mirrored
+rows        rows of one parameter (latents, registers, means) that agree
 deadlocks   parameters that never move, and what holds them
 examining   examine: all of it
 """
@@ -26,7 +27,8 @@ from fanin.symmetry.result import (
     Symmetry,
     UnitClass,
 )
-from fanin.symmetry.steps import LOCK_TOLERANCE
+from fanin.symmetry.rows import alike_rows
+from fanin.symmetry.steps import LOCK_TOLERANCE, RowSet, as_rows
 
 __all__ = [
     "FROZEN_ZERO",
@@ -38,7 +40,10 @@ __all__ = [
     "UNUSED",
     "Deadlock",
     "Identity",
+    "RowSet",
     "Symmetry",
     "UnitClass",
+    "alike_rows",
+    "as_rows",
     "examine",
 ]

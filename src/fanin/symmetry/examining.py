@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fanin.architecture import Key
 from fanin.clones import clones
@@ -12,19 +12,21 @@ from fanin.passes import Pass, Subject
 from fanin.symmetry.copies import suspects, unit_classes
 from fanin.symmetry.deadlocks import deadlocks
 from fanin.symmetry.result import UNUSED, Deadlock, Symmetry
-from fanin.symmetry.steps import DOUBLE, SINGLE, Precision, VirtualRun
+from fanin.symmetry.rows import row_classes
+from fanin.symmetry.steps import DOUBLE, SINGLE, Precision, RowSet, VirtualRun
 
 __all__ = ["examine"]
 
 
 def examine(
-    subject: Subject, seen: Pass, progress: Callable[[str], None]
+    subject: Subject, seen: Pass, rows: Sequence[RowSet], progress: Callable[[str], None]
 ) -> tuple[Symmetry, dict[Key, int]]:
     """Find copies in a pass that was seen, and prove them by virtual steps.
 
     Args:
         subject: what was seen.
         seen: its first pass.
+        rows: parameters that looked in it like sets of rows with copies among them.
         progress: told in a few words what is under way.
 
     Returns:
@@ -43,38 +45,47 @@ def examine(
         for n, g in seen.gradients.items()
         if g is None
     )
-    if not alike and not stuck:
+    if not alike and not stuck and not rows:
         return Symmetry(deadlocks=unused, clones=twins), {}
     progress("proving symmetry")
-    run = _trained(subject, seen, alike)
+    run = _trained(subject, seen, alike, rows)
     found, distinct = unit_classes(run)
+    held = deadlocks(run, stuck)
     return (
         Symmetry(
             steps=run.steps,
             dtype=str(run.precision.dtype).removeprefix("torch."),
-            classes=found,
-            deadlocks=(*deadlocks(run, stuck), *unused),
+            classes=(*found, *row_classes(run)),
+            deadlocks=(*held, *unused),
             clones=twins,
         ),
         distinct,
     )
 
 
-def _trained(subject: Subject, seen: Pass, alike: frozenset[Key]) -> VirtualRun:
+def _trained(
+    subject: Subject, seen: Pass, alike: frozenset[Key], rows: Sequence[RowSet]
+) -> VirtualRun:
     """A run in float64; in float32 where something in the model takes no float64."""
     try:
-        return VirtualRun(subject, seen, alike, DOUBLE).train()
+        return VirtualRun(subject, seen, alike, rows, DOUBLE).train()
     except ForwardError:
-        if _runs(subject, seen, alike, DOUBLE) is None:  # not by chance, so it may be the dtype
-            single = _runs(subject, seen, alike, SINGLE)
+        if (
+            _runs(subject, seen, alike, rows, DOUBLE) is None
+        ):  # not by chance, so it may be the dtype
+            single = _runs(subject, seen, alike, rows, SINGLE)
             if single is not None:
                 return single
         raise
 
 
 def _runs(
-    subject: Subject, seen: Pass, alike: frozenset[Key], precision: Precision
+    subject: Subject,
+    seen: Pass,
+    alike: frozenset[Key],
+    rows: Sequence[RowSet],
+    precision: Precision,
 ) -> VirtualRun | None:
     with contextlib.suppress(ForwardError):
-        return VirtualRun(subject, seen, alike, precision).train()
+        return VirtualRun(subject, seen, alike, rows, precision).train()
     return None

@@ -46,7 +46,8 @@ class Identity:
 
     Each value is the largest absolute difference between two members of the class: of what they
     receive (pre-activation), what they give (after the activation), the gradient of their incoming
-    weights, and the update of these weights.
+    weights, and the update of these weights.  A row of a parameter receives and gives its values;
+    gradient and update are its own.
     """
 
     step: int
@@ -58,15 +59,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class UnitClass:
-    """Units of one layer that start as copies of one another.
+    """Units of one layer, or rows of one parameter, that start as copies of one another.
 
     Attributes:
-        layer: module or parameter path.
+        layer: module or parameter path; of rows that of the parameter.
         units: indices of the copies.
         kind: whether they stay copies, part by themselves, or stay each other's negative.
         step: locked and mirrored: virtual steps it was shown for; self-breaking: the step at which
             the class had separated.
         certificate: the four identities at every virtual step.
+        rows: how many rows the parameter has; 0 where the copies are units of a layer.
     """
 
     layer: str
@@ -74,6 +76,7 @@ class UnitClass:
     kind: Literal["locked", "self-breaking", "mirrored"]
     step: int
     certificate: tuple[Identity, ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Symmetry:
     Attributes:
         steps: virtual steps taken; 0 means that there was nothing to prove.
         dtype: dtype of the virtual steps, or None.
-        classes: classes of identical or mirrored units.
+        classes: classes of identical or mirrored units, and of identical rows.
         deadlocks: parameters that never receive a gradient.
         clones: groups of module or parameter paths that start bit-identical.
     """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from fanin.architecture import Key, Layer
 from fanin.calls import Call
+from fanin.errors import FaninError
 from fanin.nested import map_batch
-from fanin.passes import Pass, Stand, Subject, run_pass
+from fanin.passes import Noise, Pass, Stand, Subject, run_pass
 from fanin.probe import Cell, Recorder
 
 __all__ = [
@@ -23,7 +25,9 @@ __all__ = [
     "SINGLE",
     "STEPS",
     "Precision",
+    "RowSet",
     "VirtualRun",
+    "as_rows",
     "counterpart",
 ]
 
@@ -62,6 +66,25 @@ SINGLE = Precision(torch.float32, 1e-4, 1e-6)
 Kept = Literal["weight", "gradient", "input", "output"]
 
 
+@dataclass(frozen=True)
+class RowSet:
+    """A parameter that is read as a set of rows.
+
+    Attributes:
+        parameter: its path.
+        dims: those of its dimensions that count the rows; the others are entries of a row.
+    """
+
+    parameter: str
+    dims: tuple[int, ...]
+
+
+def as_rows(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A parameter, or its gradient, as [rows, entries]."""
+    moved = tensor.movedim(dims, tuple(range(len(dims))))
+    return moved.reshape(math.prod(moved.shape[: len(dims)]), -1)
+
+
 class _Listener(Recorder):
     """Also notes at which positions of a result a gradient arrives, of any sample."""
 
@@ -91,10 +114,13 @@ class VirtualRun:
     Attributes:
         seen: the pass of the model itself that was suspicious.
         keep: layers of which every pass keeps what their units received and gave.
+        rows: parameters that are sets of rows, some of which look like copies.
         precision: of the steps.
         zero: parameters that start at zero.
         frozen: parameters that take no gradient.
         passes: of every step, and one after the last.
+        held: of every pass, the rows of these parameters and those of their gradients (None where
+            there is none).
         moved: parameters that received a gradient in any of them.
         arrived: call → where a gradient came to its result in any pass, the first dimension
             (samples) aside; of every call where there are layers to keep.
@@ -102,9 +128,14 @@ class VirtualRun:
     """
 
     def __init__(
-        self, subject: Subject, seen: Pass, keep: frozenset[Key], precision: Precision
+        self,
+        subject: Subject,
+        seen: Pass,
+        keep: frozenset[Key],
+        rows: Sequence[RowSet],
+        precision: Precision,
     ) -> None:
-        self._subject, self.seen, self.keep = subject, seen, keep
+        self._subject, self.seen, self.keep, self.rows = subject, seen, keep, rows
         self.precision = precision
         self._batch = map_batch(self._input, subject.batch)
         self._originals = dict(subject.model.named_parameters())
@@ -118,6 +149,7 @@ class VirtualRun:
         self.frozen = {n for n, p in self._copies.items() if not p.requires_grad}
         self._listen = any(g == 0.0 for g in seen.gradients.values())
         self.passes: list[Pass] = []
+        self.held: list[dict[str, tuple[Tensor, Tensor | None]]] = []
         self.moved: set[str] = set()
         self.arrived: dict[int, Tensor] = {}
         self.signals: set[int] = set()
@@ -148,6 +180,7 @@ class VirtualRun:
                 for n, g in gradients.items()
                 if g is not None and not self._noise(n, seen, step)
             }
+            self.held.append(self._rows(moving))
             first = moving.keys() - self.moved
             self.moved |= moving.keys()
             if step >= STEPS and not first:
@@ -161,11 +194,45 @@ class VirtualRun:
         """Virtual steps that were taken."""
         return len(self.passes) - 1
 
-    def _pass(self) -> tuple[Pass, dict[str, Tensor | None]]:
+    def _rows(self, gradients: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name, dims in ((r.parameter, r.dims) for r in self.rows):
+            gradient = gradients.get(name)
+            value = as_rows(self._copies[name].detach(), dims).clone()
+            found[name] = value, None if gradient is None else as_rows(gradient, dims)
+        return found
+
+    def elsewhere(self) -> Mapping[str, Tensor | None]:
+        """Gradients after the last step on another batch, with any loss of the outputs that the
+        loss reads; none where the model refuses it."""
+        with contextlib.suppress(FaninError):
+            return self._pass(elsewhere=True)[1]
+        return {}
+
+    def disturbed(self, names: Collection[str]) -> Mapping[str, Tensor | None]:
+        """Gradients after the last step, with noise of a step's size on some parameters; none where
+        the model refuses it."""
+        before = {n: self._copies[n].detach().clone() for n in names}
+        noise = Noise(self._subject.seed)
+        with torch.no_grad():
+            for name in names:
+                self._copies[name].add_(noise.like(self._copies[name]), alpha=STEP_SIZE)
+        try:
+            return self._pass()[1]
+        except FaninError:
+            return {}
+        finally:
+            with torch.no_grad():
+                for name, values in before.items():
+                    self._copies[name].copy_(values)
+
+    def _pass(self, elsewhere: bool = False) -> tuple[Pass, dict[str, Tensor | None]]:
         subject = self._subject
         recorder = _Listener(subject.seed, subject.samples, self.keep, self._listen)
         placed = _placed(self._originals, subject.model)
         with self._called() if placed else self._lent() as stand:
+            if elsewhere:
+                stand = replace(stand, noise=Noise(subject.seed))
             found = run_pass(subject, recorder, stand)
         self.signals |= recorder.signals
         for index, some in recorder.arrived.items():
