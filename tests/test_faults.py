@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from zoo import Case
-from zoo.blocks import Lambda, classify, mlp, regress
+from zoo.blocks import Lambda, Resampler, classify, mlp, regress
 from zoo.checks import QUIET, check_case, expectation, parametrize, unchanged
 from zoo.faults import FAULTS
 
@@ -69,7 +70,76 @@ def test_locked_units_are_named_exactly(name: str, layer: str, groups: set[tuple
 
 
 @pytest.mark.parametrize(
-    "name", ["zeros-under-sigmoid", "constants", "circulant-in-the-middle", "one-cloned-pair"]
+    ("name", "rows"),
+    [
+        ("perceiver-latents-of-ones", {("latents", tuple(range(8)), 8)}),
+        (
+            "registers-of-zeros-at-places-of-zeros",
+            {("rows", (0, 1, 2, 3), 4), ("places", (0, 1, 2, 3), 12)},
+        ),
+        ("deep-prompts-of-zeros", {("prompts", (0, 1, 2), 6), ("prompts", (3, 4, 5), 6)}),
+        ("equal-means-of-a-mixture-over-one-number", {("means", tuple(range(6)), 6)}),
+    ],
+)
+def test_locked_rows_are_those_of_a_parameter(name: str, rows: set):
+    symmetry = check_case(BY_NAME[name]).symmetry
+    locked = [c for c in symmetry.classes if c.kind == "locked"]
+    assert {(c.layer, c.units, c.rows) for c in locked} == rows
+
+
+def test_rows_are_told_as_rows():
+    report = check_case(BY_NAME["equal-means-of-a-mixture"])
+    (found,) = [f for f in report.findings if f.code == "S101"]
+    assert found.message.startswith("Rows 0–5 of means; rows 0–5 of log_sizes are copies: same")
+    assert "units" not in "\n".join((found.message, found.measured, found.expected, found.why))
+    assert "means  locked: rows 0–5 (6 copies), 4 virtual steps in float64" in str(report)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_rows_that_only_the_targets_of_a_batch_hold_together_are_no_copies(each: bool):
+    """Those of another would part them, where each latent has an output of its own."""
+    torch.manual_seed(0)
+    target = torch.randn(16, 5)
+    report = fanin.check(
+        Resampler(torch.zeros(4, 8), each=each),
+        torch.randn(16, 6, 8),
+        lambda out: F.mse_loss(out, (target[:, None] if each else target).expand_as(out)),
+    )
+    assert report.symmetry.steps > 0
+    assert ("S101" in {f.code for f in report.findings}) is not each
+
+
+def test_a_batch_that_cannot_be_another_is_no_obstacle_to_a_check():
+    """What the proof would need, a model may refuse; then nothing is said."""
+    torch.manual_seed(0)
+
+    class Strict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Resampler(torch.zeros(4, 8))
+
+        def forward(self, x):
+            if float(x.max()) > 1 or float(x.min()) < 0:
+                raise ValueError("shares from 0 to 1 are needed")
+            return self.net(x)
+
+    model, batch, loss = Strict(), torch.rand(16, 6, 8), regress(16, 5)
+    with unchanged(model, batch):
+        report = fanin.check(model, batch, loss)
+    assert report.ok
+    assert not any(c.rows for c in report.symmetry.classes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zeros-under-sigmoid",
+        "constants",
+        "circulant-in-the-middle",
+        "one-cloned-pair",
+        "perceiver-latents-of-ones",
+        "equal-means-of-a-mixture",
+    ],
 )
 def test_a_lock_is_proven_by_four_identities_at_each_step(name: str):
     symmetry = check_case(BY_NAME[name]).symmetry

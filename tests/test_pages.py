@@ -254,6 +254,13 @@ class TestCards:
         assert shown[0].proof.more
         assert not rest
 
+    def test_rows_are_called_rows_and_have_no_figure_of_units(self) -> None:
+        rows = (UnitClass("latents", (0, 1, 2, 3), "locked", 4, self.zero, rows=8),)
+        found = (finding("S101", "error", "latents"),)
+        (card,), _ = cards(report([], findings=found, symmetry=Symmetry(classes=rows)), ["units"])
+        assert [each.told for each in card.proof.classes] == ["locked: rows 0–3 (4 copies)"]
+        assert card.figure == ""
+
     def test_a_rule_is_explained_once(self) -> None:
         found = tuple(finding("P205", "error", each) for each in "ab")
         page = Page(to_page(report([layer("a", "linear", 2, 2)], findings=found)))

@@ -218,6 +218,7 @@ OF_ERRORS = {
     "nan-in-the-scale-of-a-norm": {"1.weight": 1},
     "head-that-overflows-an-exponential": {"head.weight": 64},
     "past-the-range-of-float16": {"0.weight": 640},
+    "equal-means-of-a-mixture": {"means": 12},
     "embedding-that-drowns-the-positions": {"tokens.weight": 101 * 32},
 }
 
@@ -232,6 +233,10 @@ OF_WARNINGS = {
     "net2net-without-noise": {"0.weight": 8 * 20, "2.weight": 8 * 5},
     "two-shards-drawn-with-one-seed": {"0.weight": 16 * 20},
     "mirrored-under-tanh": {"0.weight": 8 * 10},
+    "perceiver-latents-of-ones": {"latents": 8 * 32},
+    "registers-of-zeros": {"rows": 4 * 32},
+    "registers-of-zeros-at-places-of-zeros": {"rows": 4 * 32},
+    "prompts-that-start-as-one-word": {"0.rows": 4 * 32},  # the first of five stays
     "twin-critics-by-deepcopy": {
         "second.0.weight": 256,
         "second.2.weight": 1024,
@@ -587,6 +592,27 @@ def test_a_mended_model_learns_what_the_faulty_one_did_not(name: str):
     stuck = trained(faulty, done.batch, done.loss, 150, rate=0.01)
     assert ended < 0.6 * done.repair.after.loss
     assert not stuck < 0.9 * done.repair.after.loss
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("perceiver-latents-of-ones", "latents"),
+        ("registers-of-zeros", "rows"),
+        ("equal-means-of-a-mixture", "means"),
+        ("memory-of-zeros", "memory"),
+    ],
+)
+def test_rows_that_are_copies_stay_so_in_training_and_mended_ones_do_not(name: str, rows: str):
+    done = by_name(name)
+    model, faulty = copy.deepcopy(done.model), copy.deepcopy(done.original)
+    ended = trained(model, done.batch, done.loss, 60, rate=0.01)
+    stuck = trained(faulty, done.batch, done.loss, 60, rate=0.01)
+    for net, apart in ((model, True), (faulty, False)):
+        table = net.get_parameter(rows).detach()
+        assert (float((table - table[:1]).abs().max()) > 1e-5) is apart
+    if not done.repair.before.ok:  # an error costs more than capacity that nothing asks for
+        assert ended < 0.8 * stuck
 
 
 # ── the output stays: preserve=True ──────────────────────────────────────────────────────────

@@ -414,3 +414,61 @@ def deep(inputs: int, outputs: int, std: float | None = None, bias: float = 0.0)
             nn.init.normal_(layer.weight, std=std or (2 / layer.in_features) ** 0.5)
             nn.init.constant_(layer.bias, bias)
     return model
+
+
+# ── learned rows ─────────────────────────────────────────────────────────────────────────────
+
+
+class Resampler(nn.Module):
+    """Latents read a sequence, as in a Perceiver; a class for their mean, or one for each."""
+
+    def __init__(self, latents: torch.Tensor, *, places: bool = False, each: bool = False) -> None:
+        super().__init__()
+        count, width = latents.shape
+        self.latents, self.each = nn.Parameter(latents), each
+        self.places = nn.Parameter(torch.randn(count, width) / 50) if places else None
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.norm, self.mlp = nn.LayerNorm(width), mlp(width, 2 * width, width, act=nn.GELU)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        latents = self.latents if self.places is None else self.latents + self.places
+        latents = latents.expand(len(x), -1, -1)
+        read = F.scaled_dot_product_attention(self.q(self.norm(latents)), self.k(x), self.v(x))
+        latents = latents + self.o(read)
+        latents = latents + self.mlp(latents)
+        return self.head(latents if self.each else latents.mean(1))
+
+
+class Prefixed(nn.Module):
+    """Learned rows (registers, prompts) before the tokens of a transformer, which knows no order.
+
+    `places`, one for each row and token, are added to both.
+    """
+
+    def __init__(self, rows: torch.Tensor, places: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows)
+        self.places = None if places is None else nn.Parameter(places)
+        self.block, self.head = Block(rows.shape[-1], 4), nn.Linear(rows.shape[-1], 5)
+
+    def forward(self, x):
+        x = torch.cat([self.rows.expand(len(x), -1, -1), x], 1)
+        x = x if self.places is None else x + self.places
+        return self.head(self.block(x).mean(1))
+
+
+class Mixture(nn.Module):
+    """The logarithm of the density of a mixture of normals, by sample."""
+
+    def __init__(self, means: torch.Tensor) -> None:
+        super().__init__()
+        self.means = nn.Parameter(means)
+        self.log_sizes = nn.Parameter(torch.zeros_like(means))
+        self.shares = nn.Parameter(torch.zeros(len(means)))
+
+    def forward(self, x):
+        far = (x[:, None] - self.means) * torch.exp(-self.log_sizes)
+        densities = -0.5 * far.square() - self.log_sizes
+        densities = densities.sum(-1) if densities.dim() > 2 else densities
+        return torch.logsumexp(densities + self.shares.log_softmax(0), 1)

@@ -370,6 +370,105 @@ def constant_first_layer():
     return model, torch.randn(40, 10), classify(40, 4)
 
 
+# ── rows of a parameter ──────────────────────────────────────────────────────────────────────
+
+
+@FAULTS(
+    thread="transformers#31151",
+    codes=("S101",),
+    layers=("latents",),
+    words=("1 distinct of 8 rows",),
+    **WARNING,
+)
+def perceiver_latents_of_ones():
+    return blocks.Resampler(torch.ones(8, 32)), torch.randn(32, 10, 32), classify(32, 5)
+
+
+@FAULTS(codes=("S101",), layers=("rows",), words=("1 distinct of 4 rows",), **WARNING)
+def registers_of_zeros():
+    return blocks.Prefixed(torch.zeros(4, 32)), torch.randn(32, 8, 32), classify(32, 5)
+
+
+@FAULTS(codes=("S101",), layers=("0",), words=("Rows 0–4 of 0.rows",), **WARNING)
+def prompts_that_start_as_one_word():
+    """Copies of a row that was drawn: the first of them stays as it is in a repair."""
+    model = nn.Sequential(blocks.Prefixed(torch.randn(1, 32).repeat(5, 1) / 5))
+    return model, torch.randn(32, 8, 32), classify(32, 5)
+
+
+@FAULTS(codes=("S101",), layers=("rows", "places"), **WARNING)
+def registers_of_zeros_at_places_of_zeros():
+    """The places of the registers are copies as these are; those of the tokens part."""
+    model = blocks.Prefixed(torch.zeros(4, 32), torch.zeros(12, 32))
+    return model, torch.randn(32, 8, 32), classify(32, 5)
+
+
+@FAULTS(codes=("S101",), layers=("prompts",), **WARNING)
+def deep_prompts_of_zeros():
+    """Three for each layer, in one parameter; those of two layers differ."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompts = nn.Parameter(torch.zeros(2, 3, 32))
+            self.first, self.second = blocks.Block(32, 4), blocks.Block(32, 4)
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x):
+            for prompts, block in zip(self.prompts, (self.first, self.second), strict=True):
+                x = block(torch.cat([prompts.expand(len(x), -1, -1), x[:, -8:]], 1))
+            return self.head(x.mean(1))
+
+    return Net(), torch.randn(32, 8, 32), classify(32, 5)
+
+
+@FAULTS(codes=("S101",), layers=("prompts",), words=("of prompts.weight",), **WARNING)
+def table_of_prompts_that_is_looked_up_in_order():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompts, self.net = nn.Embedding(4, 32), blocks.Block(32, 4)
+            self.head = nn.Linear(32, 5)
+            nn.init.ones_(self.prompts.weight)
+
+        def forward(self, x):
+            prompts = self.prompts(torch.arange(4, device=x.device))
+            return self.head(self.net(torch.cat([prompts.expand(len(x), -1, -1), x], 1)).mean(1))
+
+    return Net(), torch.randn(32, 8, 32), classify(32, 5)
+
+
+def _clusters(width: int) -> torch.Tensor:
+    return 3 * torch.randn(5, width)[torch.randint(0, 5, (128,))] + torch.randn(128, width)
+
+
+@FAULTS(codes=("S101",), layers=("means",), words=("1 distinct of 6 rows",), **ERROR)
+def equal_means_of_a_mixture():
+    return blocks.Mixture(torch.zeros(6, 2)), _clusters(2), lambda out: -out.mean()
+
+
+@FAULTS(codes=("S101",), layers=("means",), words=("Rows 0–5 of means",), **ERROR)
+def equal_means_of_a_mixture_over_one_number():
+    return blocks.Mixture(torch.zeros(6)), _clusters(1)[:, 0], lambda out: -out.mean()
+
+
+@FAULTS(thread="pytorch-ntm#9", codes=("S101",), layers=("memory",), **WARNING)
+def memory_of_zeros():
+    """Slots that are found by their likeness to a key, and read by it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = nn.Parameter(torch.zeros(8, 6))
+            self.key, self.head = nn.Linear(10, 6), nn.Linear(16, 5)
+
+        def forward(self, x):
+            alike = F.cosine_similarity(self.key(x)[:, None], self.memory[None], dim=-1)
+            return self.head(torch.cat([alike.softmax(-1) @ self.memory, x], 1))
+
+    return Net(), torch.randn(64, 10), classify(64, 5)
+
+
 # ── clones ───────────────────────────────────────────────────────────────────────────────────
 
 

@@ -636,6 +636,181 @@ def batched_heads_of_an_ensemble():
     return Net(), torch.randn(32, 10), classify(32, 4)
 
 
+# ── rows of a parameter that start equal ─────────────────────────────────────────────────────
+
+
+class Placed(nn.Module):
+    """A table of positions, all of one value, added to tokens or pictures."""
+
+    def __init__(self, inlet: nn.Module, value: float, count: int = 8):
+        super().__init__()
+        self.inlet, self.block, self.head = inlet, blocks.Block(32, 4), nn.Linear(32, 5)
+        self.places = nn.Parameter(torch.full((1, count, 32), value))
+
+    def forward(self, x):
+        return self.head(self.block(self.inlet(x) + self.places).mean(1))
+
+
+@TRAPS(thread="minGPT", absent=("S101",))
+def table_of_positions_of_zeros():
+    return Placed(nn.Linear(20, 32), 0.0), torch.randn(32, 8, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def table_of_positions_of_one_value_behind_a_zero_head():
+    model = Placed(nn.Linear(20, 32), 0.5)
+    zero_(model.head)
+    return model, torch.randn(32, 8, 20), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def positions_of_zeros_where_all_pictures_are_black():
+    """It is this batch that holds them together."""
+    pictures = torch.randn(32, 8, 20)
+    pictures[:, 5:] = 0.0
+    return Placed(nn.Linear(20, 32), 0.0), pictures, classify(32, 5)
+
+
+def positions_of_zeros_behind_padding(inlet):
+    """The last three tokens of every sample are padding, which nothing masks."""
+    tokens = torch.randint(1, 20, (32, 8))
+    tokens[:, 5:] = 0
+    return Placed(inlet(), 0.0), tokens, classify(32, 5)
+
+
+class Picked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(20, 32))
+
+    def forward(self, tokens):
+        return self.table[tokens]
+
+
+TRAPS.add(
+    "positions-of-zeros-behind-padding",
+    lambda: positions_of_zeros_behind_padding(lambda: nn.Embedding(20, 32)),
+    absent=("S101",),
+)
+TRAPS.add(
+    "positions-of-zeros-behind-padding-of-a-table-by-hand",
+    lambda: positions_of_zeros_behind_padding(Picked),
+    absent=("S101",),
+)
+
+
+@TRAPS(absent=("S101",))
+def positions_of_zeros_where_all_tokens_are_one():
+    model = Placed(nn.Embedding(20, 32), 0.0)
+    return model, torch.ones(32, 8, dtype=torch.long), classify(32, 5)
+
+
+@TRAPS(thread="DETR", absent=("S101",))
+def object_queries_of_zeros_with_places():
+    """Their places are learned, and added before they read anything."""
+    model = blocks.Resampler(torch.zeros(6, 32), places=True)
+    return model, torch.randn(32, 10, 32), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def queries_of_zeros_each_with_a_class_of_its_own():
+    """The classes of three of them are the same in this batch, and the same for all samples."""
+    labels = torch.randint(0, 5, (32, 6))
+    labels[:, 3:] = 0
+    return (
+        blocks.Resampler(torch.zeros(6, 32), each=True),
+        torch.randn(32, 10, 32),
+        lambda out: F.cross_entropy(out.flatten(0, 1), labels.flatten()),
+    )
+
+
+@TRAPS(absent=("S101",))
+def prompts_of_zeros_with_places():
+    model = blocks.Prefixed(torch.zeros(4, 32), torch.randn(12, 32) / 50)
+    return model, torch.randn(32, 8, 32), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def one_learned_token_of_zeros():
+    return blocks.Prefixed(torch.zeros(1, 32)), torch.randn(32, 8, 32), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def frozen_registers_of_zeros():
+    model = blocks.Prefixed(torch.zeros(4, 32))
+    model.rows.requires_grad_(False)
+    return model, torch.randn(32, 8, 32), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def table_of_zeros_of_which_the_batch_picks_a_tenth():
+    """The other rows get no gradient; and words of one bag get the same in this batch alone."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.bag = nn.Embedding(200, 32), nn.EmbeddingBag(200, 32)
+            self.head = nn.Linear(32, 5)
+            zero_(self.words, self.bag)
+
+        def forward(self, words):
+            return self.head((self.words(words).mean(1) + self.bag(words) + 1).tanh())
+
+    return Net(), torch.arange(32).view(8, 4), classify(8, 5)
+
+
+@TRAPS(absent=("S101",))
+def two_tokens_of_zeros_with_a_head_each():
+    """As the class and the distillation token of DeiT."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.block = nn.Parameter(torch.zeros(1, 2, 32)), blocks.Block(32, 4)
+            self.head, self.other = nn.Linear(32, 5), nn.Linear(32, 5)
+
+        def forward(self, x):
+            x = self.block(torch.cat([self.tokens.expand(len(x), -1, -1), x], 1))
+            return (self.head(x[:, 0]) + self.other(x[:, 1])) / 2
+
+    return Net(), torch.randn(32, 8, 32), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def equal_rows_that_are_only_summed():
+    """Whatever they start as, they get one gradient; no start is at fault."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.Parameter(torch.ones(4, 32))
+            self.inlet, self.head = nn.Linear(10, 32), nn.Linear(32, 5)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.inlet(x) + self.rows.mean(0)))
+
+    return Net(), torch.randn(32, 10), classify(32, 5)
+
+
+@TRAPS(absent=("S101",))
+def table_of_zeros_for_shifts_scales_and_gates():
+    """Six rows with a use each, as in PixArt."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Parameter(torch.zeros(6, 32)), nn.Linear(32, 5)
+            self.mixer, self.mlp = blocks.Attention(32, 4), mlp(32, 64, 32)
+
+        def forward(self, x):
+            shift, scale, gate, shift2, scale2, gate2 = self.table
+            x = x + gate * self.mixer(x * (1 + scale) + shift)
+            x = x + gate2 * self.mlp(x * (1 + scale2) + shift2)
+            return self.head(x.mean(1))
+
+    return Net(), torch.randn(32, 8, 32), classify(32, 5)
+
+
 # ── gradients that are zero for an innocent reason ───────────────────────────────────────────
 
 

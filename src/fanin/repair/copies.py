@@ -68,10 +68,12 @@ def _rows(case: Case, found: Sequence[UnitClass], level: int) -> Iterator[Assign
             continue
         done.add(module)
         group = [c for c in found if c.layer == name]
-        rows, because = case.rows(name), f"{sum(len(c.units) for c in group)} rows are copies"
+        rows = case.rows(name)
         values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
         large = GROSS * case.alive(name, "").std
         again = [u for c in group for u in _again(c.units, rows, values, large)]
+        kept = sum(len(c.units) for c in group) - len(again)
+        because = f"{len(again)} rows are copies" + (f" of {kept} that stay" if kept else "")
         yield case.fresh(name, because, case.mask(name, rows[again]))
 
 
