@@ -149,30 +149,13 @@ def run_pass(
     model = subject.model
     if stand is None:
         stand = Stand(model, subject.batch, dict(model.named_parameters()), {}, None)
-    parameters, noise = stand.parameters, stand.noise
-    given = list(tensors_in(subject.batch))
-    subject.guard.keep_gradients(given)
-    batch = stand.batch if noise is None else map_batch(noise.added, stand.batch)
-    batch = private(batch, attached=subject.loss is not None)
-    # A loss that takes derivatives by the batch means the copy that the model was given.
-    pairs = zip(given, tensors_in(batch), strict=True)
-    substitute = {id(own): copy for own, copy in pairs if own.requires_grad}
-    extra = ({**substitute, **stand.substitute}, stand.promote)
-    watch = Watch(model, parameters.items(), subject.guard, recorder, *extra)
-    recorder.calls = watch.calls
-    if noise is not None:
-        watch.adjust(_other_rows(watch, noise))
-    seen, output, value = trace(stand.call, batch, subject.loss, watch)
-    if noise is not None:
-        value = _other_loss(watch, seen, output, subject.seed, value)
-    value, named = _objective(output, value, subject.seed)
-    del output  # what the backward pass needs of it, the graph keeps
+    watch, seen, value, named = _forward(subject, recorder, stand)
     architecture = read(seen, model)
     for index in recorder.ranges:
         written = written_after(architecture, index)
         if written is not None and not written.scaled:
             recorder.written(index, written.end, written.curve)
-    gradients = _gradients(watch, value, parameters)
+    gradients = _gradients(watch, value, stand.parameters)
     result = Pass(
         architecture=architecture,
         loss=float(value.detach()),
@@ -188,6 +171,31 @@ def run_pass(
         heard=frozenset(recorder.heard),
     )
     return result, gradients
+
+
+def _forward(
+    subject: Subject, recorder: Recorder, stand: Stand
+) -> tuple[Watch, Trace, Tensor, bool]:
+    """The forward pass: its watch, its trace, what is to be differentiated, and whether that is a
+    loss.  What the backward pass needs of the output, the graph keeps."""
+    given, noise = list(tensors_in(subject.batch)), stand.noise
+    subject.guard.keep_gradients(given)
+    batch = stand.batch if noise is None else map_batch(noise.added, stand.batch)
+    batch = private(batch, attached=subject.loss is not None)
+    # A loss that takes derivatives by the batch means the copy that the model was given.
+    pairs = zip(given, tensors_in(batch), strict=True)
+    substitute = {id(own): copy for own, copy in pairs if own.requires_grad}
+    extra = ({**substitute, **stand.substitute}, stand.promote)
+    watch = Watch(subject.model, stand.parameters.items(), subject.guard, recorder, *extra)
+    recorder.calls = watch.calls
+    if noise is not None:
+        watch.adjust(_other_rows(watch, noise))
+        recorder.judged = []
+    seen, output, value = trace(stand.call, batch, subject.loss, watch)
+    if recorder.judged is not None:
+        other = _other_loss(watch, seen, output, recorder.judged, subject)
+        value = value if other is None else other
+    return (watch, seen, *_objective(output, value, subject.seed))
 
 
 def _gradients(
@@ -239,15 +247,19 @@ def _other_rows(watch: Watch, noise: Noise) -> Adjust:
     return adjust
 
 
-def _other_loss(watch: Watch, seen: Trace, output: Any, seed: int, value: Any) -> Any:
-    """A random functional of the outputs that a loss outside of the model has read; else `value`.
+def _other_loss(
+    watch: Watch, seen: Trace, output: Any, judged: list[Tensor], subject: Subject
+) -> Tensor | None:
+    """A random functional of what the loss has read: outputs, or inside of the model what a known
+    loss was given; None where neither is known.
 
     What a model gives beside (hidden states, its queries) is no aim of its training.
     """
     read = {i for call in seen.calls[seen.length :] for i in call.inputs}
     outputs = [t for t in tensors_in(output) if t.requires_grad]
     outputs = [t for t in outputs if read.intersection(watch.producers(t))]
-    return _functional(outputs, seed) if outputs else value
+    found = outputs or [t for t in judged if t.requires_grad]
+    return _functional(found, subject.seed) if found else None
 
 
 def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:

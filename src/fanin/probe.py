@@ -70,6 +70,7 @@ class Recorder:
         self.ranges: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
         self.first_bad: tuple[Call, float] | None = None
         self.first_bad_gradient: Call | None = None
+        self.judged: list[Tensor] | None = None  # what known losses are given; None: not kept
         self.calls: list[Call] = []
         self._samples, self._limit, self._keep = samples, limit, keep
         self._listen = listen
@@ -224,6 +225,8 @@ class Recorder:
     ) -> None:
         """The loss of guessing (ln C for C classes, ln 2 for two), or the target's size and the
         loss of guessing zero."""
+        if self.judged is not None:
+            self.judged += [t for t in (*args[:1], kwargs.get("input")) if isinstance(t, Tensor)]
         known = targets(name, args, kwargs)
         if known is not None:
             self.targets[index] = known.rms

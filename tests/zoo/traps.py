@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -722,6 +723,30 @@ def queries_of_zeros_each_with_a_class_of_its_own():
         torch.randn(32, 10, 32),
         lambda out: F.cross_entropy(out.flatten(0, 1), labels.flatten()),
     )
+
+
+class Prototypes(nn.Module):
+    """A class for each prototype, which starts at zero; the loss is the model's own, or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.prototypes, self.net = nn.Parameter(torch.zeros(6, 8)), mlp(10, 32, 8)
+
+    def forward(self, x, labels=None):
+        logits = -torch.cdist(self.net(x)[:, None], self.prototypes[None])[:, 0].square()
+        if labels is None:
+            return logits
+        return SimpleNamespace(loss=F.cross_entropy(logits, labels), logits=logits)
+
+
+@TRAPS(absent=("S101",))
+def prototypes_of_zeros_of_classes_that_the_batch_lacks():
+    return Prototypes(), torch.randn(32, 10), classify(32, 3)
+
+
+@TRAPS(absent=("S101",))
+def prototypes_of_zeros_of_classes_that_the_batch_lacks_in_the_models_own_loss():
+    return Prototypes(), {"x": torch.randn(32, 10), "labels": torch.randint(0, 3, (32,))}
 
 
 @TRAPS(absent=("S101",))
