@@ -93,6 +93,9 @@ def test_rows_are_told_as_rows():
     assert found.message.startswith("Rows 0–5 of means; rows 0–5 of log_sizes are copies: same")
     assert "units" not in "\n".join((found.message, found.measured, found.expected, found.why))
     assert "means  locked: rows 0–5 (6 copies), 4 virtual steps in float64" in str(report)
+    beside = check_case(BY_NAME["prompts-that-start-as-one-word"])
+    (found,) = [f for f in beside.findings if f.code == "S101"]
+    assert found.layers == ("0.rows",)  # and not its module, whose other layers are sound
 
 
 @pytest.mark.parametrize("each", [True, False])

@@ -616,6 +616,29 @@ def test_rows_that_are_copies_stay_so_in_training_and_mended_ones_do_not(name: s
         assert ended < 0.8 * stuck
 
 
+class Prompted(nn.Module):
+    """Prompts of zeros for each of twenty blocks, in one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts = nn.ParameterList(torch.zeros(3, 8) for _ in range(20))
+        self.blocks = nn.ModuleList(blocks.Attention(8, 2) for _ in range(20))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        for prompts, block in zip(self.prompts, self.blocks, strict=True):
+            x = x + block(torch.cat([prompts.expand(len(x), -1, -1), x], 1))[:, 3:]
+        return self.head(x.mean(1))
+
+
+def test_the_rows_of_all_parameters_of_a_list_are_drawn_at_once():
+    done = mend(Prompted(), torch.randn(8, 4, 8), classify(8, 5), warnings=True)
+    assert {n for n in done.repair.changed if n.startswith("prompts.")} == {
+        f"prompts.{i}" for i in range(20)
+    }
+    assert "S101" not in {f.code for f in done.repair.after.findings}
+
+
 # ── the output stays: preserve=True ──────────────────────────────────────────────────────────
 
 

@@ -51,9 +51,9 @@ def check(
 ) -> Report:
     """Say whether a model's initialization is sound, and prove it.
 
-    Runs the model forward and backward once, in the mode it is in.  Only where units look like
-    copies, or a gradient is exactly zero, are a few virtual training steps taken, on a float64
-    copy.  The model, its gradients, buffers, mode and hooks, the batch and every random state are
+    Runs the model forward and backward once, in the mode it is in.  Only where units (or rows of a
+    parameter) look like copies, or a gradient is exactly zero, are a few virtual training steps
+    taken, on a float64 copy.  The model, its gradients, buffers, mode and hooks, the batch and every random state are
     left exactly as they were.
 
     Args:

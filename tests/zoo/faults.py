@@ -389,7 +389,7 @@ def registers_of_zeros():
     return blocks.Prefixed(torch.zeros(4, 32)), torch.randn(32, 8, 32), classify(32, 5)
 
 
-@FAULTS(codes=("S101",), layers=("0",), words=("Rows 0–4 of 0.rows",), **WARNING)
+@FAULTS(codes=("S101",), layers=("0.rows",), words=("Rows 0–4 of 0.rows",), **WARNING)
 def prompts_that_start_as_one_word():
     """Copies of a row that was drawn: the first of them stays as it is in a repair."""
     model = nn.Sequential(blocks.Prefixed(torch.randn(1, 32).repeat(5, 1) / 5))

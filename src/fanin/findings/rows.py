@@ -82,8 +82,9 @@ def _meeting(read: Architecture, name: str) -> set[int]:
 
 
 def _locked(evidence: Evidence, severity: str, by_name: dict[str, list[UnitClass]]) -> Finding:
-    modules = (n.rpartition(".")[0] for n in by_name)
-    places = [p for n, module in zip(by_name, modules, strict=True) for p in (module, n) if p]
+    layers = evidence.seen.architecture.layers
+    own = {y.parameters[0]: y.name for y in layers if len(y.parameters) == 1}
+    places = [place for n in by_name for place in (own.get(n, n), n)]
     shown = (
         f"{n}: {_distinct(found)} distinct of {found[0].rows} rows" for n, found in by_name.items()
     )

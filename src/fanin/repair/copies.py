@@ -56,14 +56,15 @@ def _rows(case: Case, found: Sequence[UnitClass], level: int) -> Iterator[Assign
     """The rows of a parameter that are copies: all but the first, which stays if it is worth it.
 
     Of the parameters of one module first one alone, which a new model draws at random: means that
-    differ part the scales beside them.
+    differ part the scales beside them.  Those of a list stand for themselves.
     """
     if case.preserve or level > 1:
         return
     done: set[str] = set()
     names = dict.fromkeys(c.layer for c in found)
     for name in sorted(names, key=lambda n: n not in case.planned or case.planned[n].std == 0):
-        module = name.rpartition(".")[0]
+        module, _, last = name.rpartition(".")
+        module = name if last.isdigit() else module
         if level == 0 and module in done:
             continue
         done.add(module)
