@@ -53,8 +53,8 @@ def check(
 
     Runs the model forward and backward once, in the mode it is in.  Only where units (or rows of a
     parameter) look like copies, or a gradient is exactly zero, are a few virtual training steps
-    taken, on a float64 copy.  The model, its gradients, buffers, mode and hooks, the batch and every
-    random state are left exactly as they were.
+    taken, on a float64 copy.  The model, its gradients, buffers, mode and hooks, the batch and all
+    random states are left exactly as they were.
 
     Args:
         model: any module that runs; or a function without arguments that builds one, whose
