@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,9 +66,8 @@ def targets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Targ
     wanted = wanted / min(rms, 1.0) if rms > 0.0 else torch.ones_like(wanted)
     options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
     loss: Any = getattr(nn.functional, name)
-    common: Any = torch.broadcast_shapes
-    try:
-        wanted = wanted.expand(common(*(t.shape for t in pair)))
+    try:  # torch's own function for it imports sympy at its first call: half a second and more
+        wanted = wanted.expand(np.broadcast_shapes(*(t.shape for t in pair)))
         zero = torch.zeros_like(wanted)
         near, far = (loss(zero, k * wanted, *args[2:], **options) for k in (1.0, FAR))
     except (RuntimeError, TypeError, ValueError):  # the loss itself will say what is wrong

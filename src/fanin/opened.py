@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +37,11 @@ def written_out(func: Any) -> Callable[..., Any] | None:
 
 def _expanded(*given: Any) -> tuple[Tensor, ...]:
     tensors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
+    shapes = [t.shape for t in tensors]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:  # in torch's words, whose own function imports sympy at its first call
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return tuple(t.expand(shape) for t in tensors)
 
 
