@@ -1964,3 +1964,28 @@ def test_zeros_that_a_product_is_added_to_are_no_input():
             return F.linear(x, weight) + (self.unused * x.new_zeros(3)).sum()
 
     assert kinds(Net(), torch.randn(7, 6)) == dict.fromkeys(["up", "down", "unused"], "computed")
+
+
+@pytest.mark.parametrize(
+    ("way", "norm"),
+    [
+        (lambda m, x: m.second(m.norm(m.first(x)).relu()), "before"),
+        (lambda m, x: m.second(m.first(x).relu()), "none"),
+        (lambda m, x: m.second(m.norm(m.first(x)).relu() + m.beside(x).relu()), "none"),
+        (lambda m, x: m.second(m.norm(m.first(x)).relu() * m.gate(x.new_ones(8))), "before"),
+        (lambda m, x: m.norm(m.second(m.first(x).relu())), "last"),
+    ],
+    ids=["middle", "without", "around", "beside-a-constant", "last"],
+)
+def test_a_norm_in_the_middle_of_a_branch_holds_it_where_every_way_passes(way, norm: str):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.beside, self.gate = (nn.Linear(8, 8) for _ in range(4))
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return x + way(self, x)
+
+    model = nn.Sequential(nn.Linear(6, 8), Block(), Block(), nn.Linear(8, 3))
+    assert branch_of(seen(model, torch.randn(7, 6)), "1.second.weight").norm == norm

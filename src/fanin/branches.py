@@ -371,10 +371,9 @@ def _norm(
     norms = [i for i in region if architecture.normalizes(calls[i])]
     if any(i > max(layers) for i in norms):
         return "last"
+    held = _all_pass(calls, end, region, {*norms})  # one in the middle holds what is behind it
     norms += [i for i in region if _squashes(calls, calls[i])]
-    if any(i < min(layers) for i in norms):
-        return "before"
-    if _all_pass(calls, end, region, {*norms}):  # one in the middle: what is behind it is held
+    if held or any(i < min(layers) for i in norms):
         return "before"
     ahead = architecture.followers.get(add.index, ())
     return "after" if len(ahead) == 1 and architecture.normalizes(ahead[0]) else "none"
