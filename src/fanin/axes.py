@@ -22,7 +22,7 @@ _RESHAPES = frozenset({
 # What changes the order of dimensions, or takes one place of some of them.
 _MOVES = frozenset({
     "t", "T", "mT", "H", "mH", "adjoint", "transpose", "swapaxes", "swapdims", "permute", "movedim",
-    "moveaxis", "select", "unbind", "__getitem__", "diagonal",
+    "moveaxis", "select", "unbind", "__getitem__",
 })  # fmt: skip
 _COPIES = frozenset({
     "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "unfold",

@@ -104,8 +104,8 @@ def flat_parts(
         return None, None
     inputs = inputs.detach()
     mask = dead_units(curve, inputs, unit_dims or tuple(range(inputs.dim())))
-    if mask is not None and not unit_dims:
-        mask = mask.all() if bool(mask.all()) else None
+    if mask is not None and not unit_dims and not bool(mask.all()):
+        mask = None
     dead = None if mask is None else float(mask.float().mean())
     if dead == 0.0 and borders.zero_below is None:
         dead = None

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from fanin.architecture import Architecture
 from fanin.calls import BATCH
 
-__all__ = ["Tower", "towers"]
+__all__ = ["Chain", "towers"]
 
 #: Calls in order, and whether it begins at the batch itself.
-Tower = tuple[tuple[int, ...], bool]
+Chain = tuple[tuple[int, ...], bool]
 
 
-def towers(architecture: Architecture) -> tuple[Tower, ...]:
+def towers(architecture: Architecture) -> tuple[Chain, ...]:
     """Every chain of two calls or more that ends in a merge of paths, each once."""
     calls, goal = architecture.trace.calls, architecture.goal
     before: dict[int, int] = {}  # call → the last call that all paths into it pass

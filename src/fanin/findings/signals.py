@@ -2,9 +2,9 @@
 
 Everything is judged on the *trunk*: the places that every path from the batch to the output passes.
 A branch may start at zero, or at 1e-6; the trunk may not.  (What vanishes or explodes layer by
-layer beside it: `fanin.findings.towers`.)  Thresholds lie between what the labelled
-networks of ``benchmarks/trainability.py`` and the healthy zoo of ``tests/zoo`` show; both figures
-stand beside each.
+layer beside it: `fanin.findings.towers`.)  Thresholds lie between what the labelled networks of
+``benchmarks/trainability.py`` and the healthy zoo of ``tests/zoo`` show; both figures stand beside
+each.
 """
 
 from __future__ import annotations

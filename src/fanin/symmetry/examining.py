@@ -50,7 +50,7 @@ def examine(
     progress("proving symmetry")
     run = _trained(subject, seen, alike, rows)
     found, distinct = unit_classes(run)
-    held = deadlocks(run, stuck)
+    held = deadlocks(run, stuck)  # of the passes of the run, before rows ask for more
     return (
         Symmetry(
             steps=run.steps,
@@ -70,12 +70,11 @@ def _trained(
     try:
         return VirtualRun(subject, seen, alike, rows, DOUBLE).train()
     except ForwardError:
-        if (
-            _runs(subject, seen, alike, rows, DOUBLE) is None
-        ):  # not by chance, so it may be the dtype
-            single = _runs(subject, seen, alike, rows, SINGLE)
-            if single is not None:
-                return single
+        again = _runs(subject, seen, alike, rows, DOUBLE)
+        if again is None:  # not by chance, so it may be the dtype
+            again = _runs(subject, seen, alike, rows, SINGLE)
+            if again is not None:
+                return again
         raise
 
 
