@@ -80,6 +80,7 @@ class Role:
         shuffled: whether pixel shuffle lays its outputs side by side.
         head: whether its output goes to the model's output, with no layer behind it; also where
             outputs of several are mixed there (experts, dueling heads).
+        normed: of the output layer: whether a norm stands anywhere before it.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
@@ -130,6 +131,7 @@ class Role:
     heads: int | None = None
     shuffled: bool = False
     head: bool = False
+    normed: bool = False
     place: int = 0
     run: int = 1
     chain: int = 1
@@ -431,6 +433,7 @@ class _Reader:
         attention = self.attention.get(call.index, "")
         generates = self._generated(call, attention)
         learned = bool(late.learned) and not late.sources
+        head = role.head and (generates is None or generates.last)
         signal, source = self._input(late)
         return replace(
             role,
@@ -448,7 +451,8 @@ class _Reader:
             expert=layout.startswith("b") and role.shape[0] > 1,
             repeated=repeated,
             generates=generates,
-            head=role.head and (generates is None or generates.last),
+            head=head,
+            normed=head and self._is_normed(call),
             log_scale=not attention and not role.head and sets_scale(self.architecture, call),
             low_rank=self.low_rank.get(call.index, ""),
             features=round(fan_in / role.kept) if fan_in else None,
@@ -489,6 +493,11 @@ class _Reader:
         names = {p for i in near for p in self.calls[i].parameters}
         weights = {p for i in self.layered for p in self.calls[i].parameters}
         return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
+
+    def _is_normed(self, call: Call) -> bool:
+        """Whether a norm stands anywhere before a call."""
+        before = (self.calls[i] for i in self.architecture.ancestors(call.behind))
+        return any(c.op != "softmax" and self.architecture.normalizes(c) for c in before)
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = set(call.layout) == {"i", "o"} and call.layout.count("i") == 1 and not attention

@@ -15,19 +15,19 @@ from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
 from fanin.policies.signal import is_even, keeps_scale, unit_size
 from fanin.roles import Role
 
-__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
+__all__ = ["HEAD_GAIN", "NORMED_HEAD", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "output layer",
-        "keeps the scale, × 0.05 (× 0.15 behind a deep stretch without norms)",
+        "keeps the scale, × 0.05 (× 0.15 behind a deep stretch without norms, × 0.3 behind norms)",
         "logits near zero: the loss starts at guessing",
     ),
     (
         "its output is the weights of another layer",
         "keeps the scale, × the std of those",
         "a hypernetwork: generated weights start like any other (Chang 2020); those of the "
-        "output layer are × 0.05 too, so that the loss starts at guessing",
+        "output layer as small as an output layer, so that the loss starts at guessing",
     ),
     ("second of a low-rank pair", "zeros", "the adapter starts by changing nothing (LoRA)"),
     (
@@ -153,6 +153,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
 # Logits of std 0.05: the loss of a classifier starts within 5 % of ln C even where all samples look
 # alike still. At 0.02 deep networks train slower by Adam, from 0.1 on they diverge sooner by SGD.
 HEAD_GAIN = 0.05
+# The same where norms hold the signal, so that SGD bears more: of a tied table (`TIED_LOGITS`) too.
+NORMED_HEAD = 0.3
 # Std of the first layer's offsets over that of its pre-activation: 0.25 and 1 train as well or
 # worse; without it all kinks pass through the origin, and what is radial is learned slowly.
 OFFSET = 0.5
@@ -227,7 +229,9 @@ def head_gain(role: Role) -> float:
     """Std of the logits: what the output layer's gain is multiplied with."""
     if role.norm_after:
         return 1.0
-    return HEAD_GAIN if role.generates is not None or deep(role) is None else DEEP_HEAD
+    if role.generates is None and deep(role) is not None:
+        return DEEP_HEAD
+    return NORMED_HEAD if role.normed else HEAD_GAIN
 
 
 def _recurrent(role: Role) -> Choice:
