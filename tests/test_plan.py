@@ -227,6 +227,35 @@ class Placed(nn.Module):
         return self.head(h + self.body(self.norm(h)))
 
 
+class Typed(nn.Module):
+    """Rows of a table added to features, or to rows of another table, before a branch with a norm.
+
+    Or to the output, where nothing brings the sum to one size.
+    """
+
+    def __init__(self, beside="features"):
+        super().__init__()
+        self.features, self.places, self.beside = nn.Linear(5, 16), nn.Embedding(9, 16), beside
+        self.kinds = nn.Embedding(4, 3 if beside == "output" else 16)
+        self.norm, self.body, self.head = nn.LayerNorm(16), mlp(16, 16, 16), nn.Linear(16, 3)
+
+    def forward(self, x, kind):
+        first, rows = self.features(x), self.kinds(kind)
+        if self.beside == "table":
+            first = self.places(torch.arange(x.shape[1])) * x[..., :1].gt(0).float()
+        h = first if self.beside == "output" else first + 2 * rows
+        h = self.head(h + self.body(self.norm(h)))
+        return h + rows if self.beside == "output" else h
+
+
+def typed(beside: str = "features") -> tuple[nn.Module, Any]:
+    return Typed(beside), (torch.randn(8, 9, 5), torch.randint(0, 4, (8, 9)))
+
+
+def test_a_table_beside_the_output_is_small():
+    assert plan(*typed("output"))["kinds.weight"].std == 0.02
+
+
 class Coupled(nn.Module):
     """The layer in the middle gives a scale's logarithm and a shift; or noise is what it scales."""
 
@@ -460,6 +489,14 @@ RULES: dict[str, Rule] = {
         "tokens.weight",
         "fixed positions",
         lambda a: (a.scheme, a.std) == ("normal", 0.25),
+    ),
+    "table to whose rows what a layer makes is added, before norms": Rule(
+        typed,
+        "kinds.weight",
+        partial(typed, "table"),
+        "kinds.weight",
+        "what a layer makes is added",
+        lambda a: (a.scheme, a.std) == ("normal", 0.5),
     ),
     "other tables": Rule(
         lambda: looked_up(nn.Linear(8, 8), nn.Tanh()),

@@ -24,9 +24,10 @@ from fanin.written import COMPARISONS, written_after, written_before
 
 __all__ = [
     "After",
+    "Beside",
     "Generated",
     "Input",
-    "beside_fixed",
+    "beside",
     "generated",
     "input_of",
     "nonlinearity_after",
@@ -101,6 +102,19 @@ class Generated:
     fan_in: int
     input: Input
     last: bool = False
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What of unit size is added to the rows of a table.
+
+    Attributes:
+        factor: number that the rows are multiplied with before it.
+        fixed: whether it is the same for every batch (positions); else a signal.
+    """
+
+    factor: float
+    fixed: bool = False
 
 
 def input_of(architecture: Architecture, index: int) -> Input:
@@ -337,24 +351,48 @@ def _reached(architecture: Architecture, call: Call) -> list[Call]:
     return list(found.values())
 
 
-def beside_fixed(architecture: Architecture, call: Call) -> float:
-    """What a signal is multiplied with before something that is not learned is added to it.
+def beside(architecture: Architecture, call: Call) -> Beside | None:
+    """What of unit size is added to a signal before anything else becomes of it.
 
-    As to rows of a table the sines of positions; 0 where nothing of that kind is added.
+    As to rows of a table the sines of positions, or the features of the same samples; None where
+    there is nothing of that kind.
     """
     factor = 1.0
     for _ in range(_NEAR):
         after = architecture.followers.get(call.index, ())
-        if len(after) != 1 or len(set(after[0].sources)) != 1 or after[0].operands:
-            return 0.0
+        if len(after) != 1:
+            return None
+        others = [i for i in dict.fromkeys(after[0].sources) if i != call.index]
         call = after[0]
-        if call.op in SUMS and call.option is None:
-            return factor
-        if call.op in PRODUCTS and call.option:
+        if call.op in PRODUCTS and call.option and not others:
             factor *= abs(call.option)
-        elif call.op not in PASSIVE:
-            return 0.0
-    return 0.0
+        elif call.op in SUMS and not others and call.option is None and not call.operands:
+            return Beside(factor, fixed=True)
+        elif call.op in SUMS and any(_has_size(architecture, i) for i in others):
+            return Beside(factor) if call.index in architecture.inner else None
+        elif call.op not in PASSIVE | SUMS | {"shift"}:
+            return None
+    return None
+
+
+def _has_size(architecture: Architecture, index: int) -> bool:
+    """Whether a signal comes from the data, a layer or a norm, and not from tables alone."""
+    waiting, seen = [index], {INTEGERS}
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index == BATCH:
+            return True
+        call = architecture.trace.calls[index]
+        if "v" in call.layout:
+            continue
+        if call.units is not None or architecture.normalizes(call):
+            return True
+        # Of a product the first factor: the other may be a mask.
+        waiting += call.sources[:1] if call.op in PRODUCTS else call.sources
+    return False
 
 
 def sets_scale(architecture: Architecture, call: Call) -> bool:

@@ -21,9 +21,10 @@ from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
 from fanin.kinds import ADDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.neighbours import (
+    Beside,
     Generated,
     Input,
-    beside_fixed,
+    beside,
     generated,
     input_of,
     nonlinearity_after,
@@ -85,8 +86,8 @@ class Role:
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
         repeated: whether it is used again on what it made (a state unrolled over time).
-        fixed: what rows of a table are multiplied with before something fixed is added to them
-            (sines of positions); 0 where nothing is.
+        beside: what of unit size is added to the rows of a table (sines of positions, features),
+            None where nothing is.
         log_scale: whether an exponential of its output multiplies the signal (coupling layers).
         generates: the weights that its output is (a hypernetwork), None where it is a signal.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
@@ -137,7 +138,7 @@ class Role:
     chain: int = 1
     repeated: bool = False
     log_scale: bool = False
-    fixed: float = 0.0
+    beside: Beside | None = None
     generates: Generated | None = None
     offset: float = 0.0
     times: float = 1.0
@@ -252,7 +253,7 @@ class _Reader:
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
                 direct=self._direct(call),
-                fixed=beside_fixed(self.architecture, call),
+                beside=beside(self.architecture, call),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)

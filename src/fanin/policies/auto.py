@@ -109,6 +109,12 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "normal, std 1 over the factor between",
         "sines have unit size: beside them rows of 0.02 are next to nothing",
     ),
+    (
+        "table to whose rows what a layer makes is added, before norms",
+        "normal, std 1 over the factor between",
+        "features of the same sample have unit size, and their kind (type, label, time) counts as "
+        "much",
+    ),
     ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
     ("learned input of a layer", "normal, std 1", "the layer expects unit variance of its input"),
     ("learned token or position", "normal, std 0.02", "small beside the signal"),

@@ -134,13 +134,15 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
         )
     if role.feeds_scores:
         return Choice("zeros", "a bias on attention scores: no preference at the start")
-    if drawn.normed and role.fixed:
-        return Choice(
-            "normal",
+    if drawn.normed and role.beside is not None:
+        factor = role.beside.factor
+        told = (
             "fixed positions are added to its rows: beside sines they need unit size"
-            f"{f' after the factor {words(role.fixed)}' if role.fixed != 1 else ''}{note}",
-            gain=1 / role.fixed,
+            if role.beside.fixed
+            else "what a layer makes is added to its rows: beside it they need unit size"
         )
+        after = f" after the factor {words(factor)}" if factor != 1 else ""
+        return Choice("normal", f"{told}{after}{note}", gain=1 / factor)
     if drawn.normed:
         return Choice(
             "normal",
