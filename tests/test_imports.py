@@ -63,6 +63,7 @@ ORDER = (
     "started",
     "apply",
     "measuring",
+    "tried",
     "policies",
     "summary",
     "planning",

@@ -592,6 +592,7 @@ RULES: dict[str, Rule] = {
 def test_every_rule_of_the_table_is_tested():
     left_alone = {what for what, how, _ in TABLE if how == "left alone"}
     assert left_alone == {
+        "what new values would make NaN or infinite, and its own do not",
         "LayerScale, other scales",
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",

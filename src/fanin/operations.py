@@ -19,6 +19,7 @@ from fanin.kinds import NORMS, RECURRENT, RECURRENT_CELLS
 
 __all__ = [
     "ATTENDED",
+    "ELEMENTWISE",
     "LEARNED_INPUT",
     "MULTIPLYING",
     "Weighted",
@@ -426,6 +427,8 @@ _ELEMENTWISE = {
     "index_put": "select", "copy": "token",
     "index_add": "shift", "scatter": "select", "__setitem__": "token", "setitem": "token",
 }  # fmt: skip
+#: The names here of elementwise uses of a parameter, most of which torch does not know.
+ELEMENTWISE = frozenset(_ELEMENTWISE.values())
 # The tensors of fused attention, in order.
 ATTENDED = ("query", "key", "value", "attn_mask")
 # Functions that look a parameter up, where the index is a signal.

@@ -33,6 +33,7 @@ from fanin.roles import Role, roles
 from fanin.shut import shut
 from fanin.summary import table, to_text
 from fanin.trace import reject_refusing
+from fanin.tried import at_risk, trying
 from fanin.unsharded import is_sharded, unsharded, with_values
 
 __all__ = ["Plan", "closed_forms", "init_", "plan"]
@@ -247,6 +248,8 @@ def plan(
     recipe = _without_unfit(recipe, model)
     if not sharded:  # of a sharded model this copy has no values
         recipe = _with_copies(_without(recipe, shut(model, found)), model)
+    if name == "auto" and not meta and not sharded and at_risk(architecture, recipe):
+        recipe = _finite(recipe, model, batch, total, seed=seed, frozen=frozen)
     wanted = targets(recipe, found)
     if not wanted:
         return Plan.of(recipe)
@@ -389,6 +392,30 @@ def _without(recipe: Recipe, left: Mapping[str, str]) -> Recipe:
         return recipe
     kept = tuple(a for a in recipe.assignments if a.parameter not in left)
     return Recipe(kept, {**recipe.untouched, **left}, recipe.scheme)
+
+
+def _finite(
+    recipe: Recipe, model: nn.Module, batch: Any, total: Total | None, *, seed: int, frozen: bool
+) -> Recipe:
+    """The recipe without what would make numbers that are not finite, as its own values do not.
+
+    Processes that plan together leave what goes wrong on any of their batches.
+    """
+    spoiling = trying(model, batch, seed=seed, frozen=frozen)
+    while True:
+        left = spoiling(recipe)
+        names = [a.parameter for a in recipe.assignments]
+        if total is not None:
+            flags = torch.tensor([float(n in left) for n in names])
+            place = next(model.parameters()).device
+            left = {
+                name: left.get(name, "new values would not give finite numbers everywhere")
+                for name, flag in zip(names, total(flags.to(place)).tolist(), strict=True)
+                if flag
+            }
+        if not left:
+            return recipe
+        recipe = _without(recipe, left)
 
 
 def _measured(

@@ -154,6 +154,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "left alone",
         "a mask: transitions of a CRF, positions that are out of sight",
     ),
+    (
+        "what new values would make NaN or infinite, and its own do not",
+        "left alone",
+        "rates, variances, points of a ball, of which a logarithm, a root or acosh is taken",
+    ),
 )
 
 # Logits of std 0.05: the loss of a classifier starts within 5 % of ln C even where all samples look
