@@ -593,6 +593,7 @@ def test_every_rule_of_the_table_is_tested():
     left_alone = {what for what, how, _ in TABLE if how == "left alone"}
     assert left_alone == {
         "what new values would make NaN or infinite, and its own do not",
+        "weights that are all zero, under a bias with a pattern, and that bias",
         "LayerScale, other scales",
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
@@ -2017,6 +2018,43 @@ def test_the_prior_of_a_rare_class_stays(offset: float, stays: bool):
 )
 def test_other_offsets_start_at_zero(build, name: str):
     assert plan(build(), torch.randn(32, 6))[name].scheme == "zeros"
+
+
+def turned(bias: Tensor, weight: float = 0.0) -> tuple[nn.Module, Any]:
+    """Points that a matrix turns, which a layer makes of them all (PointNet's small network)."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.maker, self.head = mlp(3, 16), nn.Linear(16, 9), mlp(3, 16, 4)
+
+        def forward(self, x):
+            return self.head(x @ self.maker(self.first(x).relu().amax(1)).view(-1, 3, 3))
+
+    model = Turned()
+    nn.init.normal_(model.maker.weight, std=weight)
+    model.maker.bias.data.copy_(bias)
+    return model, torch.randn(16, 9, 3)
+
+
+def test_a_transform_that_changes_nothing_at_first_stays():
+    model, batch = turned(torch.eye(3).flatten())
+    found = init_(model, batch)
+    assert "zero by design" in found.untouched["maker.weight"]
+    assert "pattern" in found.untouched["maker.bias"]
+    assert torch.equal(model.maker.bias.view(3, 3), torch.eye(3))
+    assert not model.maker.weight.count_nonzero()
+
+
+@pytest.mark.parametrize(
+    ("bias", "weight"),
+    [(torch.linspace(-0.3, 0.4, 9), 0.0), (torch.ones(9), 0.0), (torch.eye(3).flatten(), 0.1)],
+    ids=["no pattern", "one number", "weights"],
+)
+def test_zero_weights_and_patterns_of_other_kinds_are_drawn(bias: Tensor, weight: float):
+    found = plan(*turned(bias, weight))
+    assert found["maker.weight"].std > 0
+    assert found["maker.bias"].std == 0
 
 
 def test_a_scheme_that_was_asked_for_asks_no_author():

@@ -1,26 +1,33 @@
-"""Offsets that an author gave a value of their own: the prior of a rare class, gates open or shut.
+"""Offsets that an author gave values of their own: the prior of a rare class, gates open or shut,
+the identity of a transform.
 
 No default start makes a bias that is one number other than zero.  Below an output layer it is the
 logarithm of odds, which keeps the many negatives of a detector from drowning the loss (Lin 2017,
 focal loss: −4.6 for 1 %); at a gate it says what passes at the start (Srivastava 2015, highway
-networks: −1 to −3; Jozefowicz 2015, forget gates: 1).
+networks: −1 to −3; Jozefowicz 2015, forget gates: 1).  A pattern over weights that are all zero is
+what a layer gives for every input at first: a transform that changes nothing (Jaderberg 2015),
+positions in a grid (Zhu 2021, deformable attention).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fanin.architecture import Architecture
 from fanin.roles import Role
 
-__all__ = ["meant_offsets"]
+__all__ = ["meant_maps", "meant_offsets"]
 
 # Odds of 27 % and of 3e-7: above, an offset says little; below, it is no prior but a mask.
 PRIOR = (-15.0, -1.0)
 # A gate that is 73 % open (or shut); from 98 % on it has no slope left to be opened by.
 GATE = (1.0, 4.0)
+# Of random numbers no two are equal; of those of a pattern at least one in four repeats another.
+_DISTINCT = 0.75
+_SAME = 1e-6  # of the largest: what a pattern's sines and cosines are rounded by
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
 
@@ -55,3 +62,37 @@ def meant_offsets(
             state = "open" if low > 0 else "shut"
             found[role.parameter] = f"its author made it {low:.3g}: a gate that starts {state}"
     return found
+
+
+def meant_maps(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
+    """Weights that are all zero, and the bias with a pattern over each → why; empty on meta.
+
+    >>> layer = nn.Linear(8, 6)
+    >>> _ = nn.init.zeros_(layer.weight)
+    >>> layer.bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
+    >>> weight = Role("weight", (6, 8), True, "weight", call=0)
+    >>> meant_maps(layer, [weight, Role("bias", (6,), True, "bias", call=0)])["weight"]
+    'zero by design: for every input it gives the pattern of bias'
+    """
+    weights = {role.call: role for role in roles if role.kind == "weight" and role.trainable}
+    found = {}
+    for role in roles:
+        weight = weights.get(role.call)
+        if role.kind != "bias" or not role.trainable or weight is None:
+            continue
+        values, matrix = (model.get_parameter(r.parameter).detach() for r in (role, weight))
+        if values.is_meta or matrix.is_meta or matrix.count_nonzero() or not _patterned(values):
+            continue
+        told = f"zero by design: for every input it gives the pattern of {role.parameter}"
+        found[weight.parameter] = told
+        found[role.parameter] = "a pattern of its author's over weights that are zero"
+    return found
+
+
+def _patterned(values: Tensor) -> bool:
+    """Whether there are several numbers, many of them more than once."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not 0 < largest < torch.inf:
+        return False
+    distinct = len(torch.unique((values.double() / largest / _SAME).round()))
+    return 1 < distinct <= _DISTINCT * values.numel()

@@ -148,6 +148,12 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "left alone",
         "the prior of a rare class, gates open or shut: no default makes such a bias",
     ),
+    (
+        "weights that are all zero, under a bias with a pattern, and that bias",
+        "left alone",
+        "what a layer gives for every input at first: the identity of a transform, positions in a "
+        "grid",
+    ),
     ("step sizes of state-space models", "left alone", "their range is the author's choice"),
     (
         "what is added or looked up, with one number below −1000 among ordinary ones",
