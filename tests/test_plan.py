@@ -295,27 +295,45 @@ class Centred(nn.Module):
 
 
 class Quantized(nn.Module):
-    """An autoencoder whose code is the nearest row of a table."""
+    """An autoencoder whose code is the nearest row of a table; or a mixture of all rows."""
 
-    def __init__(self, product: bool = False) -> None:
+    def __init__(self, how: str = "distance", read: str = "row") -> None:
         super().__init__()
         self.encoder, self.decoder = mlp(8, 16, 4), mlp(4, 16, 8)
-        self.codes = nn.Parameter(0.3 * torch.randn(12, 4))
-        self.product = product
+        self.codes = nn.Parameter(0.03 * torch.randn(12, 4))
+        self.how, self.read = how, read
 
     def forward(self, x):
         z = self.encoder(x)
-        near = -2 * z @ self.codes.T + self.codes.square().sum(1)
-        picked = (near if self.product else torch.cdist(z, self.codes)).argmin(1)
-        return self.decoder(z + (self.codes[picked] - z).detach())
+        if self.how == "product":
+            far = -2 * z @ self.codes.T + self.codes.square().sum(1)
+        elif self.how == "copies":
+            far = (z[:, None] - self.codes).square().sum(-1)
+        else:
+            far = torch.cdist(z, self.codes)
+        if self.read == "shares":
+            return self.decoder((-far).softmax(-1) @ self.codes)
+        picked = far.argmin(1)
+        row = self.codes[picked] if self.read == "row" else F.one_hot(picked, 12) * 1.0 @ self.codes
+        return self.decoder(z + (row - z).detach())
 
 
-@pytest.mark.parametrize("product", [False, True])
-def test_codes_that_the_signal_is_compared_with_are_left_as_they_are(product: bool):
-    model = Quantized(product)
-    assert "compared with" in plan(model, torch.randn(32, 8)).untouched["codes"]
-    nothing = plan(Quantized(product).to("meta"), torch.randn(32, 8, device="meta"))
+@pytest.mark.parametrize("how", ["distance", "product", "copies"])
+@pytest.mark.parametrize("read", ["row", "one"])
+def test_codes_that_the_signal_is_compared_with_are_left_as_they_are(how: str, read: str):
+    """What reads them does not make up for their size, which they will not keep."""
+    found = plan(Quantized(how, read), torch.randn(32, 8))
+    assert "compared with" in found.untouched["codes"]
+    assert found["decoder.0.weight"].std == 0.5
+    assert "it reads codes" in found["decoder.0.weight"].because
+    nothing = plan(Quantized(how, read).to("meta"), torch.randn(32, 8, device="meta"))
     assert nothing["codes"].std == 1.0
+
+
+@pytest.mark.parametrize("how", ["distance", "copies"])
+def test_rows_that_shares_are_taken_of_are_drawn(how: str):
+    """They are no codes, and no biases on scores either, which zeros would make alike."""
+    assert plan(Quantized(how, "shares"), torch.randn(32, 8))["codes"].std > 0.3
 
 
 def near(value: float) -> Any:

@@ -28,6 +28,7 @@ __all__ = [
     "Generated",
     "Input",
     "beside",
+    "compared",
     "generated",
     "input_of",
     "nonlinearity_after",
@@ -48,6 +49,12 @@ _LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
 # What makes a product with a generated matrix no output: it is read on, or brought to one size.
 _ENDS = _LAYERS | _MATMULS | NORMS | {"einsum", "normalize"}
+# What picks one of several; shares of all of them (softmax) train what they are taken of.
+_PICKS = frozenset({"argmin", "argmax", "min", "max", "topk", "sort", "argsort", "multinomial"})
+# What brings picks to the form that they are used in.
+_PICKED = PASSIVE | SUMS | {"scatter", "one_hot", "eq", "long", "int", "zero"}
+# What a distance is made of, and a score is not.
+_DISTANCES = frozenset({"square", "pow", "abs", "norm", "linalg_vector_norm", "similarity"})
 # What stands between a layer and the exponential of its output, where that is a scale.
 _BOUNDS = PASSIVE | PRODUCTS | QUOTIENTS | SUMS | {"tanh", "clamp", "atan", "softsign", "neg"}
 _PARTS = SPLITS | {"select", "narrow", "__getitem__", "index_select"}
@@ -60,9 +67,9 @@ class Input:
 
     Attributes:
         kind: "data" (the batch itself), "tokens", "table" (an embedding), "learned" (a parameter),
-            "norm", "softmax", "activation", "layer" (another layer, nothing between), "sum" (a
-            residual stream, or branches that meet), "product" (two signals multiplied),
-            "attention", "recurrent" or "other".
+            "norm", "softmax", "activation", "layer" (another layer, nothing between), "codes" (rows
+            that a signal was compared with), "sum" (a residual stream, or branches that meet),
+            "product" (two signals multiplied), "attention", "recurrent" or "other".
         activation: the nonlinearity, where `kind` is "activation", or that of a gate.
         curve: the same as `fanin.moments` takes it, with its arguments; None where it knows none.
     """
@@ -310,6 +317,8 @@ def reaches_softmax(architecture: Architecture, call: Call) -> bool:
     """Whether a call ends up in attention scores, or is their mask."""
     for _ in range(_NEAR):
         after = architecture.followers.get(call.index, ())
+        if any(c.op in _DISTANCES for c in after):
+            return False  # centres, of which the nearest is looked for
         if any(c.op == "softmax" for c in after):
             return True
         fused = (c for c in after if c.op in FUSED)
@@ -373,6 +382,36 @@ def beside(architecture: Architecture, call: Call) -> Beside | None:
         elif call.op not in PASSIVE | SUMS | {"shift"}:
             return None
     return None
+
+
+def compared(architecture: Architecture, call: Call) -> set[str]:
+    """The parameters that what a call reads, a pick, was compared with to be picked.
+
+    As of the codes of vector quantization, whether a row is looked up or multiplied with a one.
+    """
+    calls = architecture.trace.calls
+    picks, seen, waiting = set[int](), set[int](), [i for i in call.sources if i >= 0]
+    while waiting:
+        before = calls[waiting.pop()]
+        if before.index in seen:
+            continue
+        seen.add(before.index)
+        if before.op in _PICKS:
+            picks.add(before.index)
+        constant = before.op in PRODUCTS and len(before.sources) == 1
+        if (before.op in _PICKED or constant) and not before.operands:
+            waiting += before.behind
+    found: set[str] = set()
+    waiting = [i for pick in picks for i in calls[pick].behind]
+    seen = set(waiting)
+    while waiting:
+        before = calls[waiting.pop()]
+        found.update(before.parameters)
+        if before.units is None or not before.operands:
+            new = set(before.behind) - seen
+            seen |= new
+            waiting += new
+    return found
 
 
 def _has_size(architecture: Architecture, index: int) -> bool:

@@ -25,6 +25,7 @@ from fanin.neighbours import (
     Generated,
     Input,
     beside,
+    compared,
     generated,
     input_of,
     nonlinearity_after,
@@ -181,6 +182,10 @@ class _Reader:
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
         self.tables = {c.index for c in self.calls if "v" in c.layout}
         self.layered = {c.index for c in self.calls if c.layout} - self.tables
+        weighted = (c for c in self.calls if c.layout and c.index not in self.again)
+        self.codes = {
+            c.index for c in weighted if not compared(architecture, c).isdisjoint(c.parameters)
+        }
 
     def read(self) -> tuple[Role, ...]:
         uses = _by_parameter((c, o) for c in self.calls for o in c.operands)
@@ -229,6 +234,8 @@ class _Reader:
             head=self._makes_output(kind, kinds),
             seen=self.unnamed.get(bare.parameter, call.op) if kind == "unknown" else "",
         )
+        if self._are_codes(role, uses):
+            return replace(role, kind="codes", layout="v" * (len(bare.shape) - 1) + "o")
         if operand.offset is None and part is None and not _is_multiple(kind, kinds):
             return replace(role, kind="computed", seen=kind if operand in call.learned else call.op)
         if kind in ("input", "token") and self._is_state(bare, call, operand):
@@ -240,8 +247,6 @@ class _Reader:
             return self._weight(role, call, operand, late)
         if kind == "table" and len(bare.shape) > 2 and call.op == "embedding" and not call.padding:
             return replace(role, kind="unknown", seen="an index: a matrix is picked for each input")
-        if kind == "table" and self._picks_itself(bare, call):
-            return replace(role, kind="codes", layout="v" * (len(bare.shape) - 1) + "o")
         if kind == "table":
             layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
             return replace(
@@ -259,10 +264,12 @@ class _Reader:
             return self._bias(role, call)
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
 
-    def _picks_itself(self, bare: Role, call: Call) -> bool:
+    def _are_codes(self, role: Role, uses: list[tuple[Call, Operand]]) -> bool:
         """Whether rows are picked by what the signal has in common with them (a VQ codebook)."""
-        before = self.architecture.ancestors(i for i in call.sources if i >= 0)
-        return any(bare.parameter in self.calls[i].parameters for i in before)
+        if role.kind == "table":
+            before = self.architecture.ancestors(self.calls[role.call].behind)
+            return any(role.parameter in self.calls[i].parameters for i in before)
+        return len(uses) > 1 and any(call.index in self.codes for call, _ in uses)
 
     def _is_state(self, bare: Role, call: Call, operand: Operand) -> bool:
         """Whether a learned vector is the first state of a recurrent network written by hand.
@@ -436,6 +443,8 @@ class _Reader:
         learned = bool(late.learned) and not late.sources
         head = role.head and (generates is None or generates.last)
         signal, source = self._input(late)
+        if source.kind in ("sum", "layer", "table") and self._reads_codes(signal):
+            source = Input("codes")
         return replace(
             role,
             layout=layout,
@@ -486,6 +495,11 @@ class _Reader:
         if role.kept < 1.0 and fan_in is not None and fan_out is not None:
             fan_in, fan_out = fan_in * role.kept, fan_out * role.kept
         return fan_in, fan_out, blocks
+
+    def _reads_codes(self, signal: int) -> bool:
+        """Whether codes are among what a signal is made of."""
+        met = self.architecture.first_met({signal}, self.layered | self.tables, onward=False)
+        return not self.codes.isdisjoint({signal} | met)
 
     def _reads_direct(self, signal: int) -> bool:
         """Whether all tables that a signal comes from are `direct`, and none is a weight too."""

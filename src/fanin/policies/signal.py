@@ -139,6 +139,7 @@ def _by_input(role: Role) -> Choice:
         "table": "its input is an embedding of unit scale",
         "learned": "its input is learned",
         "norm": "its input is normalized",
+        "codes": "it reads codes, which come to be as large as what they stand for",
         "layer": "nothing bends the signal before it",
         "sum": "its input is a sum held at unit scale",
         "attention": "its input is a weighted mean of values",

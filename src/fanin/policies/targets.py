@@ -15,7 +15,9 @@ __all__ = ["TOLERANCE", "targets", "uncertain"]
 
 # An output within this factor of its planned size is left: sampling alone moves narrow layers so.
 TOLERANCE = 1.25
-_STEADY = ("norm",)  # inputs whose size is known whatever the batch is
+# Inputs whose size is known whatever the batch is; codes (often 1/their number at first) are drawn
+# to the signal in training, and a layer that made up for their first size would be far too large.
+_STEADY = ("norm", "codes")
 
 
 def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
