@@ -1455,6 +1455,42 @@ def test_what_is_left_as_it_is_has_its_reason():
         reads_well(reason)
 
 
+class Halved(torch.autograd.Function):
+    """The half of a signal and of a parameter."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        return x / 2 + w / 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2, gradient.sum(0) / 2
+
+
+class Hidden(nn.Module):
+    """A parameter whose call torch shows nobody."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inlet, self.head, self.function = nn.Linear(6, 8), nn.Linear(8, 3), function
+        self.odd = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        h = self.inlet(x)
+        with torch._C.DisableTorchFunction():
+            made = self.function(h, self.odd)
+        return self.head(made)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(torch.logaddexp2, "torch.logaddexp2"), (Halved.apply, "Halved (a function of its own)")],
+)
+def test_what_is_seen_by_its_derivative_alone_has_the_name_that_users_know(function, name: str):
+    told = plan(Hidden(function), torch.randn(16, 6)).untouched["odd"]
+    assert told == f"its role is not known: it is used in {name}"
+
+
 def test_frozen_parameters_are_planned_when_asked():
     model, batch, _ = BY_NAME["frozen-backbone"].build()
     assert plan(model, batch).untouched

@@ -423,7 +423,8 @@ def _unnamed(trace: Trace, parameters: tuple[Parameter, ...]) -> tuple[tuple[str
             for name in operand.parameters:
                 if call.op.startswith("unnamed:"):
                     function = call.op.removeprefix("unnamed:")
-                    seen.setdefault(name, set()).add(f"torch.{function}")
+                    told = function if " " in function else f"torch.{function}"
+                    seen.setdefault(name, set()).add(told)
                 else:
                     named.add(name)
     return tuple(

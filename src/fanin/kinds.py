@@ -5,6 +5,7 @@ The name of an operation that uses a parameter is its own: `operations.describe`
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RECURRENT_LAYERS",
     "SPLITS",
     "SUMS",
+    "derived",
     "name_of",
     "takes_shape",
 ]
@@ -92,6 +94,23 @@ def name_of(func: Any) -> tuple[str, bool]:
         return (bare[1:] if in_place else bare), in_place
     in_place = name.endswith("_")
     return (name.rstrip("_") if in_place else name), in_place
+
+
+def derived(node: Any) -> str:
+    """The function that a node of autograd's graph is the derivative of, as its users call it.
+
+    Torch numbers the forms of its own functions; those that somebody wrote have no number.
+
+    >>> import torch
+    >>> node = (torch.ones(2, requires_grad=True) + 1).grad_fn
+    >>> type(node).__name__, derived(node)
+    ('AddBackward0', 'add')
+    """
+    name = type(node).__name__
+    function, _, form = name.rpartition("Backward")
+    if not form.isdigit():
+        return f"{function or name} (a function of its own)"
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", function).lower()
 
 
 def takes_shape(name: str) -> bool:

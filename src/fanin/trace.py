@@ -31,6 +31,7 @@ from fanin.kinds import (
     QUOTIENTS,
     RECURRENT,
     RECURRENT_LAYERS,
+    derived,
     name_of,
     takes_shape,
 )
@@ -125,8 +126,9 @@ class Watch(TorchFunctionMode):
         names = names_of(found)
         if not inputs and names:
             return self.provenance.note([tensor], Record(None, names, varies=False, offset=None))
-        op = type(tensor.grad_fn).__name__.removesuffix("Backward")
-        call = self._unnamed(op, names, inputs or (BATCH,), tensor, varies=True)
+        call = self._unnamed(
+            derived(tensor.grad_fn), names, inputs or (BATCH,), tensor, varies=True
+        )
         return self.provenance.note([tensor], Record(call.index))
 
     def learned(self, value: Any) -> bool:
