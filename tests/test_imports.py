@@ -52,6 +52,7 @@ ORDER = (
     "branches",
     "written",
     "neighbours",
+    "tables",
     "reparametrized",
     "stretches",
     "roles",

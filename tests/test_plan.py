@@ -252,6 +252,26 @@ def typed(beside: str = "features") -> tuple[nn.Module, Any]:
     return Typed(beside), (torch.randn(8, 9, 5), torch.randint(0, 4, (8, 9)))
 
 
+class Axes(Placed):
+    """Positions that are made of one parameter for each of two axes."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.rows, self.columns = (nn.Parameter(size * torch.randn(3, 8)) for _ in range(2))
+
+    def forward(self, x):
+        rows, columns = self.rows[:, None].expand(3, 3, 8), self.columns.expand(3, 3, 8)
+        self.places = torch.cat([rows, columns], -1).flatten(0, 1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("size", "std"), [(1.0, 0.25), (0.02, 0.02)])
+def test_rows_beside_positions_that_keep_their_values_are_no_smaller(size: float, std: float):
+    found = plan(Axes(size), torch.randint(0, 20, (8, 9)))
+    assert {"rows", "columns"} <= {*found.untouched}
+    assert found["tokens.weight"].std == std
+
+
 def test_a_table_beside_the_output_is_small():
     assert plan(*typed("output"))["kinds.weight"].std == 0.02
 

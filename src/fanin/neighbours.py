@@ -24,11 +24,8 @@ from fanin.written import COMPARISONS, written_after, written_before
 
 __all__ = [
     "After",
-    "Beside",
     "Generated",
     "Input",
-    "beside",
-    "compared",
     "generated",
     "input_of",
     "nonlinearity_after",
@@ -49,10 +46,6 @@ _LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 _MATMULS = frozenset({"matmul", "bmm", "mm", "linalg_matmul"})
 # What makes a product with a generated matrix no output: it is read on, or brought to one size.
 _ENDS = _LAYERS | _MATMULS | NORMS | {"einsum", "normalize"}
-# What picks one of several; shares of all of them (softmax) train what they are taken of.
-_PICKS = frozenset({"argmin", "argmax", "min", "max", "topk", "sort", "argsort", "multinomial"})
-# What brings picks to the form that they are used in.
-_PICKED = PASSIVE | SUMS | {"scatter", "one_hot", "eq", "long", "int", "zero"}
 # What a distance is made of, and a score is not.
 _DISTANCES = frozenset({"square", "pow", "abs", "norm", "linalg_vector_norm", "similarity"})
 # What stands between a layer and the exponential of its output, where that is a scale.
@@ -109,19 +102,6 @@ class Generated:
     fan_in: int
     input: Input
     last: bool = False
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What of unit size is added to the rows of a table.
-
-    Attributes:
-        factor: number that the rows are multiplied with before it.
-        fixed: whether it is the same for every batch (positions); else a signal.
-    """
-
-    factor: float
-    fixed: bool = False
 
 
 def input_of(architecture: Architecture, index: int) -> Input:
@@ -358,80 +338,6 @@ def _reached(architecture: Architecture, call: Call) -> list[Call]:
                 found[after.index] = after
                 waiting.append(after)
     return list(found.values())
-
-
-def beside(architecture: Architecture, call: Call) -> Beside | None:
-    """What of unit size is added to a signal before anything else becomes of it.
-
-    As to rows of a table the sines of positions, or the features of the same samples; None where
-    there is nothing of that kind.
-    """
-    factor = 1.0
-    for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
-        if len(after) != 1:
-            return None
-        others = [i for i in dict.fromkeys(after[0].sources) if i != call.index]
-        call = after[0]
-        if call.op in PRODUCTS and call.option and not others:
-            factor *= abs(call.option)
-        elif call.op in SUMS and not others and call.option is None and not call.operands:
-            return Beside(factor, fixed=True)
-        elif call.op in SUMS and any(_has_size(architecture, i) for i in others):
-            return Beside(factor) if call.index in architecture.inner else None
-        elif call.op not in PASSIVE | SUMS | {"shift"}:
-            return None
-    return None
-
-
-def compared(architecture: Architecture, call: Call) -> set[str]:
-    """The parameters that what a call reads, a pick, was compared with to be picked.
-
-    As of the codes of vector quantization, whether a row is looked up or multiplied with a one.
-    """
-    calls = architecture.trace.calls
-    picks, seen, waiting = set[int](), set[int](), [i for i in call.sources if i >= 0]
-    while waiting:
-        before = calls[waiting.pop()]
-        if before.index in seen:
-            continue
-        seen.add(before.index)
-        if before.op in _PICKS:
-            picks.add(before.index)
-        constant = before.op in PRODUCTS and len(before.sources) == 1
-        if (before.op in _PICKED or constant) and not before.operands:
-            waiting += before.behind
-    found: set[str] = set()
-    waiting = [i for pick in picks for i in calls[pick].behind]
-    seen = set(waiting)
-    while waiting:
-        before = calls[waiting.pop()]
-        found.update(before.parameters)
-        if before.units is None or not before.operands:
-            new = set(before.behind) - seen
-            seen |= new
-            waiting += new
-    return found
-
-
-def _has_size(architecture: Architecture, index: int) -> bool:
-    """Whether a signal comes from the data, a layer or a norm, and not from tables alone."""
-    waiting, seen = [index], {INTEGERS}
-    while waiting:
-        index = waiting.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        if index == BATCH:
-            return True
-        call = architecture.trace.calls[index]
-        if "v" in call.layout:
-            continue
-        if call.units is not None or architecture.normalizes(call):
-            return True
-        # Of a product the first factor: the other may be a mask.
-        waiting += call.sources[:1] if call.op in PRODUCTS else call.sources
-    return False
 
 
 def sets_scale(architecture: Architecture, call: Call) -> bool:

@@ -21,11 +21,8 @@ from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
 from fanin.kinds import ADDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.neighbours import (
-    Beside,
     Generated,
     Input,
-    beside,
-    compared,
     generated,
     input_of,
     nonlinearity_after,
@@ -36,6 +33,7 @@ from fanin.neighbours import (
 )
 from fanin.reparametrized import Part, parts
 from fanin.stretches import stretches, terms
+from fanin.tables import Beside, beside, picking
 
 __all__ = ["Role", "roles"]
 
@@ -164,7 +162,7 @@ class _Reader:
     """One reading: what is needed of the whole trace for the role of any parameter."""
 
     def __init__(self, architecture: Architecture, model: nn.Module) -> None:
-        self.architecture = architecture
+        self.architecture, self.model = architecture, model
         self.calls = architecture.trace.calls
         self.followers = architecture.followers
         self.parts = parts(model)
@@ -182,10 +180,7 @@ class _Reader:
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
         self.tables = {c.index for c in self.calls if "v" in c.layout}
         self.layered = {c.index for c in self.calls if c.layout} - self.tables
-        weighted = (c for c in self.calls if c.layout and c.index not in self.again)
-        self.codes = {
-            c.index for c in weighted if not compared(architecture, c).isdisjoint(c.parameters)
-        }
+        self.codes = picking(architecture, self.again)
 
     def read(self) -> tuple[Role, ...]:
         uses = _by_parameter((c, o) for c in self.calls for o in c.operands)
@@ -258,7 +253,7 @@ class _Reader:
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
                 direct=self._direct(call),
-                beside=beside(self.architecture, call),
+                beside=beside(self.architecture, call, self.model),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)

@@ -136,11 +136,11 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
         return Choice("zeros", "a bias on attention scores: no preference at the start")
     if drawn.normed and role.beside is not None:
         factor = role.beside.factor
-        told = (
-            "fixed positions are added to its rows: beside sines they need unit size"
-            if role.beside.fixed
-            else "what a layer makes is added to its rows: beside it they need unit size"
-        )
+        told = "what a layer makes is added to its rows: beside it they need unit size"
+        if role.beside.kept:
+            told = "positions that keep their values are added to its rows, which need their size"
+        elif role.beside.fixed:
+            told = "fixed positions are added to its rows: beside sines they need unit size"
         after = f" after the factor {words(factor)}" if factor != 1 else ""
         return Choice("normal", f"{told}{after}{note}", gain=1 / factor)
     if drawn.normed:

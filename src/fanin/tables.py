@@ -1,0 +1,138 @@
+"""Tables: what is added to the rows that are looked up, and what rows are picked by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fanin.architecture import Architecture
+from fanin.calls import BATCH, INTEGERS, Call
+from fanin.kinds import PASSIVE, PRODUCTS, SUMS
+
+__all__ = ["Beside", "beside", "picking"]
+
+# Calls that are followed at most from a table to what is added to its rows.
+_NEAR = 12
+# Root mean square of learned positions from which rows of 0.02 drown beside them: those of 0.02, as
+# published, are below it, those of a unit normal above.
+_LARGE = 0.1
+# What picks one of several; shares of all of them (softmax) train what they are taken of.
+_PICKS = frozenset({"argmin", "argmax", "min", "max", "topk", "sort", "argsort", "multinomial"})
+# What brings picks to the form that they are used in.
+_PICKED = PASSIVE | SUMS | {"scatter", "one_hot", "eq", "long", "int", "zero"}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What of unit size is added to the rows of a table.
+
+    Attributes:
+        factor: number that the rows are multiplied with before it.
+        fixed: whether it is the same for every batch (positions); else a signal.
+        kept: parameters that it is computed from, in a way not known here, so that their values
+            stay; its size is theirs.
+    """
+
+    factor: float
+    fixed: bool = False
+    kept: tuple[str, ...] = ()
+
+
+def beside(architecture: Architecture, call: Call, model: nn.Module) -> Beside | None:
+    """What of unit size is added to a signal before anything else becomes of it.
+
+    As to rows of a table the sines of positions, or the features of the same samples; None where
+    there is nothing of that kind.
+    """
+    found = _added(architecture, call)
+    if found is None or not found.kept:
+        return found
+    own = dict(model.named_parameters())  # a forward may have made others
+    kept = (own[name].detach() for name in found.kept if name in own)
+    large = (not p.is_meta and float(p.double().square().mean()) > _LARGE**2 for p in kept)
+    return found if any(large) else None
+
+
+def _added(architecture: Architecture, call: Call) -> Beside | None:
+    factor = 1.0
+    for _ in range(_NEAR):
+        after = architecture.followers.get(call.index, ())
+        if len(after) != 1:
+            return None
+        others = [i for i in dict.fromkeys(after[0].sources) if i != call.index]
+        call = after[0]
+        if call.op in PRODUCTS and call.option and not others:
+            factor *= abs(call.option)
+        elif call.op in SUMS and not others and call.option is None and not call.operands:
+            return Beside(factor, fixed=True)
+        elif call.op in SUMS and any(_has_size(architecture, i) for i in others):
+            return Beside(factor) if call.index in architecture.inner else None
+        elif call.op == "shift" and any(o.offset is None for o in call.operands):
+            kept = tuple(n for o in call.operands if o.offset is None for n in o.parameters)
+            return Beside(factor, fixed=True, kept=kept)
+        elif call.op not in PASSIVE | SUMS | {"shift"}:
+            return None
+    return None
+
+
+def _has_size(architecture: Architecture, index: int) -> bool:
+    """Whether a signal comes from the data, a layer or a norm, and not from tables alone."""
+    waiting, seen = [index], {INTEGERS}
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index == BATCH:
+            return True
+        call = architecture.trace.calls[index]
+        if "v" in call.layout:
+            continue
+        if call.units is not None or architecture.normalizes(call):
+            return True
+        # Of a product the first factor: the other may be a mask.
+        waiting += call.sources[:1] if call.op in PRODUCTS else call.sources
+    return False
+
+
+def picking(architecture: Architecture, again: Collection[int]) -> set[int]:
+    """The calls whose weight, or table, is what its picks were compared with (codes).
+
+    Args:
+        architecture: of the model.
+        again: calls of layers that are used again on what they made.
+    """
+    used = (c for c in architecture.trace.calls if c.layout and c.index not in again)
+    return {c.index for c in used if not _compared(architecture, c).isdisjoint(c.parameters)}
+
+
+def _compared(architecture: Architecture, call: Call) -> set[str]:
+    """The parameters that what a call reads, a pick, was compared with to be picked.
+
+    As of the codes of vector quantization, whether a row is looked up or multiplied with a one.
+    """
+    calls = architecture.trace.calls
+    picks, seen, waiting = set[int](), set[int](), [i for i in call.sources if i >= 0]
+    while waiting:
+        before = calls[waiting.pop()]
+        if before.index in seen:
+            continue
+        seen.add(before.index)
+        if before.op in _PICKS:
+            picks.add(before.index)
+        constant = before.op in PRODUCTS and len(before.sources) == 1
+        if (before.op in _PICKED or constant) and not before.operands:
+            waiting += before.behind
+    found: set[str] = set()
+    waiting = [i for pick in picks for i in calls[pick].behind]
+    seen = set(waiting)
+    while waiting:
+        before = calls[waiting.pop()]
+        found.update(before.parameters)
+        if before.units is None or not before.operands:
+            new = set(before.behind) - seen
+            seen |= new
+            waiting += new
+    return found
