@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catalogue import ALONE, SCHEMES, Table, recipe_of
+from catalogue import ALONE, WHOLE, Table, recipe_of
 from models import MODELS, Model
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class Case:
     """One thing that every rank does to one sharded model, and has to find as it should be.
 
     Attributes:
-        model: one of `models.MODELS`, or "alone" or "schemes", the tables of `catalogue`.
+        model: one of `models.MODELS`, or "alone" or "whole", the tables of `catalogue`.
         style: one of `placing.STYLES`.
         worlds: the numbers of ranks it is tried with.
         does: the function of `worker.py` that does it.
@@ -63,7 +63,7 @@ class Case:
         """The model's maker."""
         if self.model in MODELS:
             return MODELS[self.model]
-        rows = ALONE if self.model == "alone" else SCHEMES
+        rows = ALONE if self.model == "alone" else WHOLE
         return Model(lambda: Table(rows), lambda generator: torch.empty(0))
 
     def made(self, device: str = "cpu") -> nn.Module:
@@ -80,7 +80,7 @@ class Case:
         """What one process decides with the whole batch."""
         if self.model in MODELS:
             return fanin.plan(model, self.inputs(), self.scheme, seed=self.seed)
-        return recipe_of(ALONE if self.model == "alone" else SCHEMES)
+        return recipe_of(ALONE if self.model == "alone" else WHOLE)
 
     @property
     def truth(self) -> str:
@@ -163,7 +163,7 @@ CASES = [
     # Every scheme; those that fill any part alone do so in silence.
     *(
         case
-        for model, spoken in (("alone", False), ("schemes", True))
+        for model, spoken in (("alone", False), ("whole", True))
         for case in (
             *_each((1, 2, 8), "applies", (model, "rows"), spoken=spoken),
             *_each((3,), "applies", (model, "rows"), dtype="bfloat16", spoken=spoken),
@@ -246,5 +246,5 @@ CASES = [
     *_each((4,), "fails alone", ("llama", _BOTH), scheme="orthogonal", spoken=True, start="meta"),
     # The first rank is not one of those that the parameters are spread over.
     *_each((3,), "applies", ("alone", "rows of some")),
-    *_each((3,), "applies", ("schemes", "rows of some"), spoken=True),
+    *_each((3,), "applies", ("whole", "rows of some"), spoken=True),
 ]

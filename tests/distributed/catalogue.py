@@ -9,7 +9,7 @@ from torch import nn
 
 from fanin.assignment import Assignment, Recipe
 
-__all__ = ["ALONE", "SCHEMES", "Table", "recipe_of"]
+__all__ = ["ALONE", "WHOLE", "Table", "recipe_of"]
 
 Row = tuple[tuple[int, ...], dict[str, Any]]
 
@@ -44,7 +44,7 @@ ALONE: dict[str, Row] = {
     "hadamard": ((64, 24), {}),
 }
 
-#: Drawn whole, or at least by rows, wherever they are held.
+#: Drawn whole, or at least by rows, wherever they are held: ranks have to talk.
 WHOLE: dict[str, Row] = {
     "normal centred": ((13, 37), {"arguments": {"centred": True}}),
     "he_normal centred": ((13, 7, 3, 3), {**_CONV, "arguments": {"centred": True}, "fan": 63.0}),
@@ -71,8 +71,6 @@ WHOLE: dict[str, Row] = {
     "normal entries": ((13, 7), {"arguments": {"entries": (0, 45, 90)}}),
     "normal split": ((13, 7), {"arguments": {"split": ((0, 5), (1, 2, 6)), "along": "i"}}),
 }
-
-SCHEMES = ALONE | WHOLE
 
 _STD = 0.1  # of what is drawn element by element
 _LAYOUTS = {0: "", 1: "o", 2: "oi"}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cases import CASES, WORLDS, Case, truth_of
 from filelock import FileLock
 
 WORKER = Path(__file__).with_name("worker.py")
-LIMIT = 300  # seconds for all cases of one number of ranks; a hang ends here
+LIMIT = 600  # seconds for all cases; a hang ends here
 _TOLD = 3000  # characters of a failed run that are shown
 #: What torch itself cannot do before 2.8, in the words of its errors.
 UNABLE = (
@@ -32,18 +33,15 @@ UNABLE = (
 Findings = dict[str, dict[int, list[str]]]  # case → rank → what it found wrong
 
 
-def launched(world: int, folder: Path) -> str:
-    """Run all cases of one number of ranks; how it went wrong, or nothing."""
+def launched(worlds: list[int], folder: Path) -> str:
+    """Run all cases of these numbers of ranks; how it went wrong, or nothing."""
     for case in CASES:
         path = folder / case.truth
-        if world in case.worlds and not path.exists():
+        if not {*worlds}.isdisjoint(case.worlds) and not path.exists():
             truth_of(case).save(path)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(world), str(WORKER), str(folder)),
-    ]
+    command = [sys.executable, str(WORKER), str(folder), *map(str, worlds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / f"log-{world}.txt").open("w+", encoding="utf-8") as log:
+    with (folder / "log.txt").open("w+", encoding="utf-8") as log:
         run = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
@@ -59,6 +57,7 @@ def launched(world: int, folder: Path) -> str:
         return "" if status == 0 else f"exit status {status}:\n{log.read()[-_TOLD:]}"
 
 
+@cache
 def findings(world: int, folder: Path) -> Findings:
     """What each rank wrote."""
     found: Findings = {}
@@ -71,21 +70,25 @@ def findings(world: int, folder: Path) -> Findings:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory):
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The findings of a number of ranks, and how the run ended: one run for all tests.
 
-    Tests may be spread over several processes: the first one that asks runs it.
+    Tests may be spread over several processes: the first one that asks runs it, with the numbers
+    of ranks of all tests that were selected.
     """
     several = "PYTEST_XDIST_WORKER" in os.environ
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if several else base) / "placement"
     folder.mkdir(exist_ok=True)
+    parameters = [t.callspec.params for t in request.session.items if hasattr(t, "callspec")]
+    chosen = {given["world"] for given in parameters if "world" in given}
 
     def findings_of(world: int) -> tuple[Findings, str]:
-        ended = folder / f"ended-{world}.txt"
+        ended = folder / "ended.txt"
         with FileLock(folder / "lock"):
             if not ended.exists():
-                ended.write_text(launched(world, folder), encoding="utf-8")
+                worlds = [each for each in WORLDS if each in chosen]
+                ended.write_text(launched(worlds, folder), encoding="utf-8")
         return findings(world, folder), ended.read_text("utf-8")
 
     return findings_of

@@ -1,12 +1,14 @@
-"""One rank: does every case of its number of ranks, and writes what it found wrong.
+"""The ranks: each does every case of its number of ranks, and writes what it found wrong.
 
-Started by torchrun, with the folder of the truths, where the findings go too.
+Started with the folder of the truths, where the findings go too, and with the numbers of ranks.
+All ranks are forked from one process, which has imported for them what takes longer than the cases.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # sharded modules import it when they first run
 import torch.distributed as dist
 from cases import CASES, Case, Truth
 from models import part_of
@@ -486,14 +489,11 @@ def problems_of(case: Case) -> tuple[Problems, bool]:
     return problems, True
 
 
-def main(folder: Path) -> int:
-    """Do every case of this number of ranks, one line of the findings for each; exit status."""
-    global FOLDER
-    FOLDER = folder
-    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    with (folder / f"rank-{rank}-of-{world}.jsonl").open("w", encoding="utf-8") as file:
+def rank_of(number: int, world: int) -> int:
+    """Be one rank: do every case of this number of ranks, one line for each; exit status."""
+    store = dist.FileStore(str(FOLDER / f"store-of-{world}"), world)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=PATIENCE)
+    with (FOLDER / f"rank-{number}-of-{world}.jsonl").open("w", encoding="utf-8") as file:
         for case in CASES:
             if world in case.worlds:
                 problems, well = problems_of(case)
@@ -505,5 +505,33 @@ def main(folder: Path) -> int:
     return 0
 
 
+def forked(number: int, world: int) -> int:
+    """Start a rank; its process."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            status = rank_of(number, world)
+        except BaseException:  # noqa: BLE001 - a rank must not go on as its parent
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return process
+
+
+def main(folder: Path, worlds: list[int]) -> int:
+    """Start the ranks of one number after the other; how many of them failed."""
+    global FOLDER
+    FOLDER = folder
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
+    failed = 0
+    for world in worlds:
+        ranks = [forked(number, world) for number in range(world)]
+        failed += sum(os.waitpid(rank, 0)[1] != 0 for rank in ranks)
+    return failed
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), [int(world) for world in sys.argv[2:]]))
