@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -100,7 +101,7 @@ class Call:
     curve: str | None = None
     terms: tuple[int | float, ...] = ()
 
-    @property
+    @cached_property
     def behind(self) -> tuple[int, ...]:
         """The calls among `inputs`."""
         return tuple(i for i in self.inputs if i >= 0)
@@ -110,7 +111,7 @@ class Call:
         """Whether the samples enter here: a floating input, or tokens that are looked up."""
         return BATCH in self.inputs or (self.op in _ENTRIES and self.varies)
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Every parameter path the call uses, the main weight's first."""
         return tuple(dict.fromkeys(p for operand in self.operands for p in operand.parameters))

@@ -209,7 +209,10 @@ def random_state(model: nn.Module | None = None) -> Iterator[None]:
 
 def reseed(seed: int) -> None:
     """Seed every generator that a forward may draw from: torch, numpy and Python."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # torch.manual_seed takes a millisecond to note the stack for devices yet to come
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
