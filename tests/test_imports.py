@@ -217,15 +217,35 @@ def test_the_package_offers_what_it_imports_and_nothing_else():
     assert brought | {"__version__"} == set(fanin.__all__)
 
 
-def test_the_core_imports_no_integration():
-    """In a fresh process: neither optional packages, nor those only tests and the CLI need."""
-    code = (
-        "import sys, fanin; "
-        "print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
-    )
+_FRESH = """
+import sys, torch, fanin
+from fanin.draw import cuda
+print(*sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[1:])))
+fanin.fill_(torch.empty(3), "normal")
+from fanin.cli import main
+optional = set(sys.argv[1:]) - {"click"}
+sys.argv = ["fanin", "--version"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+    assert not torch.cuda.is_initialized()
+    print(*sorted({name.split(".")[0] for name in sys.modules} & optional))
+"""
+
+
+def test_nothing_optional_is_imported_before_it_is_needed():
+    """In a fresh process: neither by the package, which needs no click, nor by a draw or the CLI.
+
+    Nor is CUDA initialized: Triton and the context of a GPU take seconds.
+    """
     optional = "transformers timm torchvision torchaudio sklearn scipy pandas matplotlib click "
-    optional += "hypothesis pytest"
+    optional += "hypothesis pytest huggingface_hub triton"
     done = subprocess.run(
-        [sys.executable, "-c", code, *optional.split()], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _FRESH, *optional.split()],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip() == "[]"
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("", "")

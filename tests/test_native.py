@@ -321,25 +321,29 @@ def test_an_unknown_choice_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
 
 
 _HIDDEN = """
+import os, sys
 from pathlib import Path
 import torch
 import fanin
 from fanin.draw import native, backend, normal, key
-native.LIBRARY = Path("/nowhere/draw.so")
-print(backend(), normal(key(3, "layer.weight"), 3).tolist())
-fanin.init_(torch.nn.Linear(4, 3), torch.randn(8, 4))
+for library in sys.argv[1:]:
+    if os.fork() == 0:  # what is loaded stays loaded
+        native.LIBRARY = Path(library)
+        print(backend(), normal(key(3, "layer.weight"), 3).tolist(), flush=True)
+        fanin.init_(torch.nn.Linear(4, 3), torch.randn(8, 4))
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
-def told_by(library: Path | None) -> str:
-    """What a new process prints that draws with this library: what is loaded stays loaded."""
-    source = _HIDDEN if library is None else _HIDDEN.replace("/nowhere/draw.so", str(library))
+def told_by(*libraries: Path) -> list[str]:
+    """What new processes print, each of which draws with one of these libraries."""
     done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", _HIDDEN, *map(str, libraries)],
+        capture_output=True, text=True, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert str(draw.normal(KEY, 3).tolist()) in done.stdout  # the bits of the reference
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 def built_from(folder: Path, name: str, old: str, new: str) -> Path:
@@ -352,19 +356,17 @@ def built_from(folder: Path, name: str, old: str, new: str) -> Path:
     return folder / "draw.so"
 
 
-def test_without_the_library_the_reference_draws_and_says_why():
-    assert "numpy reference (no compiled draw: it is built where" in told_by(None)
-
-
-def test_a_library_that_draws_other_bits_is_not_used(tmp_path: Path):
-    """Of an older version, or by a faulty compiler."""
-    library = built_from(tmp_path / "compiled", "kernel.h", "SRL(sum, 7)", "SRL(sum, 6)")
-    assert "numpy reference (no compiled draw: it draws other bits" in told_by(library)
-
-
-def test_a_library_of_a_version_with_other_functions_is_not_used(tmp_path: Path):
-    library = built_from(tmp_path / "compiled", "draw.c", "fanin_write(", "fanin_fill(")
-    assert "numpy reference (no compiled draw: it cannot be loaded" in told_by(library)
+def test_without_a_library_of_the_same_bits_the_reference_draws_and_says_why(tmp_path: Path):
+    """There is none, or one of an older version, by a faulty compiler or with other functions."""
+    told = told_by(
+        Path("/nowhere/draw.so"),
+        built_from(tmp_path / "bits", "kernel.h", "SRL(sum, 7)", "SRL(sum, 6)"),
+        built_from(tmp_path / "names", "draw.c", "fanin_write(", "fanin_fill("),
+    )
+    whys = ("it is built where", "it draws other bits", "it cannot be loaded")
+    for line, why in zip(told, whys, strict=True):
+        assert f"numpy reference (no compiled draw: {why}" in line
+        assert str(draw.normal(KEY, 3).tolist()) in line  # the bits of the reference
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_what_is_there(
