@@ -404,7 +404,7 @@ def _report(
         dtype=", ".join(sorted(kinds)),
         device=str(first.device),
         loss=evidence.seen.loss if evidence.seen.named_loss else None,
-        chance=evidence.seen.chance,
+        chance=None if evidence.seen.chance is None else evidence.seen.chance.loss,
         seed=subject.seed,
         samples=subject.samples,
         mode="train" if model.training else "eval",

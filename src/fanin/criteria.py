@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FAR", "Targets", "chance", "targets"]
+__all__ = ["CRITERIA", "FAR", "PARTS", "Guess", "Targets", "guessing", "targets"]
+
+CRITERIA = frozenset({
+    "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
+    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+})  # fmt: skip
+# What classification losses written by hand are made of, given scores.
+PARTS = frozenset({"softplus", "log_sigmoid", "logsigmoid", "log_softmax", "logsumexp"})
 
 # How far off outputs may be, as a multiple of zero, before a regression loses many steps by it.
 # MLPs whose weights, or head, are too large: some train as well as any up to ×13.5; from ×28 all
@@ -34,18 +41,67 @@ class Targets(NamedTuple):
     guess: tuple[float, float] | None
 
 
-def chance(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-    """The mean loss of guessing (ln C for C classes, ln 2 for two); None for other losses.
+class Guess(NamedTuple):
+    """What a known function makes of a guess.
 
-    >>> round(chance("cross_entropy", (torch.zeros(8, 10), torch.zeros(8)), {}), 3)
+    Attributes:
+        unit: the mean loss of one guess: ln C for C classes, ln 2 for two.
+        result: what the function gives for scores that are all equal, zero where they are logits.
+        scores: what a part of a loss written by hand is given; None of a whole loss.
+        dim: that the classes are along, where there are some.
+    """
+
+    unit: float
+    result: float | Tensor
+    scores: Tensor | None = None
+    dim: int = -1
+
+
+def guessing(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Guess | None:
+    """What guessing makes of a classification loss, or of a part of one; None for other functions.
+
+    >>> round(guessing("cross_entropy", (torch.zeros(8, 10), torch.zeros(8)), {}).unit, 3)
     2.303
     """
     scores, target = _given(args, kwargs)
-    if scores is None or target is None or _is_regression(name):
+    if scores is None:
         return None
-    if kwargs.get("reduction", "mean") != "mean" or kwargs.get("weight") is not None:
+    if name in PARTS:
+        return _of_part(name, scores, args, kwargs)
+    if target is None or _is_regression(name):
         return None
-    return math.log(2 if name.startswith("binary") else scores.shape[min(1, scores.dim() - 1)])
+    classes = 2 if name.startswith("binary") else [1, *scores.shape][min(2, scores.dim())]
+    if classes < 2:
+        return None
+    unit = math.log(classes)
+    options = [*args[2:], *(kwargs.get(k) for k in _WEIGHING)]
+    if all(v is None or (isinstance(v, str) and v == "mean") for v in options):
+        return Guess(unit, unit)
+    equal = {"nll_loss": -unit, "binary_cross_entropy": 0.5}.get(name, 0.0)
+    given = {k: v for k, v in kwargs.items() if k != "input"}
+    loss: Any = getattr(nn.functional, name)
+    try:
+        return Guess(unit, loss(torch.full_like(scores.detach(), equal), *args[1:], **given))
+    except (RuntimeError, TypeError, ValueError):  # the loss itself will say what is wrong
+        return None
+
+
+# Options by which a classification loss is no plain mean.
+_WEIGHING = frozenset({"weight", "pos_weight", "reduction", "size_average", "reduce"})
+
+
+def _of_part(
+    name: str, scores: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Guess | None:
+    if name in ("softplus", "log_sigmoid", "logsigmoid"):
+        plain = len(args) < 2 and not {"beta", "threshold"} & kwargs.keys()
+        unit = math.log(2)
+        return Guess(unit, unit if name == "softplus" else -unit, scores) if plain else None
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if not isinstance(dim, int) or scores.dim() == 0 or scores.shape[dim] < 2:
+        return None
+    unit = math.log(scores.shape[dim])
+    return Guess(unit, unit if name == "logsumexp" else -unit, scores, dim)
 
 
 def targets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Targets | None:

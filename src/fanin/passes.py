@@ -15,6 +15,7 @@ from fanin.architecture import Architecture, read
 from fanin.calls import Call, Trace
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, private, reseed
+from fanin.guesses import Chance, chance
 from fanin.kinds import PASSIVE
 from fanin.nested import map_batch, tensors_in
 from fanin.operations import Weighted
@@ -108,7 +109,7 @@ class Pass:
         architecture: the layers that were seen.
         loss: value of the loss, or of the random linear functional without one.
         named_loss: whether `loss` is the user's (or the model's own).
-        chance: loss of guessing, where the loss is a known classification loss.
+        chance: the loss of guessing, where that is known of a classification loss.
         target_rms: size of the target of a regression loss.
         guess: loss of guessing zero, where the loss is a known regression loss, and loss of outputs
             `criteria.FAR` times as far off; targets smaller than 1 are taken as if of size 1.
@@ -125,7 +126,7 @@ class Pass:
     architecture: Architecture
     loss: float
     named_loss: bool
-    chance: float | None
+    chance: Chance | None
     gradients: Mapping[str, float | None]
     cells: Mapping[int, Cell]
     picked: Mapping[int, float] = field(default_factory=dict)
@@ -160,7 +161,7 @@ def run_pass(
         architecture=architecture,
         loss=float(value.detach()),
         named_loss=named,
-        chance=_of_loss(architecture, recorder.chances) if named else None,
+        chance=chance(architecture, recorder.parts.found, float(value.detach())) if named else None,
         target_rms=_of_loss(architecture, recorder.targets) if named else None,
         guess=_of_loss(architecture, recorder.guesses) if named else None,
         gradients={n: None if g is None else rms(g) for n, g in gradients.items()},

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fanin.architecture import Key, key_of, weighted_source
 from fanin.calls import Call
-from fanin.criteria import chance, targets
+from fanin.criteria import PARTS, guessing, targets
+from fanin.guesses import Parts
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
 from fanin.operations import Weighted
 from fanin.sketch import Directions, project
@@ -62,7 +63,7 @@ class Recorder:
         keep: frozenset[Key] = frozenset(), listen: bool = False,
     ) -> None:  # fmt: skip
         self.cells: dict[int, Cell] = {}  # weighted calls, and sums where branches meet
-        self.chances: dict[int, float] = {}
+        self.parts = Parts(_on_gradient)
         self.targets: dict[int, float] = {}
         self.guesses: dict[int, tuple[float, float]] = {}
         self.picked: dict[int, float] = {}
@@ -176,6 +177,7 @@ class Recorder:
 
     def produced(self, call: Call, output: Tensor) -> None:
         """Measure where branches meet, and parts; look for the first result out of range."""
+        self.parts.made(self.calls, call, output)
         if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
             self._merge(call, output)
         if call.op in PASSIVE and call.varies and len(call.behind) == 1:
@@ -223,18 +225,18 @@ class Recorder:
     def criterion(
         self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """The loss of guessing (ln C for C classes, ln 2 for two), or the target's size and the
-        loss of guessing zero."""
-        if self.judged is not None:
+        """The loss of guessing, of a known loss or a part of one; of a regression, the target's
+        size and the loss of guessing zero."""
+        if self.judged is not None and name not in PARTS:
             self.judged += [t for t in (*args[:1], kwargs.get("input")) if isinstance(t, Tensor)]
         known = targets(name, args, kwargs)
         if known is not None:
             self.targets[index] = known.rms
             if known.guess is not None:
                 self.guesses[index] = known.guess
-        guessing = chance(name, args, kwargs)
-        if guessing is not None:
-            self.chances[index] = guessing
+        guess = guessing(name, args, kwargs)
+        if guess is not None:
+            self.parts.expect(index, name, guess)
 
 
 # Activations that are seldom a step of another one.

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from fanin import scripted
 from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
+from fanin.criteria import CRITERIA, PARTS
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.kinds import (
@@ -47,10 +48,6 @@ __all__ = ["Adjust", "Watch", "reject_refusing", "reject_unwatchable", "trace"]
 
 Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
 
-CRITERIA = frozenset({
-    "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
-    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
-})  # fmt: skip
 _FILLED = {
     "zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0,
     "new_ones": 1.0,
@@ -166,7 +163,7 @@ class Watch(TorchFunctionMode):
         target = kwargs.get("out")
         if target is not None or in_place or kwargs.get("inplace"):
             self._written(target if target is not None else args[:1] or list(kwargs.values())[:1])
-        if name in CRITERIA:
+        if name in CRITERIA or name in PARTS:
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
         out = self._called(func, args, kwargs)
         if self._promote is not None and not in_place:

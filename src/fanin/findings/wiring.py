@@ -30,24 +30,36 @@ def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
         yield from _loss_above_zero(evidence, place, *evidence.seen.guess)
     elif chance is None and evidence.seen.named_loss and HUGE_LOSS < loss < math.inf:
         yield _huge_loss(evidence, place)
-    if chance is None or not loss - chance > ABOVE_CHANCE:
+    if chance is None or not loss - chance.loss > ABOVE_CHANCE * chance.guesses:
         return
     fix = large_inputs(evidence, place)
     cause = "The loss starts" if fix is None else "The inputs are so large that the loss starts"
     alone = any(y.name == place for y in evidence.seen.architecture.heads)
     largest = heads[-1].max_abs if alone else None
-    if largest is not None and loss - chance > 2 * largest:  # more than its outputs can cost
+    excess = (loss - chance.loss) / chance.guesses
+    if largest is not None and excess > 2 * largest:  # more than its outputs can cost
         cause = "What follows the output layer enlarges its logits so much that the loss starts"
         fix = "Start that factor smaller (the scale s of a cosine head): the layer itself is small."
+    tables = _tables_multiplied(evidence, place)
+    if tables:
+        fix = fix or "Start the tables whose rows are multiplied smaller: std 0.1, or 1/√width."
     yield finding(
         "O301",
         "warning",
-        (place,),
+        (place, *tables),
         measured=f"loss {loss:.4g}",
-        expected=f"about {chance:.4g}, the loss of guessing",
+        expected=f"about {chance.loss:.4g}, the loss of guessing",
         message=f"{cause} far above that of guessing.",
         fix=fix,
     )
+
+
+def _tables_multiplied(evidence: Evidence, place: str) -> list[str]:
+    """The tables that make the output, where no layer does: scores are products of their rows."""
+    read = evidence.seen.architecture
+    last = [y for y in read.layers if y.units is not None and read.inner.isdisjoint(y.calls)]
+    tables = [y.name for y in last if y.op == "embedding"]
+    return tables if place in tables and len(tables) == len(last) else []
 
 
 def _loss_above_zero(evidence: Evidence, place: str, guess: float, far: float) -> Iterator[Finding]:
