@@ -28,19 +28,19 @@ from fanin.guard import Guard
 from fanin.kinds import (
     ACTIVATIONS,
     PASSIVE,
-    PRODUCTS,
-    QUOTIENTS,
     RECURRENT,
     RECURRENT_LAYERS,
     derived,
     name_of,
     takes_shape,
 )
+from fanin.mapped import is_mapped, outside, plainly
 from fanin.nested import arguments, map_tensors, refuses, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
 from fanin.operations import LEARNED_INPUT, MULTIPLYING, Weighted, describe
 from fanin.placement import is_spread
 from fanin.provenance import Provenance, Record, learned_by, names_of, operand_of
+from fanin.terms import filled, in_order, option
 from fanin.wording import listed
 
 __all__ = ["Adjust", "Watch", "reject_refusing", "reject_unwatchable", "trace"]
@@ -48,10 +48,8 @@ __all__ = ["Adjust", "Watch", "reject_refusing", "reject_unwatchable", "trace"]
 
 Adjust = Callable[[Weighted, tuple[str, ...], Tensor, Callable[[], Tensor]], Tensor]
 
-_FILLED = {
-    "zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0,
-    "new_ones": 1.0,
-}  # fmt: skip
+# What names the dimensions of all that it is given, a mapped one not among them.
+_SPELLED = frozenset({"einsum", "tensordot"})
 
 
 class Watch(TorchFunctionMode):
@@ -92,6 +90,7 @@ class Watch(TorchFunctionMode):
         self._stack: list[str] = [""]
         self._failed: tuple[BaseException | None, str] = None, ""
         self._inside: list[str] = []
+        self._held: list[Tensor] = []  # what lies behind the tensors inside of vmap
 
     def adjust(self, function: Adjust) -> None:
         """Let a function adjust the results of weighted calls from now on."""
@@ -164,13 +163,20 @@ class Watch(TorchFunctionMode):
         if target is not None or in_place or kwargs.get("inplace"):
             self._written(target if target is not None else args[:1] or list(kwargs.values())[:1])
         if name in CRITERIA or name in PARTS:
+            for tensor in tensors_in((args, kwargs)):
+                self._record_of(tensor)  # what torch functions do not show gets its call first
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
         out = self._called(func, args, kwargs)
         if self._promote is not None and not in_place:
             out = map_tensors(self._lift, out)
         if self._adjust is not None and isinstance(out, Tensor) and not in_place:
             out = self._adjusted(name, args, kwargs, out, lambda: func(*args, **kwargs))
-        self._observed(self._seen, name, args, kwargs, args[0] if name == "__setitem__" else out)
+        made = args[0] if name == "__setitem__" else out
+        inside = outside(args, kwargs, made)
+        if inside is None:
+            self._observed(self._seen, name, args, kwargs, made)
+        else:
+            self._observed(self._mapped, name, inside, list(tensors_in((args, kwargs))))
         return out
 
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -247,9 +253,9 @@ class Watch(TorchFunctionMode):
 
     def _seen(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         outputs = list(tensors_in(out))
-        filled = _filled(name, args)
-        if filled is not None:
-            self.provenance.note(outputs, Record(None, varies=False, value=filled))
+        number = filled(name, args)
+        if number is not None:
+            self.provenance.note(outputs, Record(None, varies=False, value=number))
         if not outputs or takes_shape(name) or name == "bernoulli":  # which hands no value on
             return
         operands = list(tensors_in((args, kwargs)))
@@ -269,6 +275,28 @@ class Watch(TorchFunctionMode):
             self.provenance.note(outputs, learned_by(name, args, known, outputs[0]))
         elif values and name in PASSIVE:
             self.provenance.note(outputs, Record(None, varies=False, value=values[0]))
+
+    def _mapped(self, name: str, inside: tuple[Any, ...], given: list[Tensor]) -> None:
+        """A call inside of vmap, as it would be outside; one on a mapped parameter, whose other
+        dimensions only the function knows, has no role."""
+        args, kwargs, out = inside
+        operands = list(tensors_in((args, kwargs)))
+        self._held += [*operands, *tensors_in(out)]  # as long as they are known, so are their calls
+        with plainly():
+            changed = (t for t, g in zip(operands, given, strict=True) if t is not g)
+            if name not in _SPELLED and not any(self.learned(t) for t in changed):
+                self._seen(name, args, kwargs, out)
+                return
+            known = [r for t in operands if (r := self._record_of(t)) is not None]
+            sources = tuple(dict.fromkeys(r.call for r in known if r.call is not None))
+            outputs = list(tensors_in(out))
+            if sources and outputs:
+                varies = any(r.varies for r in known)
+                call = self._unnamed(name, names_of(known), sources, outputs[0], varies)
+                self.provenance.note(outputs, Record(call.index, varies=varies))
+            elif outputs:
+                names = names_of(known)
+                self.provenance.note(outputs, Record(None, names, varies=False, offset=None))
 
     def _picked(self, operands: list[Tensor]) -> bool:
         """Whether the first operand is a table that a signal, an index, picks rows of.
@@ -306,11 +334,11 @@ class Watch(TorchFunctionMode):
             call = self._unnamed(name, names, inputs, outputs[0], varies)
         else:
             op, curve = traced(weighted.op if weighted else name, args, kwargs)
-            option = _option(name, args, kwargs)
-            call = self._add_call(op, inputs, outputs[0], weighted, varies, option, curve)
+            factor = option(name, args, kwargs)
+            call = self._add_call(op, inputs, outputs[0], weighted, varies, factor, curve)
             if weighted is None:
                 one = curve is not None or op in PASSIVE
-                terms = args[:1] if one else _in_order(op, args, kwargs)
+                terms = args[:1] if one else in_order(op, args, kwargs)
                 if op in PASSIVE and not outputs[0].is_floating_point():
                     terms = ()  # numbers are cut to integers, or to true and false
                 call = replace(call, terms=self._terms(terms))
@@ -347,7 +375,7 @@ class Watch(TorchFunctionMode):
     def _report(
         self, call: Call, weighted: Weighted | None, args: tuple[Any, ...], output: Tensor
     ) -> None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(output):
+        if is_mapped(output):
             return  # inside of vmap or another transform a tensor has no values to measure
         if output.is_floating_point() or output.is_complex():
             self._observer.produced(call, output)
@@ -521,40 +549,6 @@ def _on_loss(loss: Any, output: Any) -> str:
     if not refuses(loss, (output,), {}):
         return ""
     return ". It gets the model's output alone: loss=lambda output: criterion(output, target)"
-
-
-def _option(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
-    """The number that a signal is multiplied with, divided by or raised to."""
-    if name not in PRODUCTS | QUOTIENTS | {"pow"}:
-        return None
-    given = (*(args[1:] if name == "pow" else args), *kwargs.values())
-    numbers = (a for a in given if isinstance(a, (int, float)) and not isinstance(a, bool))
-    return next((float(a) for a in numbers), None)
-
-
-def _filled(name: str, args: tuple[Any, ...]) -> float | None:
-    """The number that a new tensor is filled with."""
-    if name in ("full", "full_like", "new_full", "tensor", "scalar_tensor"):
-        given = next((a for a in reversed(args) if type(a) in (int, float)), None)
-        return None if given is None else float(given)
-    return _FILLED.get(name)
-
-
-def _in_order(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an elementwise call is given, by place; (None,) where names give it what none has.
-
-    Both bounds of a clamp, without which it has an infinite one; the condition of a where first,
-    which comes second in the method.
-    """
-    if op == "where" and len(args) == 3 and isinstance(args[1], Tensor):
-        first = args[0]
-        if args[1].dtype == torch.bool and getattr(first, "dtype", None) != torch.bool:
-            args = (args[1], first, args[2])
-    if op in ("clamp", "clip"):
-        given = {**dict(zip(("min", "max"), args[1:], strict=False)), **kwargs}
-        low, high = given.get("min"), given.get("max")
-        return (*args[:1], -math.inf if low is None else low, math.inf if high is None else high)
-    return (None,) if kwargs else args
 
 
 def reject_unwatchable(model: nn.Module) -> None:

@@ -63,7 +63,9 @@ def _constant(evidence: Evidence) -> set[int]:
 
 
 def _is_closed(call: Call, zeros: frozenset[str]) -> bool:
-    """Whether a matrix or table of zeros is all that a call makes its result of."""
+    """Whether a matrix or table of zeros is all that a call makes its result of, if known."""
+    if call.op.startswith("unnamed:"):
+        return bool(call.parameters) and zeros.issuperset(call.parameters)
     if not call.operands or not call.layout:
         return False
     main = call.operands[0]
