@@ -252,6 +252,21 @@ def test_raw_inputs_are_named_where_they_saturate_the_first_layer():
     assert "Normalize the inputs" in finding.fix
 
 
+@pytest.mark.parametrize(
+    ("act", "gain"),
+    [
+        (nn.Tanh, "calculate_gain('tanh')"),
+        (nn.Sigmoid, "a gain of 1"),
+        (nn.Hardsigmoid, "a gain of 1"),
+    ],
+)
+def test_the_gain_that_a_flat_layer_is_told_is_that_of_its_activation(act: type, gain: str):
+    model = nn.Sequential(nn.Linear(16, 32), act(), nn.Linear(32, 4))
+    nn.init.normal_(model[0].weight, std=10.0)
+    (finding,) = [f for f in fanin.check(model, torch.randn(64, 16)).findings if f.code == "P206"]
+    assert gain in finding.fix
+
+
 class Read(nn.Module):
     """A recurrent layer, or cells step by step, behind a layer or none; or a gate beside a sum."""
 

@@ -142,3 +142,36 @@ def test_the_operation_that_is_infinite_at_zero_is_named(function, op: str):
     report = fanin.check(Net(), torch.randn(64, 20), lambda out: out.square().mean())
     (found,) = [f for f in report.findings if f.code == "N403"]
     assert f"first in {op} " in found.measured
+
+
+class Spare(nn.Module):
+    """A network with a parameter that its forward uses, or leaves alone."""
+
+    def __init__(self, used: bool, trainable: bool):
+        super().__init__()
+        self.body, self.used = nn.Linear(6, 3), used
+        self.spare = nn.Parameter(torch.full((3,), math.nan), requires_grad=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.spare if self.used else self.body(x)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_nan_that_nothing_reads_is_a_warning(used: bool, trainable: bool):
+    report = fanin.check(Spare(used, trainable), torch.randn(12, 6))
+    [found] = [f for f in report.findings if f.code == "N401"]
+    assert found.layer == "spare"
+    assert found.severity == ("error" if used else "warning")
+    assert ("Nothing reads it" in found.why) != used
+
+
+def test_nan_that_nothing_reads_hides_no_other():
+    model = Spare(False, False)
+    with torch.no_grad():
+        model.body.weight[0, 0] = math.nan
+    found = fanin.check(model, torch.randn(12, 6)).findings
+    assert {(f.layer, f.severity) for f in found if f.code == "N401"} == {
+        ("body.weight", "error"),
+        ("spare", "warning"),
+    }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
-from fanin.numbers import TINY
+from fanin.numbers import TINY, Audit
 from fanin.summary import count
 from fanin.wording import listed
 
@@ -27,8 +27,18 @@ SQUARED = 1.8e19
 
 
 def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
-    """N401: NaN or infinity inside a parameter."""
-    bad = [a for a in evidence.audits if a.nonfinite]
+    """N401: NaN or infinity inside a parameter; those that nothing reads do no harm."""
+    bad, idle = [a for a in evidence.audits if a.nonfinite], _unread(evidence)
+    yield from _holding(evidence, [a for a in bad if a.name not in idle])
+    yield from _holding(evidence, [a for a in bad if a.name in idle], read=False)
+
+
+def _unread(evidence: Evidence) -> set[str]:
+    """Parameters that no call of the pass has used."""
+    return {name for name, use in evidence.seen.architecture.unnamed if use == "unused"}
+
+
+def _holding(evidence: Evidence, bad: list[Audit], read: bool = True) -> Iterator[Finding]:
     if bad:
         entries = count(sum(a.nonfinite for a in bad), "entry", "entries")
         counts = (f"{a.name}: {a.nonfinite:,} of {a.count:,}" for a in bad)
@@ -40,11 +50,15 @@ def non_finite_parameter(evidence: Evidence) -> Iterator[Finding]:
             )
         yield finding(
             "N401",
-            "error",
+            "error" if read else "warning",
             (a.name for a in bad),
             measured=f"{listed(counts, 4, apart='; ')} not finite",
             expected="0",
             message=message,
+            why=None
+            if read
+            else "Nothing reads it on this batch, so it does no harm now; the "
+            "first use of it makes the loss NaN.",
         )
 
 
@@ -81,7 +95,7 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
 
 def non_finite_signal(evidence: Evidence) -> Iterator[Finding]:
     """N403: the pass itself makes NaN or infinity; the first operation is named."""
-    if any(a.nonfinite for a in evidence.audits):
+    if any(a.nonfinite and a.name not in _unread(evidence) for a in evidence.audits):
         return
     bad = evidence.out_of_range
     overflow = bad is not None and bad[1] == math.inf and evidence.limit[1] == "float16"  # N404

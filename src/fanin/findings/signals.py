@@ -445,7 +445,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     """P206: layers that work in the flat part of a bounded activation."""
     read = evidence.seen.architecture
     heads, trunk = read.heads, {s.index for s in evidence.trunk}
-    found: dict[tuple[str, str | None], list[tuple[str, float, float]]] = {}
+    found: dict[tuple[str, str | None, bool], list[tuple[str, float, float]]] = {}
     for layer in read.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
         shares = [c.saturated for c in cells if c.saturated is not None]
@@ -461,9 +461,10 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         if share >= (SATURATING if central else full):
             on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(read.trunk)
             severity = "error" if on_trunk and share >= full else "warning"
-            kind = (severity, large_inputs(evidence, layer.name))
+            gate = layer.op in RECURRENT or layer.activation in _GATES
+            kind = (severity, large_inputs(evidence, layer.name), gate)
             found.setdefault(kind, []).append((layer.name, share, rms))
-    for (severity, fix), flat in found.items():
+    for (severity, fix, gate), flat in found.items():
         cause = "Most" if fix is None else "The inputs are so large that most"
         shown = (f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in flat)
         yield finding(
@@ -473,8 +474,12 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             measured=listed(shown, 4, apart="; "),
             expected=f"below {SATURATING:.0%}",
             message=f"{cause} units sit where their activation is flat.",
-            fix=fix,
+            fix=fix or (_SMALLER if gate else None),
         )
+
+
+_GATES = frozenset({"sigmoid", "hardsigmoid"})
+_SMALLER = "Draw smaller weights: nn.init.xavier_normal_(w), with a gain of 1, biases near zero."
 
 
 def _is_beside(evidence: Evidence, layer: Layer) -> bool:
