@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from zoo import seeded
 
-from fanin.clones import clones, repeated_rows
+import fanin
+from fanin.clones import clones, repeated_rows, shared
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +156,47 @@ def test_repetition_by_design_is_not_counted(values: torch.Tensor):
 def test_a_frozen_matrix_is_not_looked_at():
     shard = torch.randn(10, 16)
     assert repeated_rows(matrix(torch.cat([shard, shard])).requires_grad_(False)) == ()
+
+
+class Views(nn.Module):
+    """Two layers, each of whose weights is a view of one memory."""
+
+    def __init__(self, first: torch.Tensor, second: torch.Tensor):
+        super().__init__()
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(torch.relu(x @ self.first) @ self.second))
+
+
+def memory(rows: int = 16) -> torch.Tensor:
+    return torch.randn(rows, 8) / 8**0.5
+
+
+@pytest.mark.parametrize(
+    ("of", "met"),
+    [
+        (lambda m: (m[:8], m[:8]), True),
+        (lambda m: (m[:8], m[:8].T), True),
+        (lambda m: (m[:8], m[4:12]), True),
+        (lambda m: (m[::2], m[:8]), True),
+        (lambda m: (m[:8], m[8:]), False),  # a flat buffer in parts
+        (lambda m: (m[::2], m[1::2]), False),
+        (lambda m: (m[:8], m[:8].clone()), False),
+    ],
+)
+def test_different_parameters_in_one_memory_are_told_from_clones(of, met: bool):
+    model = Views(*of(memory()))
+    assert shared(model) == ((("first", "second"),) if met else ())
+    found = [f for f in fanin.check(model, torch.randn(32, 8)).findings if f.code == "S104"]
+    assert ("lie in the same memory" in "".join(f.message for f in found)) == met
+    assert len(found) == (met or torch.equal(model.first, model.second))
+
+
+def test_a_tied_parameter_is_one_and_empty_ones_share_nothing():
+    model = Views(memory(8), memory(8))
+    model.second = model.first
+    model.none, model.nothing = nn.Parameter(torch.empty(0, 8)), nn.Parameter(torch.empty(0, 8))
+    assert shared(model) == ()
+    assert shared(nn.Linear(3, 3, device="meta")) == ()

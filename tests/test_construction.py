@@ -302,3 +302,64 @@ def test_torchs_own_constructions_are_silent(name: str):
     assert record.idle(model) == ()
     for found in audit(model):
         assert (found.nonfinite, found.tiny, found.outliers) == (0, 0.0, 0), found.name
+
+
+class Drawn(nn.Module):
+    """A table, a parameter of zeros and a layer, drawn by a function."""
+
+    def __init__(self, draw: Callable[[nn.Module], object]):
+        super().__init__()
+        self.table, self.matrix = nn.Embedding(30, 6), nn.Parameter(torch.zeros(6, 8))
+        self.head = nn.Linear(8, 3)
+        self.kept = draw(self)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.table(words) @ self.matrix))
+
+
+def _assigned(model: nn.Module) -> None:
+    model.matrix = nn.Parameter(torch.normal(0.0, 0.1, size=(6, 8)))
+
+
+def _by_data(model: nn.Module) -> None:
+    model.matrix.data = torch.normal(0.0, 0.1, model.matrix.shape)
+
+
+def _copied(model: nn.Module) -> None:
+    with torch.no_grad():
+        drawn = torch.normal(model.matrix, 0.1)
+        other = torch.zeros(3).sum()
+        model.matrix.copy_(drawn + other)
+
+
+def _kept(model: nn.Module) -> Tensor:
+    return torch.normal(0.0, 1.0, size=(6, 8))
+
+
+def _outward(model: nn.Module) -> None:
+    torch.normal(0.0, 0.1, size=(6, 8), out=model.matrix.detach())
+
+
+@pytest.mark.parametrize(
+    ("draw", "named"),
+    [
+        (lambda m: [torch.normal(m.matrix, 0.02), None][1], ("matrix",)),
+        (lambda m: [torch.normal(m.table.weight.data, 0.02), None][1], ("table.weight",)),
+        (lambda m: [torch.normal(0.0, 0.02, size=(6, 8)), None][1], ("matrix",)),
+        (lambda m: [torch.normal(0.0, 0.02, size=(7, 8)), None][1], ()),
+        (_assigned, ()),
+        (_by_data, ()),
+        (_copied, ()),
+        (_kept, ()),
+        (_outward, ()),
+        (lambda m: nn.init.normal_(m.matrix), ()),
+        (lambda m: [torch.distributions.Normal(m.matrix, 0.1).sample().std(), None][1], ()),
+    ],
+)
+def test_a_draw_that_went_nowhere_names_the_parameter(draw: Callable, named: tuple[str, ...]):
+    model, record = recorded(lambda: Drawn(draw))
+    assert record.thrown(model) == named
+    report = fanin.check(model, torch.arange(12) % 30, record=record)
+    assert [f.layers[: len(named)] for f in report.findings if f.code == "W504"] == (
+        [named] if named else []
+    )

@@ -204,3 +204,24 @@ def test_tables_too_large_for_a_ranking_loss_are_named(std: float, sound: bool):
     if found:
         assert set(found[0].layers) == {"users", "items"}
         assert "tables" in found[0].fix
+
+
+@pytest.mark.parametrize(
+    ("scale", "raw", "severity"),
+    [(300.0, 1.0, "warning"), (1e7, 1.0, "error"), (1.0, 1e8, "warning")],
+)
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_loss_beyond_all_that_learned_is_an_error(
+    scale: float, raw: float, severity: str, regression: bool
+):
+    """Raw inputs make it large too, and are the batch's."""
+    model, wanted = network(5), torch.randn(64, 5)
+    with torch.no_grad():
+        model[2].weight *= scale
+    report = fanin.check(
+        model,
+        raw * torch.randn(64, 8),
+        lambda out: F.mse_loss(out, wanted) if regression else F.cross_entropy(out, LABELS),
+    )
+    [found] = [f for f in report.findings if f.code == "O301"]
+    assert found.severity == severity

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fanin import draw
 from fanin.architecture import Key, parameters_of
 from fanin.branches import residual_branches
-from fanin.clones import repeated_rows
+from fanin.clones import repeated_rows, shared
 from fanin.construction import Record, recorded
 from fanin.errors import ArgumentError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
@@ -180,6 +180,8 @@ def _look(
         unwritten=record.unwritten(subject.model) if record is not None else (),
         idle=record.idle(subject.model) if record is not None else (),
         lost=record.lost(subject.model) if record is not None else (),
+        thrown=record.thrown(subject.model) if record is not None else (),
+        shared=shared(subject.model),
     )
 
 

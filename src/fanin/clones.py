@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["clones", "equal", "repeated_rows", "repeats"]
+__all__ = ["clones", "equal", "repeated_rows", "repeats", "shared"]
 
 _SAMPLE = 4096  # entries looked at to tell a random start from a designed one
 _ROWS = 256  # rows in which neighbours are compared
@@ -21,13 +21,17 @@ SMOOTH = 0.5
 def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Groups of modules or parameters that start bit-identical without being tied.
 
-    Only trainable matrices with random-looking entries count: zeros, ones, identities, tables of
-    sines and repeated rows are designs, not accidents.
+    Only trainable matrices with random-looking entries, each in memory of its own, count: zeros,
+    ones, identities, tables of sines and repeated rows are designs, not accidents.
     """
+    again = {name for _, name in shared(model)}
     random = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if _is_matrix(parameter) and _random_looking(parameter) and not _smooth(parameter)
+        if name not in again
+        and _is_matrix(parameter)
+        and _random_looking(parameter)
+        and not _smooth(parameter)
     }
     kin = {name: name for name in random}  # what looks random → the first that is equal
     groups_of_equal = equal(random)
@@ -36,6 +40,48 @@ def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     inside = _members(kin)
     groups = dict.fromkeys(_places(same, kin, inside) for same in groups_of_equal)
     return tuple(g for g in groups if not any(_inside(g, other) for other in groups if other != g))
+
+
+def shared(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Pairs of different parameters that lie, in whole or in part, in the same memory.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> layer.again = nn.Parameter(layer.weight.data)
+    >>> shared(layer)
+    (('weight', 'again'),)
+    """
+    spans: list[tuple[str, int, int, int, str, Tensor]] = []
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        plain = type(values) is Tensor and values.layout == torch.strided
+        if plain and values.numel() and not values.is_meta:
+            steps = zip(values.shape, values.stride(), strict=True)
+            first, reach = values.data_ptr(), sum((n - 1) * step for n, step in steps)
+            last = first + (reach + 1) * values.element_size()
+            spans.append((str(values.device), first, last, len(spans), name, values))
+    found = []
+    near: list[tuple[str, int, int, int, str, Tensor]] = []
+    for span in sorted(spans, key=lambda s: s[:4]):
+        near = [s for s in near if s[0] == span[0] and s[2] > span[1]]
+        for other in (s for s in near if _meet(s[5], span[5])):
+            one, two = sorted((other, span), key=lambda s: s[3])
+            found.append((one[4], two[4]))
+        near.append(span)
+    return tuple(found)
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, whose spans of memory overlap, have an entry in common."""
+    if one.is_contiguous() and other.is_contiguous():
+        return True
+    places = [
+        torch.arange(t.untyped_storage().nbytes() // t.element_size())
+        .as_strided(t.shape, t.stride(), t.storage_offset())
+        .flatten()
+        * t.element_size()
+        for t in (one, other)
+    ]
+    return bool(torch.isin(*places).any())
 
 
 def equal(tensors: Mapping[str, Tensor]) -> list[list[str]]:

@@ -33,6 +33,14 @@ class _Draw(NamedTuple):
     recorded: bool  # whether gradients told what they are
 
 
+class _Loose(NamedTuple):
+    """A draw that made a new tensor: its memory, its shape, and the memory of its means."""
+
+    storage: Any
+    shape: torch.Size
+    means: int | None
+
+
 class Record:
     """What was seen while a model was built.
 
@@ -48,6 +56,8 @@ class Record:
         self._data: Any = WeakTensorKeyDictionary()  # .data of a computed tensor → that tensor
         self._made: Any = WeakTensorKeyDictionary()  # computed without gradients → its leaves
         self._drawn: list[_Draw] = []  # into these two
+        self._loose: list[_Loose] = []  # draws that nothing has used so far
+        self._thrown: list[_Loose] = []
         self._since: frozenset[str] = frozenset()  # parameters that were written afterwards
 
     def without(self, written: Collection[str]) -> Record:
@@ -83,6 +93,33 @@ class Record:
             for n, p in self._parameters(model)
             if id(p) in sure or (id(p) in likely and ".parametrizations." in f".{n}")
         )
+
+    def thrown(self, model: nn.Module) -> tuple[str, ...]:
+        """Parameters that a draw was for, as far as its means or its shape tell, that is lost."""
+        self._let_go(frozenset())
+        found: dict[str, None] = {}
+        for draw in self._thrown:
+            alike = {n: p for n, p in self._parameters(model) if p.shape == draw.shape}
+            own = [n for n, p in alike.items() if _key(p) == draw.means]
+            found.update(dict.fromkeys(own or alike))
+        return tuple(found)
+
+    def made_new(self, out: Tensor, means: Any) -> None:
+        """Note a draw into a new tensor, which is lost if it is let go before anything uses it."""
+        given = _key(means) if isinstance(means, Tensor) else None
+        self._loose = [*self._loose[1 - _LOOSE :], _Loose(_storage(out), out.shape, given)]
+
+    def _let_go(self, used: Collection[int]) -> None:
+        """Tell draws that were let go from those that are used, by their memory, or still kept."""
+        kept = [d for d in self._loose if d.storage._cdata not in used]
+        count: Any = torch._C._storage_Use_Count
+        self._thrown += [d for d in kept if count(d.storage._cdata) == 1]  # that is this record's
+        self._loose = [d for d in kept if count(d.storage._cdata) > 1]
+
+    def taken(self, tensors: Iterable[Tensor]) -> None:
+        """Note what a call is given."""
+        if self._loose:
+            self._let_go({_key(tensor) for tensor in tensors})
 
     def allocated(self, tensor: Tensor) -> None:
         """Note memory that nothing was written into; what has none of its own is left out."""
@@ -133,6 +170,7 @@ class Record:
         self._drawn = [d for d in self._drawn if id(d.tensor()) not in ids]
 
 
+_LOOSE = 8  # draws that are watched for their use at a time
 # Beyond 6 σ a normal has 2e-9 of its mass: a bound there cuts nothing in any real matrix.
 IDLE = 6.0
 _UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
@@ -167,6 +205,7 @@ class _Watch(TorchFunctionMode):
         if self.inside:  # `_Beneath` hands on what it saw
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        record.taken(tensors_in((args, kwargs)))
         if record._drawn:
             record.used(tensors_in((args, kwargs)))
         if name in _DRAWS:
@@ -184,6 +223,8 @@ class _Watch(TorchFunctionMode):
             record.made(out, tensors_in((args, kwargs)))
         if grows or (name in _UNWRITTEN and isinstance(out, Tensor)):
             record.allocated(out)
+        elif func is torch.normal and kwargs.get("out") is None and type(out) is Tensor:
+            record.made_new(out, kwargs.get("mean", args[0] if args else None))
         elif name_of(func)[1]:
             if name != "requires_grad_" and name not in _RESIZES:
                 record.wrote(tensors_in((args[:1], kwargs.get("tensor"), kwargs.get("out"))))

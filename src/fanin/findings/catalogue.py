@@ -167,7 +167,7 @@ _NUMBERS = (
     Rule(
         "N401",
         "non-finite-parameter",
-        (_ERROR,),
+        (_ERROR, _WARNING),
         "a parameter holds NaN or infinity",
         why="One NaN reaches every output in one step and every weight in the next.",
         fix="Draw these entries again; look for torch.empty without an init, or a broken "
@@ -235,7 +235,7 @@ _WIRING = (
         "W504",
         "idle-initializer",
         (_WARNING,),
-        "an initializer that drew a computed weight, without effect",
+        "an initializer without effect: what it drew is computed again, or let go",
         why="The weight is computed again from its parameters in every forward pass, so the start "
         "is not the one that was written down.",
         fix="Initialize before the reparametrization is applied, or use fanin.init_, which draws "
@@ -256,7 +256,7 @@ _OBJECTIVE = (
     Rule(
         "O301",
         "loss-above-chance",
-        (_WARNING,),
+        (_ERROR, _WARNING),
         "the loss starts far above that of guessing",
         why="The first steps go into unlearning confident wrong answers; with a tied embedding it "
         "is the embedding's scale.",

@@ -88,6 +88,8 @@ class Evidence:
             construction).
         lost: parameters that a weight is computed from, where an initializer drew that weight and
             not them (a watched construction).
+        shared: pairs of parameters that lie in the same memory.
+        thrown: parameters of the shape of a draw that went nowhere (a watched construction).
         refused: what the forward or the loss raised where entries are not finite; the pass was then
             made with zeros in their place.
     """
@@ -110,6 +112,8 @@ class Evidence:
     unwritten: tuple[str, ...] = ()
     idle: tuple[tuple[str, float, float], ...] = ()
     lost: tuple[str, ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()
+    thrown: tuple[str, ...] = ()
     refused: str = ""
 
     @cached_property

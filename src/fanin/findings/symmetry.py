@@ -370,6 +370,7 @@ def self_breaking(evidence: Evidence) -> Iterator[Finding]:
 def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
     """S104: untied parameters that start bit-identical."""
     yield from _repeated_rows(evidence)
+    yield from _shared_memory(evidence)
     groups = evidence.symmetry.clones
     if not groups:
         return
@@ -381,6 +382,23 @@ def cloned_layers(evidence: Evidence) -> Iterator[Finding]:
         expected="every untied weight drawn on its own",
         message="Different, untied parameters start bit-identical.",
     )
+
+
+def _shared_memory(evidence: Evidence) -> Iterator[Finding]:
+    """Parameters that are not tied, and lie in one another's memory all the same."""
+    if evidence.shared:
+        yield finding(
+            "S104",
+            "warning",
+            (name for pair in evidence.shared for name in pair),
+            measured=listed((f"{a} and {b}" for a, b in evidence.shared), 4, apart="; "),
+            expected="memory of its own for each parameter, or one parameter in both places",
+            message="Different parameters lie in the same memory.",
+            why="Each has a gradient and an optimizer state of its own, and both steps are written "
+            "to the same numbers; whatever draws one of them changes the other.",
+            fix="To tie them, put the parameter itself in both places (b.weight = a.weight); if "
+            "not, give each a copy (nn.Parameter(a.weight.detach().clone())), and draw that anew.",
+        )
 
 
 def _repeated_rows(evidence: Evidence) -> Iterator[Finding]:

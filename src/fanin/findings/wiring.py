@@ -19,6 +19,9 @@ ABOVE_CHANCE = 2.0
 # A loss of any kind that is hopeless: squares of 3e7, or e^35.  A VAE with weights ten times too
 # large starts at 3e16, MAML at 2e15; after 200 steps both are 3 to 12 times behind a healthy start.
 HUGE_LOSS = 1e15
+# A known loss this many times that of guessing is an error.  Labelled (both seeds): sound up to
+# 140 times, half learned up to 9e4, from there on all faulty.
+HOPELESS = 1e5
 
 
 def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
@@ -45,13 +48,19 @@ def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
         fix = fix or "Start the tables whose rows are multiplied smaller: std 0.1, or 1/√width."
     yield finding(
         "O301",
-        "warning",
+        _severity(evidence, chance.loss, place),
         (place, *tables),
         measured=f"loss {loss:.4g}",
         expected=f"about {chance.loss:.4g}, the loss of guessing",
         message=f"{cause} far above that of guessing.",
         fix=fix,
     )
+
+
+def _severity(evidence: Evidence, guess: float, place: str) -> str:
+    """An error where the loss is hopeless, and not by the inputs alone."""
+    hopeless = evidence.seen.loss > HOPELESS * guess
+    return "error" if hopeless and large_inputs(evidence, place) is None else "warning"
 
 
 def _tables_multiplied(evidence: Evidence, place: str) -> list[str]:
@@ -72,7 +81,7 @@ def _loss_above_zero(evidence: Evidence, place: str, guess: float, far: float) -
     told = f"targets of size {target:.3g}" if target >= 1.0 else "targets of size 1 or less"
     yield finding(
         "O301",
-        "warning",
+        _severity(evidence, guess, place),
         (place,),
         measured=f"loss {evidence.seen.loss:.4g}",
         expected=f"about {guess:.4g}, as for outputs of zero and {told}",
@@ -197,6 +206,19 @@ def idle_truncation(evidence: Evidence) -> Iterator[Finding]:
 
 def idle_initializer(evidence: Evidence) -> Iterator[Finding]:
     """W504: a weight that is computed from others was drawn, and is computed again."""
+    if evidence.thrown:
+        yield finding(
+            "W504",
+            "warning",
+            [*evidence.thrown, *(n.rpartition(".")[0] for n in evidence.thrown)],
+            measured="a result of torch.normal that nothing used, of the shape of "
+            f"{listed(evidence.thrown, 4)}",
+            expected="a draw into the parameter",
+            message="An initializer had no effect: torch.normal makes a new tensor, and writes "
+            "into none.",
+            why="The parameter keeps what it had before: its default, zeros, or unwritten memory.",
+            fix="Draw in place: nn.init.normal_(w, mean, std).",
+        )
     if evidence.lost:
         yield finding(
             "W504",
