@@ -175,3 +175,32 @@ def test_nan_that_nothing_reads_hides_no_other():
         ("body.weight", "error"),
         ("spare", "warning"),
     }
+
+
+@pytest.mark.parametrize("width", [-100.0, 0.0])
+def test_a_loss_is_the_models_fault_where_other_weights_make_it_finite(width: float):
+    model, target = nn.Linear(8, 2), torch.randn(32)
+    nn.init.constant_(model.bias, width)
+
+    def density(out):
+        mean, width = out[:, 0], out[:, 1].exp()
+        return ((target - mean) / width).square().mean() + out[:, 1].mean()
+
+    report = fanin.check(model, torch.randn(32, 8), density)
+    found = [f for f in report.findings if f.code == "N403"]
+    assert [("of the loss" in f.measured, f.severity) for f in found] == (
+        [(True, "error")] if width else []
+    )
+
+
+def test_a_weight_that_is_not_finite_before_it_meets_a_signal_is_named_by_its_parameters():
+    class OfLengthOne(nn.Linear):
+        def forward(self, x):
+            return x @ (self.weight / self.weight.norm(dim=1, keepdim=True)).T + self.bias
+
+    model = nn.Sequential(OfLengthOne(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    nn.init.zeros_(model[0].weight)
+    (found,) = fanin.check(model, torch.randn(32, 8)).findings
+    assert found.code == "N403"
+    assert "computed from 0.weight" in found.message
+    assert "0.weight" in found.layers

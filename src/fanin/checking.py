@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fanin import draw
+from fanin.apply import lent
 from fanin.architecture import Key, parameters_of
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows, shared
 from fanin.construction import Record, recorded
-from fanin.errors import ArgumentError, LossError, ModelError
+from fanin.errors import ArgumentError, FaninError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
 from fanin.numbers import Audit, audit
 from fanin.passes import Pass, Subject, run_pass
+from fanin.planning import plan
 from fanin.prediction import between_samples, predictions
 from fanin.probe import Recorder, relative_spread
 from fanin.reading import check_batch
@@ -157,7 +159,7 @@ def _look(
     if not _finite(seen) and seen.first_bad is None:
         tell("looking for the first value that is not finite")
         seen, rows = _first_pass(subject, torch.finfo(torch.float32).max)
-    _blame_loss(seen, audits)
+    _blame_loss(subject, seen, audits)
     symmetry, distinct = examine(subject, seen, rows, tell)
     trunk = stations(seen, seen.architecture.trunk)
     branches, inside = residual_branches(seen.architecture)
@@ -222,17 +224,32 @@ def _first_pass(subject: Subject, limit: float | None) -> tuple[Pass, tuple[RowS
     return seen, alike_rows(subject.model, seen, gradients)
 
 
-def _blame_loss(seen: Pass, audits: tuple[Audit, ...]) -> None:
-    """A loss that is not finite is its own fault only where everything before it is finite."""
+def _blame_loss(subject: Subject, seen: Pass, audits: tuple[Audit, ...]) -> None:
+    """A loss that is not finite is its own fault only where everything before it is finite, and
+    other weights make it no better."""
     cells = seen.cells.values()
     explained = any(a.nonfinite for a in audits) or any(c.nonfinite for c in cells)
     huge = any(c.max_abs > _HUGE for c in cells)
     inside = seen.first_bad is not None and seen.first_bad[0].index < seen.architecture.trace.length
     if not math.isfinite(seen.loss) and not explained and not huge and not inside:
+        if seen.first_bad is not None and _is_finite_anew(subject):
+            return
         told = f"loss: it is {seen.loss} although the model's layers give finite values"
         if seen.first_bad is not None:
             told += f"; {seen.first_bad[0].op} gives the first that is not"
         raise LossError(told)
+
+
+def _is_finite_anew(subject: Subject) -> bool:
+    """Whether the loss is a number with every weight drawn anew: then the start is to blame, as
+    where a density is taken at a width that has underflowed."""
+    try:
+        recipe = plan(subject.model, subject.batch, seed=subject.seed)
+        with lent(recipe, subject.model, seed=subject.seed):
+            seen, _ = run_pass(subject, Recorder(subject.seed, subject.samples))
+    except FaninError:
+        return False
+    return math.isfinite(seen.loss)
 
 
 # Findings that need no pass.

@@ -33,6 +33,7 @@ class Cell:
     squares: float = 0.0
     max_abs: float = 0.0
     nonfinite: int = 0
+    bad_weight: bool = False  # what it is multiplied with is not finite
     variation: float | None = None
     given: float | None = None  # RMS deviation of the input across samples; where these are alike
     token_variation: float | None = None
@@ -89,6 +90,8 @@ class Recorder:
         occurrence = self._occurrences.get(key, 0)
         self._occurrences[key] = occurrence + 1
         _measure(cell, values)
+        if cell.nonfinite:
+            cell.bad_weight = not bool(torch.isfinite(weighted.weights[0][1]).all())
         if call.varies and self._samples:
             cell.variation = _spread(values, self._samples)
             if cell.variation is not None and cell.variation < ALIKE and weighted.inputs:

@@ -129,13 +129,35 @@ def _breaks_gradient(evidence: Evidence, last: Call) -> Call:
 
 def _first(evidence: Evidence, call: Call, way: str, *layers: str) -> Finding:
     place = evidence.place(call)
+    cell = evidence.seen.cells.get(call.index)
+    if way == "forward" and cell is not None and cell.bad_weight:
+        return _of_weight(call, place)
+    behind = call.index >= evidence.seen.architecture.trace.length
+    told = "the loss" if behind else place or "the model"
     return finding(
         "N403",
         "error",
         (*layers, place),
-        measured=f"first in {call.op} of {place or 'the model'} ({way})",
+        measured=f"first in {call.op} of {told} ({way})",
         expected="finite values everywhere",
         message=f"The {way} pass makes NaN or infinite values; {call.op} is the first to do so.",
+    )
+
+
+def _of_weight(call: Call, place: str) -> Finding:
+    """The parameters are finite; what is computed from them, before it meets any signal, is not."""
+    parameters = call.operands[0].parameters
+    names = listed(parameters)
+    return finding(
+        "N403",
+        "error",
+        (place, *parameters),
+        measured=f"the weight that {call.op} of {place or 'the model'} computes from {names}",
+        expected="finite values everywhere",
+        message=f"The weight that is computed from {names} is NaN or infinite, though these are "
+        "finite.",
+        fix="Look at how it is computed: zeros divided by their own norm or standard deviation, "
+        "or a step or scale of zero.",
     )
 
 
