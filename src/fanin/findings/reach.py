@@ -39,10 +39,13 @@ def live(evidence: Evidence, run: Sequence[Station] | None = None) -> list[Stati
 
 def _is_zero(evidence: Evidence, layer: Layer) -> bool:
     """Whether a layer's weight is zero, for now, where it is used: not as 1 + weight, nor as a
-    slope."""
+    slope, nor added, as a bias is."""
+    if layer.op == "prelu":
+        return False
     main = evidence.seen.architecture.trace.calls[layer.calls[0]].operands[0]
     zero = layer.weight[0] in evidence.zeros - evidence.frozen
-    return zero and main.offset == 0.0 and layer.op != "prelu"
+    bias = layer.op == "shift" and sum(size > 1 for size in main.shape) < 2  # a table is none
+    return zero and main.offset == 0.0 and not bias
 
 
 def _constant(evidence: Evidence) -> set[int]:
