@@ -130,13 +130,16 @@ def _alive_again(case: Case, layers: Collection[str], level: int) -> Iterator[As
     A layer whose weight, or the scale of a norm behind it, is all zero is no matter of dead units,
     and no more is one behind a zero that is part of the deadlock.
     """
-    read = case.evidence.seen.architecture
+    read, cells = case.evidence.seen.architecture, case.evidence.seen.cells
     listed = [y for y in read.layers if y.name in layers]
     held = _zeros_that_hold(case)
     for layer in listed:
         own = set(layer.calls)
         before = read.ancestors(own) - own
         behind = any(before & set(y.calls) for y in listed if y.name != layer.name)
+        # what its outputs are multiplied with is read on the way to where they are flat
+        flat = {cells[i].dead_at for i in own if i in cells} - {None}
+        before |= read.ancestors(i for i in flat if i is not None) - own
         above = [y for y in read.layers if before & set(y.calls)]
         factors = [*layer.weight, *_read_by(case, layer, "norm_scale")]
         factors += [n for y in above for n in y.parameters if n in held]

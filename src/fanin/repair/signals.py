@@ -96,7 +96,10 @@ def swapped(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Norms whose scale is zero and whose shift is not: as in a new model."""
     ops = {y.name: y.op for y in case.evidence.layers}
     norms = [n for n in finding.layers if ops.get(n) in NORMS and level == 0]
-    names = case.parameters_at(norms, ("norm_scale", "norm_shift"))
+    closed = [
+        n for n in norms if not case.zeros.isdisjoint(case.parameters_at([n], ("norm_scale",)))
+    ]
+    names = case.parameters_at(closed, ("norm_scale", "norm_shift"))
     made = [case.planned_anew(n, "its scale was zero and its shift was not") for n in names]
     return [a for a in made if a is not None]
 
@@ -266,6 +269,8 @@ def _scaled_for(case: Case, role: Role) -> Role:
     """The role of the weight that a parameter scales: of weight norm, its magnitudes."""
     part = role.part
     if part is None:
+        return role
+    if part.kind == "other" and role.times != 1.0:  # a multiple of it, which scales as it does
         return role
     if part.kind != "magnitude":
         return replace(role, kind="computed")
