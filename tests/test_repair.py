@@ -33,6 +33,12 @@ HOPELESS = {
     "zeros-in-an-ensemble-under-vmap": "what its parameters do is not seen, so they have no plan",
     "exponentials-of-distances-that-underflow": "the distances are those of 64 inputs",
     "cosines-enlarged-64-times": "the head is normalized, and what enlarges it is no parameter",
+    "two-parameters-in-one-memory": "which of the two they should be nobody knows",
+    "factor-of-zero-that-is-no-parameter": "the zero is a constant of the model",
+    "spectral-norm-over-zeros": "the vectors of its power iteration are zeros, and buffers",
+    "norms-with-an-eps-of-a-thousand": "what drowns the variance is no parameter",
+    "running-variance-that-nobody-wrote": "it is a buffer",
+    "mask-that-nobody-wrote": "it is a buffer",
     **dict.fromkeys(
         (
             "frozen-zero-readout",
@@ -220,6 +226,16 @@ OF_ERRORS = {
     "past-the-range-of-float16": {"0.weight": 640},
     "equal-means-of-a-mixture": {"means": 12},
     "embedding-that-drowns-the-positions": {"tokens.weight": 101 * 32},
+    "film-whose-generator-ends-in-zeros": {"generator.2.weight": 96 * 24},
+    "zeros-that-are-standardized": {"2.weight": 24 * 24},
+    "row-of-zeros-that-is-divided-by-its-length": {"2.weight": 24},
+    "quantizers-whose-step-is-next-to-zero": {"0.step": 1, "2.step": 1},
+    "temperature-of-zero": {"temperature": 1},
+    "temperature-next-to-zero": {"temperature": 1},
+    "norms-drawn-like-weights": {
+        f"{i}.norms.{j}.weight": 16 for i in range(1, 7) for j in range(2)
+    },
+    "mixture-whose-widths-underflow": {"widths.bias": 5},
 }
 
 # Warnings, mended on request.
@@ -986,7 +1002,7 @@ def test_a_cause_that_is_mended_stays_so_where_the_next_fault_shows():
 def test_a_fault_without_a_remedy_is_told_as_such():
     done = by_name("logarithm-of-negative-numbers", warnings=False)
     assert not done.repair.ok
-    assert "no remedy for N403" in str(done.repair)
+    assert "the weights are not the cause of N403" in str(done.repair)
 
 
 class Towers(nn.Module):
@@ -1204,3 +1220,101 @@ def test_zeros_that_end_residual_branches_stay_where_others_can_be_given_a_value
 def test_a_switch_is_true_or_false(name: str):
     with pytest.raises(fanin.errors.ArgumentError, match=f"^{name}: 'yes'; True or False"):
         fanin.repair_(mlp(4, 4), torch.randn(8, 4), **{name: "yes"})
+
+
+# ── what weights cannot mend, and what turns out not to be needed ─────────────────────────────
+
+ELSEWHERE = {
+    "norms-with-an-eps-of-a-thousand": "the eps of 1, 4, 7 and 1 more is 1000",
+    "running-variance-that-nobody-wrote": "the buffer 1.running_var holds up to 1e+30",
+    "mask-that-nobody-wrote": "the buffer mask holds up to 1e+30",
+    "spectral-norm-over-zeros": "the buffer 2.parametrizations.weight.0._v holds 0",
+    "factor-of-zero-that-is-no-parameter": "still there with every weight drawn anew",
+    "logarithm-of-negative-numbers": "still there with every weight drawn anew",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_lies_beside_the_weights_is_named_and_no_weight_is_changed_for_it(name: str):
+    done = by_name(name, warnings=False)
+    assert not done.repair.changed
+    assert ELSEWHERE[name] in "; ".join(done.repair.causes)
+    assert "nothing changed: the weights are not the cause of" in str(done.repair)
+    assert done.repair.to_dict()["causes"] == list(done.repair.causes)
+
+
+@pytest.mark.parametrize("name", ["zeros-under-relu", "frozen-zero-readout"])
+def test_no_cause_is_named_where_weights_are_it_or_may_be(name: str):
+    assert by_name(name, warnings=False).repair.causes == ()
+
+
+def test_weights_are_mended_beside_a_buffer_that_is_named():
+    model, batch, loss = BY_NAME["mask-that-nobody-wrote"].build()
+    with torch.no_grad():
+        model.a[0].weight[1, 2] = torch.nan
+    done = mend(model, batch, loss)
+    assert done.entries == {"a.0.weight": 1}
+    assert not done.repair.ok
+    assert "the buffer mask" in done.repair.causes[0]
+    assert "the weights are not the cause of what is left" in str(done.repair)
+    model.mask.fill_(1.0)
+    assert fanin.check(model, batch, loss).ok
+
+
+def test_minus_infinity_in_a_mask_is_not_blamed_for_a_fault_of_the_weights():
+    case = next(c for c in TRAPS if c.name == "minus-infinity-in-masks")
+    model, batch, loss = case.build()
+    name = next(n for n, p in model.named_parameters() if p.dim() > 1)
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] = torch.nan
+    done = mend(model, batch, loss)
+    assert done.repair.ok
+    assert (done.entries, done.repair.causes) == ({name: 1}, ())
+
+
+def test_what_a_remedy_that_did_not_do_has_changed_is_taken_back():
+    """Zero biases revive no unit here, so they stay; new weights do it by themselves."""
+    torch.manual_seed(0)
+    model = mlp(8, 32, 32, 1)
+    with torch.no_grad():
+        model[2].weight.abs_().neg_()
+        model[2].bias.fill_(-0.1)
+    done = mend(model, torch.randn(64, 8), regress(64, 1))
+    assert done.repair.ok
+    assert done.entries == {"2.weight": 32 * 32}
+
+
+def test_of_zeros_that_hold_one_another_those_that_come_free_stay_zero():
+    """Values alone: a gate of zeros is half open, and moves once something passes it."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.value, self.out = (nn.Linear(16, 16, bias=False) for _ in range(3))
+
+        def forward(self, x):
+            return x + self.out(self.gate(x).sigmoid() * self.value(x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), Mixer(), nn.LayerNorm(16), nn.Linear(16, 4))
+    zero_(model[1])
+    done = mend(model, torch.randn(32, 8), classify(32, 4))
+    assert done.repair.ok
+    assert done.repair.changed == ("1.value.weight",)
+
+
+def test_parameters_in_one_memory_are_mended_once_under_the_first_name():
+    torch.manual_seed(0)
+    model = mlp(16, 16, 16, 4)
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    with torch.no_grad():
+        model[0].weight[1, 2] = torch.nan
+    repair = fanin.repair_(model, torch.randn(32, 16), classify(32, 4))
+    assert repair.ok
+    assert [(c.parameter, c.entries) for c in repair.changes] == [("0.weight", 1)]
+    assert torch.equal(model[0].weight, model[2].weight)
+
+
+def test_norms_that_are_small_and_not_zero_are_not_called_swapped():
+    told = [c.because for c in by_name("norms-drawn-like-weights").repair.changes]
+    assert not any("its scale was zero" in text for text in told)

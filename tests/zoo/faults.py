@@ -2314,3 +2314,247 @@ def table_of_zeros_that_is_divided_by_its_own_norm():
 
     tokens = torch.randint(0, 16, (16, 8))
     return Net(), tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())
+
+
+# ── one cause, which is not where the fault shows ────────────────────────────────────────────
+
+
+class _Conditioned(nn.Module):
+    """FiLM whose scales multiply alone, so that zeros of their generator shut the signal out."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4 * 24))
+        self.first = nn.Linear(10, 24)
+        self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(2))
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x, condition):
+        made = self.generator(condition).reshape(len(x), 2, 2, 24)
+        h = self.first(x).relu()
+        for i, block in enumerate(self.blocks):
+            h = (made[:, i, 0] * block(h) + made[:, i, 1]).relu()
+        return self.head(h)
+
+
+@FAULTS(codes=("S102",), layers=("generator.2",), **ERROR)
+def film_whose_generator_ends_in_zeros():
+    model = _Conditioned()
+    zero_(model.generator[2])
+    return model, (torch.randn(32, 10), torch.randn(32, 6)), classify(32, 4)
+
+
+class _Standardized(nn.Linear):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean(1, keepdim=True)
+        weight = weight / (self.weight.std(1, keepdim=True) + 1e-5)
+        return F.linear(x, weight / self.in_features**0.5, self.bias)
+
+
+@FAULTS(codes=("P207",), layers=("2",), **ERROR)
+def zeros_that_are_standardized():
+    model = nn.Sequential(
+        _Standardized(16, 24), nn.ReLU(), _Standardized(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
+    nn.init.zeros_(model[2].weight)
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+class _OfLengthOne(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
+
+
+@FAULTS(codes=("N403",), layers=("2",), words=("2.weight", "computed"), **ERROR)
+def row_of_zeros_that_is_divided_by_its_length():
+    model = nn.Sequential(
+        _OfLengthOne(16, 24), nn.ReLU(), _OfLengthOne(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
+    with torch.no_grad():
+        model[2].weight[3] = 0.0
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+class _Quantized(nn.Module):
+    """LSQ: weights rounded to a learned step."""
+
+    def __init__(self, n, m, step):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(m, n) * (2 / n) ** 0.5)
+        self.bias, self.step = nn.Parameter(torch.zeros(m)), nn.Parameter(torch.tensor(step))
+
+    def forward(self, x):
+        weight = (self.weight / self.step).clamp(-8, 7)
+        weight = (weight.round() - weight).detach() + weight
+        return F.linear(x, weight * self.step, self.bias)
+
+
+@FAULTS(codes=("P207",), layers=("4",), **ERROR)
+def quantizers_whose_step_is_next_to_zero():
+    layers = (_Quantized(16, 24, 1e-10), nn.ReLU(), _Quantized(24, 24, 1e-10), nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(24, 4)), torch.randn(32, 16), classify(32, 4)
+
+
+class _Tempered(nn.Module):
+    def __init__(self, temperature):
+        super().__init__()
+        self.body, self.temperature = mlp(16, 24, 4), nn.Parameter(torch.tensor(temperature))
+
+    def forward(self, x):
+        return self.body(x) / self.temperature
+
+
+@FAULTS(codes=("N403",), layers=("temperature",), **ERROR)
+def temperature_of_zero():
+    return _Tempered(0.0), torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("P202",), layers=("temperature",), **ERROR)
+def temperature_next_to_zero():
+    return _Tempered(1e-8), torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("P207",), layers=("4",), **ERROR)
+def norms_drawn_like_weights():
+    """A loop over all parameters of an encoder: `normal_(std=0.02)`."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
+            self.mix, self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x):
+            x = self.norms[0](x + self.mix(x))
+            return self.norms[1](x + self.down(F.gelu(self.up(x))))
+
+    model = nn.Sequential(nn.Linear(8, 16), *(Block() for _ in range(6)), nn.Linear(16, 4))
+    for parameter in model.parameters():
+        if parameter.dim() > 1 or parameter.unique().tolist() == [1.0]:
+            nn.init.normal_(parameter, std=0.02)
+    return model, torch.randn(32, 8), classify(32, 4)
+
+
+class _Mixture(nn.Module):
+    """A mixture density network: shares, means and widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(8, 24, 24, act=nn.Tanh)
+        self.shares, self.means, self.widths = (nn.Linear(24, 5) for _ in range(3))
+
+    def forward(self, x):
+        h = self.body(x).tanh()
+        return self.shares(h).softmax(-1), self.means(h), self.widths(h).exp()
+
+
+@FAULTS(codes=("N403",), words=("loss",), **ERROR)
+def mixture_whose_widths_underflow():
+    """Each output is finite; the density at a width of e^-100 is not."""
+    model, target = _Mixture(), torch.randn(32, 1)
+    nn.init.constant_(model.widths.bias, -100.0)
+
+    def loss(out):
+        shares, means, widths = out
+        density = torch.exp(-0.5 * ((target - means) / widths) ** 2) / (2.5066 * widths)
+        return -(shares * density).sum(1).log().mean()
+
+    return model, torch.randn(32, 8), loss
+
+
+class _Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight):
+        return weight * self.factor
+
+
+@FAULTS(codes=("P202",), layers=("10",), **ERROR)
+def weights_of_one_times_a_parametrized_constant():
+    model = mlp(16, *[32] * 5, 4, act=nn.LeakyReLU)
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        nn.utils.parametrize.register_parametrization(layer, "weight", _Times(3.0))
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("P202",), layers=("10.weight",), **ERROR)
+def products_enlarged_before_a_bias_of_zero():
+    class Enlarged(nn.Linear):
+        def forward(self, x):
+            return 2.0 * F.linear(x, self.weight) + self.bias
+
+    layers = [Enlarged(16, 32), *(Enlarged(32, 32) for _ in range(4)), Enlarged(32, 4)]
+    for layer in layers:
+        nn.init.normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    stack = [part for layer in layers for part in (layer, nn.LeakyReLU(0.2))][:-1]
+    return nn.Sequential(*stack), torch.randn(32, 16), classify(32, 4)
+
+
+# ── beside the weights ───────────────────────────────────────────────────────────────────────
+
+
+def _normed(**options):
+    parts = [(nn.BatchNorm1d(24, **options), nn.ReLU(), nn.Linear(24, 24)) for _ in range(4)]
+    layers = [part for block in parts for part in block]
+    return nn.Sequential(nn.Linear(16, 24), *layers[:-1], nn.Linear(24, 4))
+
+
+@FAULTS(codes=("P207",), layers=("12",), **ERROR)
+def norms_with_an_eps_of_a_thousand():
+    return _normed(eps=1e3), torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("P207",), layers=("3",), **ERROR)
+def running_variance_that_nobody_wrote():
+    model = _normed()
+    model[1].running_var.fill_(1e30)
+    return model.eval(), torch.randn(32, 16), classify(32, 4)
+
+
+class _Masked(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.a, self.b, self.head = mlp(16, 24, 24), nn.Linear(24, 24), nn.Linear(24, 4)
+        self.register_buffer("mask", torch.full((24,), value))
+
+    def forward(self, x):
+        return self.head(self.b((self.a(x) * self.mask).relu()).relu())
+
+
+@FAULTS(codes=("P202",), layers=("b",), **ERROR)
+def mask_that_nobody_wrote():
+    return _Masked(1e30), torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("N403",), layers=("2",), **ERROR)
+def spectral_norm_over_zeros():
+    """Its power iteration starts from vectors of zeros, and stays there."""
+    model = mlp(16, 24, 24, 4)
+    nn.init.zeros_(model[2].weight)
+    nn.utils.parametrizations.spectral_norm(model[2])
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("S102",), **ERROR)
+def factor_of_zero_that_is_no_parameter():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.factor = mlp(16, 24, 24), mlp(24, 24, 4), 0.0
+
+        def forward(self, x):
+            return self.b((self.factor * self.a(x)).relu())
+
+    return Net(), torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("W506",), layers=("0.weight", "2.weight"), absent=("S104",), **WARNING)
+def two_parameters_in_one_memory():
+    model = mlp(16, 16, 16, 4)
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    return model, torch.randn(32, 16), classify(32, 4)

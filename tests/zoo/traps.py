@@ -3250,3 +3250,46 @@ def copies_of_a_signal_each_with_scales_of_its_own():
 
     model = nn.Sequential(nn.Linear(6, 16), Unit(), nn.LayerNorm(16), nn.Linear(16, 3))
     return model, torch.randn(16, 9, 6), regress(16, 9, 3)
+
+
+@TRAPS(absent=("S104", "W506"))
+def parameters_side_by_side_in_one_buffer():
+    """As a recurrent layer is flattened, or a model sharded."""
+    model = mlp(16, 16, 16, 4)
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = 0
+    for layer in model[::2]:
+        for name, own in list(layer.named_parameters()):
+            part = flat[start : start + own.numel()].view_as(own)
+            setattr(layer, name, nn.Parameter(part))
+            start += own.numel()
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+@TRAPS(absent=("S102", "P205"))
+def film_that_starts_as_the_identity():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = mlp(6, 24, 48)
+            self.first, self.second, self.head = mlp(10, 24), nn.Linear(24, 24), nn.Linear(24, 4)
+            zero_(self.generator[2])
+
+        def forward(self, x, condition):
+            scale, shift = self.generator(condition).chunk(2, -1)
+            return self.head(((1 + scale) * self.second(self.first(x).relu()) + shift).relu())
+
+    return Net(), (torch.randn(32, 10), torch.randn(32, 6)), classify(32, 4)
+
+
+@TRAPS(absent=("N403", "P202", "O301"))
+def temperature_of_a_contrastive_loss():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.temperature = mlp(16, 24, 4), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            return F.normalize(self.body(x), dim=1) / self.temperature
+
+    return Net(), torch.randn(32, 16), classify(32, 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ from fanin.apply import Trial, trial
 from fanin.assignment import REPAIR, Assignment
 from fanin.checking import examined
 from fanin.construction import Record
-from fanin.errors import ArgumentError
+from fanin.errors import ArgumentError, LossError
 from fanin.findings import Evidence, Finding
+from fanin.memory import shared
 from fanin.planning import Plan
 from fanin.reading import bare
+from fanin.repair.beside import Beside, blamed, odd_settings, righted
 from fanin.repair.case import Case
 from fanin.repair.changes import Change, changes
+from fanin.repair.fewer import fewest, kindred
 from fanin.repair.merging import merged
 from fanin.repair.odd import odd_ones
 from fanin.repair.outputs import finite, forward, same_outputs
@@ -36,6 +40,7 @@ from fanin.repair.thawed import thawed
 from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role, roles
+from fanin.wording import listed
 
 __all__ = ["Change", "Repair", "repair_"]
 
@@ -46,10 +51,12 @@ ROUNDS = 16
 CAUSES = ("N402",)
 # Warnings that may be what an error comes from, if no remedy for the error itself has cleared it.
 HIDDEN = ("S101", "W505")
+# Rules whose first remedy may change more than is needed: of zeros that hold one another all but
+# one, though some come free with the others.
+MANY = ("S102",)
 # Remedies of growing strength that a rule has at most.
 STRENGTHS = 5
-# Exceptions among the parameters that are tried one by one before all of them together; each costs
-# a check.
+# Buffers and settings that are tried one by one before all of them together; each costs a check.
 FEW = 4
 
 
@@ -120,22 +127,25 @@ def repair_(
     if not surgery.wanted(before):
         return Repair((), before, before, surgery.plan({}), preserved=preserve)
     with trial(model) as bench:
-        if frozen:
-            with thawed(model):
-                state = surgery.operate(bench, *look(()))
-            bench.use(state.chosen.values(), seed)
-            after, _ = look(state.chosen)  # of what stays frozen
-        else:
-            state = surgery.operate(bench, before, evidence)
-            after = state.report
-        chosen = state.chosen
+        beside = surgery.beside(before)
+        with righted(beside), thawed(model) if frozen else nullcontext():
+            given = look(()) if frozen or beside else (before, evidence)
+            state = surgery.operate(bench, *given)
+            causes = tuple(blamed(odd) for odd in beside)
+            causes = causes or surgery.elsewhere(bench, state)
+        chosen, after = state.chosen, state.report
+        if causes and not beside and not _clears_a_cause(before, after):
+            chosen, after = {}, before
+        elif frozen or beside:
+            bench.use(chosen.values(), seed)
+            after, _ = look(chosen)  # of what stays frozen, or is not put right
         failed = any(f.severity == "error" for f in surgery.wanted(after))
         if failed and all_or_nothing:
             chosen, after = {}, before
         bench.use(chosen.values(), seed)
         made = changes(model, bench.originals(), chosen)
         kept = {c.parameter: chosen[c.parameter] for c in made}
-    held = (n for n, p in model.named_parameters() if not p.requires_grad)
+    held = [n for n, p in model.named_parameters() if not p.requires_grad]
     return Repair(
         changed=tuple(kept),
         before=before,
@@ -145,7 +155,8 @@ def repair_(
         undone=failed and all_or_nothing,
         preserved=preserve,
         met=state.met,
-        frozen=tuple(held) if failed and not frozen else (),
+        frozen=tuple(held) if failed and not frozen and not causes else (),
+        causes=causes,
     )
 
 
@@ -213,14 +224,21 @@ class _Surgery:
         warnings: whether warnings are treated too.
         preserve: whether the output must stay.
         tried: (remedy, place) → how often it was tried.
+        made: (remedy, place) → what it has changed.
+        doubtful: parameters that may not have had to be changed: a remedy that did not do, and all
+            that a stronger one has drawn.
         causes: rules that are treated too, wherever an error is.
+        start: the model as it was given.
     """
 
     look: _Look
     warnings: bool
     preserve: bool
     tried: Counter[tuple[str, str]] = field(default_factory=Counter)
+    made: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
     causes: tuple[str, ...] = ()
+    start: Case | None = None
 
     def wanted(self, report: Report) -> list[Finding]:
         """The findings that are to be cleared."""
@@ -234,18 +252,78 @@ class _Surgery:
         left = {n: "nothing to mend" for n in names if n not in chosen}
         return Plan(tuple(chosen[n] for n in names if n in chosen), left, REPAIR)
 
+    def beside(self, report: Report) -> list[Beside]:
+        """The buffers and settings with which, once they are as usual, errors go."""
+        best: list[Beside] = []
+        least = len(_errors(report))
+        for odd in self._sets(odd_settings(self.look.model)) if least else ():
+            self.look.progress("trying without " + ("1 setting" if len(odd) == 1 else "settings"))
+            with righted(odd):
+                after = self._report(())
+            if after is None or not _codes(after) <= _codes(report):
+                continue
+            if len(_errors(after)) < least:
+                best, least = odd, len(_errors(after))
+            if not least:
+                break
+        return best
+
+    def _report(self, written: Iterable[str]) -> Report | None:
+        """What a check says; nothing where the loss is no number any more."""
+        try:
+            return self.look(written)[0]
+        except LossError:
+            return None
+
+    @staticmethod
+    def _sets(found: list[Beside]) -> list[list[Beside]]:
+        """One by one, where there are few; then all."""
+        alone = [[odd] for odd in found] if 1 < len(found) <= FEW else []
+        return [*alone, found] if found else []
+
+    def elsewhere(self, bench: Trial, state: _State) -> tuple[str, ...]:
+        """Why no weight mends what is left: it is there whatever weights are drawn.
+
+        Nothing where some of it is gone with new ones, nor where frozen parameters may hold it.
+        """
+        case, model = self.start, self.look.model
+        if case is None or not state.left.errors or self.preserve:
+            return ()
+        if not all(p.requires_grad for p in model.parameters()):
+            return ()
+        self.look.progress("drawing all weights anew, to see whether the fault is theirs")
+        bench.use(_all_anew(case), case.seed)
+        anew = self._report(case.planned)
+        stays = [f for f in _errors(anew) if f.code in _codes(state.report)] if anew else []
+        if not _codes(state.report) <= {f.code for f in stays}:
+            return ()
+        for odd in self._sets(odd_settings(model)):
+            with righted(odd):
+                report = self._report(case.planned)
+            if report is not None and not _errors(report):
+                return tuple(blamed(o) for o in odd)
+        told = listed(f"{f.code} at {f.layer or 'the model itself'}" for f in stays)
+        return (
+            f"{told}: still there with every weight drawn anew; look at what else takes part there "
+            "(constants, buffers, the batch, the loss)",
+        )
+
     def operate(self, bench: Trial, report: Report, evidence: Evidence) -> _State:
         """The best set of assignments that was found, with the report on it."""
+        best = self._state({}, report, ())
+        if not best.left.findings:
+            return best
         found = {
             r.parameter: r if self._drawable(r) else replace(r, trainable=False)
             for r in roles(evidence.seen.architecture, self.look.model)
         }
+        for name in shared(self.look.model.named_parameters()):  # what is in it is another's
+            found[name] = replace(found[name], trainable=False)
         outputs = self.look.outputs() if self.preserve else None
-        start = self._case(found, report, evidence, {})
+        self.start = start = self._case(found, report, evidence, {})
         alone = None if self.preserve else self._exceptions(bench, start)
         if alone is not None:
             return alone
-        best = self._state({}, report, ())
         for causes in (CAUSES, (*CAUSES, *HIDDEN)):
             self.causes = causes
             self.tried.clear()
@@ -254,22 +332,57 @@ class _Surgery:
             hidden = any(f.code in HIDDEN for f in report.findings if f.severity == "warning")
             if not best.left.errors or not hidden:
                 break
-        return best
+        return best if self.preserve else self._fewer(bench, best, start.seed)
 
     def _exceptions(self, bench: Trial, case: Case) -> _State | None:
-        """What no scheme drew changed, one by one or all together, where that alone clears all."""
-        made = odd_ones(case, self.wanted(case.report))
-        trials = [{name: assignment} for name, assignment in made.items()][:FEW]
+        """What no scheme drew changed, a little or all of it, where that alone clears all.
+
+        The first that brings no other warning is taken, or else the first.
+        """
         before = self._state({}, case.report, ())
-        for chosen in [*trials, made] if len(made) > 1 else trials:
-            self.look.progress(f"changing {', '.join(chosen) if len(chosen) == 1 else len(chosen)}")
-            bench.use(chosen.values(), case.seed)
-            report, _ = self.look(chosen)
-            state = self._state(chosen, report, before.met)
-            if not state.left.findings and len(report.findings) <= len(case.report.findings):
+        known = {(f.code, f.severity) for f in case.report.findings}
+        found: _State | None = None
+        for chosen in odd_ones(case, self.wanted(case.report)):
+            self.look.progress(
+                f"changing {next(iter(chosen)) if len(chosen) == 1 else len(chosen)}"
+            )
+            state = self._tried(bench, chosen, case.seed, before.met)
+            if state is None or state.left.findings or not _no_more(state.report, case.report):
+                continue
+            if all(
+                f.severity == "info" or (f.code, f.severity) in known for f in state.report.findings
+            ):
                 return state
+            found = found or state
         bench.use((), case.seed)
-        return None
+        return found
+
+    def _tried(
+        self, bench: Trial, chosen: Mapping[str, Assignment], seed: int, met: Iterable[str]
+    ) -> _State | None:
+        bench.use(chosen.values(), seed)
+        report = self._report(chosen)
+        return None if report is None else self._state(dict(chosen), report, met)
+
+    def _fewer(self, bench: Trial, best: _State, seed: int) -> _State:
+        """Without the changes that turn out not to be needed."""
+        names = [n for n in best.chosen if n in self.doubtful]
+        if best.left.findings or len(best.chosen) < 2:
+            return best
+        found = {frozenset[str](): best}
+
+        def holds(back: frozenset[str]) -> bool:
+            self.look.progress(f"taking {len(back)} of {len(best.chosen)} changes back")
+            rest = {n: a for n, a in best.chosen.items() if n not in back}
+            if not rest:
+                return False
+            state = self._tried(bench, rest, seed, best.met)
+            if state is None or state.left.findings or not _no_more(state.report, best.report):
+                return False
+            found[back] = state
+            return True
+
+        return found[fewest(kindred(best.chosen, names), holds)]
 
     def _drawable(self, role: Role) -> bool:
         """Whether a parameter's values can be drawn: no complex ones, none in short integers."""
@@ -363,9 +476,44 @@ class _Surgery:
         before, place = dict(fresh), (remedy.__name__, finding.layer)
         while self.tried[place] < STRENGTHS:
             made = remedy(case, finding, self.tried[place])
+            drawn = self.made.setdefault(place, set())
+            drawn |= {a.parameter for a in made}
+            if self.tried[place] or finding.code in MANY:
+                self.doubtful |= drawn
             self.tried[place] += 1
             for assignment in made:
                 name = assignment.parameter
                 fresh[name] = merged(fresh.get(name), assignment)
             if fresh != before:
                 return
+
+
+def _errors(report: Report) -> list[Finding]:
+    return [f for f in report.findings if f.severity == "error"]
+
+
+def _codes(report: Report) -> set[str]:
+    return {f.code for f in _errors(report)}
+
+
+def _clears_a_cause(before: Report, after: Report) -> bool:
+    """Whether anything is gone that is no consequence of what is left."""
+    gone, left = _codes(before) - _codes(after), _codes(after)
+    return min(map(_place, gone), default=len(TIERS)) < min(map(_place, left), default=0)
+
+
+def _place(code: str) -> int:
+    """Where a rule stands in the order of causes; one that has no remedy is last."""
+    return max((i for i, tier in enumerate(TIERS) if code in tier), default=len(TIERS))
+
+
+def _no_more(report: Report, before: Report) -> bool:
+    """Whether a report says no more than another one, apart from notes."""
+    one, other = (sum(f.severity != "info" for f in r.findings) for r in (report, before))
+    return one <= other
+
+
+def _all_anew(case: Case) -> list[Assignment]:
+    """Every weight as in a new model; what no plan knows, at random."""
+    names = [n for n, r in case.roles.items() if r.trainable]
+    return [case.planned[n] if n in case.planned else case.alive(n, "") for n in names]

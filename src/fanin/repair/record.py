@@ -29,6 +29,7 @@ class Record:
             them with `frozen=True` alone, and the fault may lie there.
         preserved: whether only what keeps the output was allowed.
         met: codes of what was to be cleared, those that showed only on the way too.
+        causes: where no weight can mend what is left: why, a line for each cause.
     """
 
     changed: tuple[str, ...]
@@ -40,6 +41,7 @@ class Record:
     frozen: tuple[str, ...] = ()
     preserved: bool = False
     met: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -57,6 +59,9 @@ def outcome(repair: Record) -> list[str]:
     if not repair.changes:
         if not before:
             return [f"nothing to mend: no error{_unasked(repair)}"]
+        if repair.causes:
+            why = "; ".join(repair.causes)
+            return [f"nothing changed: the weights are not the cause of {codes}: {why}"]
         told = " that keeps the output" if repair.preserved else ""
         return [f"nothing changed: no remedy{told} for {codes}"]
     entries = sum(c.entries for c in repair.changes)
@@ -74,7 +79,8 @@ def outcome(repair: Record) -> list[str]:
         loss = f"; loss {repair.before.loss:.4g} → {repair.after.loss:.4g}"
     if after:
         left = ", ".join(dict.fromkeys(f.code for f in after))
-        return [lead, f"errors left: {left}{loss}"]
+        causes = [f"the weights are not the cause of what is left: {c}" for c in repair.causes]
+        return [lead, *causes, f"errors left: {left}{loss}"]
     return [lead, f"{codes or 'warnings'} before{then}, no error after{loss}"]
 
 

@@ -42,6 +42,7 @@ class Repair(Record):
             "preserved": self.preserved,
             "frozen": list(self.frozen),
             "met": list(self.met),
+            "causes": list(self.causes),
             "changed": list(self.changed),
             "changes": [c.to_dict() for c in self.changes],
             "plan": self.plan.to_dict(),
