@@ -21,10 +21,10 @@ from fanin import draw
 from fanin.apply import Trial, trial
 from fanin.assignment import REPAIR, Assignment
 from fanin.checking import examined
+from fanin.clones import shared
 from fanin.construction import Record
 from fanin.errors import ArgumentError, LossError
 from fanin.findings import Evidence, Finding
-from fanin.memory import shared
 from fanin.planning import Plan
 from fanin.reading import bare
 from fanin.repair.beside import Beside, blamed, odd_settings, righted
@@ -317,7 +317,7 @@ class _Surgery:
             r.parameter: r if self._drawable(r) else replace(r, trainable=False)
             for r in roles(evidence.seen.architecture, self.look.model)
         }
-        for name in shared(self.look.model.named_parameters()):  # what is in it is another's
+        for _, name in shared(self.look.model):  # what is in it is another's
             found[name] = replace(found[name], trainable=False)
         outputs = self.look.outputs() if self.preserve else None
         self.start = start = self._case(found, report, evidence, {})
