@@ -14,7 +14,7 @@ __all__ = ["CRITERIA", "FAR", "PARTS", "Guess", "Targets", "guessing", "targets"
 
 CRITERIA = frozenset({
     "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
-    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+    "ctc_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
 })  # fmt: skip
 # What classification losses written by hand are made of, given scores.
 PARTS = frozenset({"softplus", "log_sigmoid", "logsigmoid", "log_softmax", "logsumexp"})
@@ -71,14 +71,16 @@ def guessing(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Gue
     if target is None or _is_regression(name):
         return None
     classes = 2 if name.startswith("binary") else [1, *scores.shape][min(2, scores.dim())]
+    classes = scores.shape[-1] if name == "ctc_loss" else classes
     if classes < 2:
         return None
     unit = math.log(classes)
     options = [*args[2:], *(kwargs.get(k) for k in _WEIGHING)]
-    if all(v is None or (isinstance(v, str) and v == "mean") for v in options):
+    usual = all(v is None or (isinstance(v, str) and v == "mean") for v in options)
+    if usual and name != "ctc_loss":  # which has many ways to guess one target
         return Guess(unit, unit)
-    equal = {"nll_loss": -unit, "binary_cross_entropy": 0.5}.get(name, 0.0)
-    given = {k: v for k, v in kwargs.items() if k != "input"}
+    equal = {"nll_loss": -unit, "ctc_loss": -unit, "binary_cross_entropy": 0.5}.get(name, 0.0)
+    given = {k: v for k, v in kwargs.items() if k not in ("input", "log_probs")}
     loss: Any = getattr(nn.functional, name)
     try:
         return Guess(unit, loss(torch.full_like(scores.detach(), equal), *args[1:], **given))
@@ -132,8 +134,8 @@ def targets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Targ
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    first = args[0] if args else kwargs.get("input")
-    second = args[1] if len(args) > 1 else kwargs.get("target")
+    first = args[0] if args else kwargs.get("input", kwargs.get("log_probs"))
+    second = args[1] if len(args) > 1 else kwargs.get("target", kwargs.get("targets"))
     return (
         first if isinstance(first, Tensor) else None,
         second if isinstance(second, Tensor) else None,
