@@ -558,3 +558,25 @@ def test_a_collapse_is_found_on_either_side_of_a_pick(collapsed: str):
     found = [f for f in report.findings if f.code == "P207"]
     assert {f.severity for f in found} == {"error"}
     assert {"drown", "head"} <= set(found[0].layers)
+
+
+class Pooled(nn.Module):
+    """Nodes behind units that are dead, normalized, and summed over graphs of eight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 32), nn.BatchNorm1d(32)
+        self.middle, self.head = nn.Linear(32, 32), nn.Linear(32, 4)
+        nn.init.constant_(self.first.bias, -50.0)
+
+    def forward(self, x):
+        nodes = self.norm(self.middle(self.first(x).relu())).relu()
+        return self.head(nodes.unflatten(0, (-1, 8)).sum(1))
+
+
+def test_a_norm_of_what_is_the_same_everywhere_is_no_base_of_a_growth():
+    """It makes rounding; the layer behind it gives its bias."""
+    torch.manual_seed(0)
+    codes = {f.code for f in fanin.check(Pooled(), torch.randn(64, 8), classify(8, 4)).findings}
+    assert "P205" in codes
+    assert "P202" not in codes

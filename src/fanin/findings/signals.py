@@ -73,7 +73,8 @@ FEW = 16
 SATURATED, SATURATING = 0.85, 0.5
 # The same for the gates of a recurrent layer.  Labelled: sound up to 0.04, faulty from 0.77.
 SATURATED_GATES = 0.7
-# A first layer flooded by its biases is no base to measure growth from.
+# A first layer flooded by its biases is no base to measure growth from, nor what a norm makes of
+# samples that are all the same.
 LEAST_SPREAD = 0.01
 # A head whose outputs differ by less than this share of their size sits where its bias puts it: the
 # prior of a rare class, on purpose.
@@ -162,7 +163,8 @@ def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
     calls give, or with the batch where that is larger.
     """
     read, cells = evidence.seen.architecture, evidence.seen.cells
-    own = max(spread_of(first), LEAST_SPREAD * first.rms), first.shown
+    scale = _scale(evidence, first)
+    own = max(spread_of(first), LEAST_SPREAD * max(first.rms, scale)), first.shown
     before = sorted(read.ancestors({first.index}))
     weighted, later = {i for i in before if i in cells and cells[i].count}, set()
     for call in (read.trace.calls[i] for i in before):
@@ -176,6 +178,13 @@ def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
     given = ((cells[i].squares / cells[i].count) ** 0.5 for i in begun - {first.index})
     entered = max([evidence.input_rms or 0.0, *given])
     return min(own, (entered, BEGINNING)) if entered > 0 else own
+
+
+def _scale(evidence: Evidence, station: Station) -> float:
+    """The scale of a norm, which is the size of what it gives of anything that differs."""
+    if station.layer is None or station.layer.op not in NORMS:
+        return 0.0
+    return evidence.sizes.get(station.layer.weight[0], 0.0)
 
 
 def _is_recurrent(layer: Layer | None) -> bool:
