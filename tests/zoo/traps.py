@@ -2376,6 +2376,20 @@ def embedding_times_the_root_of_the_width():
     return model, tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())
 
 
+@TRAPS(absent=("P208", "P202"))
+def branch_whose_last_layer_is_thirty_times_as_large():
+    """Four blocks with attention learn to repeat a sequence as fast as without it."""
+    body = [
+        blocks.Residual(nn.LayerNorm(64), nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+        for _ in range(4)
+    ]
+    with torch.no_grad():
+        body[0].body[3].weight *= 30.0
+    model = nn.Sequential(nn.Embedding(50, 64), *body, nn.LayerNorm(64), nn.Linear(64, 50))
+    tokens = torch.randint(0, 50, (8, 6))
+    return model, tokens, lambda out: F.cross_entropy(out.flatten(0, 1), tokens.flatten())
+
+
 @TRAPS(absent=("P208",))
 def correction_of_raw_measurements():
     """A forecast is the last value, in pascals, and a small correction: no layer made it large."""
