@@ -636,7 +636,7 @@ def test_every_rule_of_the_table_is_tested():
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
         "single numbers that the model's own code uses",
-        "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates",
+        "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates, above zero under a root",
         "step sizes of state-space models",
         "what is added or looked up, with one number below −1000 among ordinary ones",
     }
@@ -2092,6 +2092,24 @@ def test_the_prior_of_a_rare_class_stays(offset: float, stays: bool):
 )
 def test_other_offsets_start_at_zero(build, name: str):
     assert plan(build(), torch.randn(32, 6))[name].scheme == "zeros"
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_what_keeps_a_root_from_zero_stays(root: bool):
+    """Divisive normalization: with zero, each number would be divided by its own size."""
+
+    class Divisive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.beta, self.gamma = nn.Parameter(torch.ones(8)), nn.Parameter(0.1 * torch.eye(8))
+
+        def forward(self, x):
+            h = self.first(x)
+            size = F.linear(h**2, self.gamma.clamp_min(0), self.beta)
+            return self.head(h * size.rsqrt() if root else h + size)
+
+    assert ("beta" in plan(Divisive(), torch.randn(32, 6)).untouched) == root
 
 
 def turned(bias: Tensor, weight: float = 0.0) -> tuple[nn.Module, Any]:

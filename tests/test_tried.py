@@ -87,7 +87,7 @@ BROKEN: dict[str, tuple[Callable[[], nn.Module], Any, set[str]]] = {
     "root": (lambda: Rates(torch.sqrt), TOKENS, {"rates.weight"}),
     "power": (lambda: Rates(lambda r: (1 - r) ** 0.3), TOKENS, {"rates.weight"}),
     "ball": (Ball, (TOKENS, TOKENS.flip(0)), {"points.weight"}),
-    "divisive": (Divisive, torch.randn(32, 6), {"gamma", "beta"}),
+    "divisive": (Divisive, torch.randn(32, 6), {"gamma"}),
     "computed": (Parted, torch.randn(32, 8), {"rows"}),
 }
 

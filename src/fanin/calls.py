@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fanin.axes import Axes
+from fanin.kinds import PARTIAL
 from fanin.operations import Weighted
 
 __all__ = ["BATCH", "INTEGERS", "Call", "Observer", "Operand", "Trace"]
@@ -110,6 +111,12 @@ class Call:
     def entry(self) -> bool:
         """Whether the samples enter here: a floating input, or tokens that are looked up."""
         return BATCH in self.inputs or (self.op in _ENTRIES and self.varies)
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is a function that is not defined for every number."""
+        fraction = self.option is not None and not (self.option >= 0 and self.option.is_integer())
+        return self.op in PARTIAL or (self.op == "pow" and fraction)
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ __all__ = [
     "BENDING",
     "JOINS",
     "NORMS",
+    "PARTIAL",
     "PASSIVE",
     "PRODUCTS",
     "QUOTIENTS",
@@ -59,6 +60,14 @@ NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", "instan
 RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 RECURRENT_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 RECURRENT = RECURRENT_LAYERS | RECURRENT_CELLS
+
+# Functions that are not defined for every number, or matrix.
+PARTIAL = frozenset({
+    "log", "log2", "log10", "log1p", "logit", "logdet", "slogdet", "linalg_slogdet", "sqrt",
+    "rsqrt", "float_power", "acos", "arccos", "asin", "arcsin", "acosh", "arccosh", "atanh",
+    "arctanh", "erfinv", "lgamma", "mvlgamma", "digamma", "xlogy", "cholesky", "linalg_cholesky",
+    "cholesky_ex", "linalg_cholesky_ex",
+})  # fmt: skip
 
 # Arithmetic of signals.
 SUMS = frozenset({"add", "sub", "radd", "rsub"})

@@ -1,12 +1,12 @@
-"""Offsets that an author gave values of their own: the prior of a rare class, gates open or shut,
-the identity of a transform.
+"""Offsets that an author gave values of their own: priors of rare classes, gates, transforms.
 
 No default start makes a bias that is one number other than zero.  Below an output layer it is the
 logarithm of odds, which keeps the many negatives of a detector from drowning the loss (Lin 2017,
 focal loss: −4.6 for 1 %); at a gate it says what passes at the start (Srivastava 2015, highway
-networks: −1 to −3; Jozefowicz 2015, forget gates: 1).  A pattern over weights that are all zero is
-what a layer gives for every input at first: a transform that changes nothing (Jaderberg 2015),
-positions in a grid (Zhu 2021, deformable attention).
+networks: −1 to −3; Jozefowicz 2015, forget gates: 1); under a root it keeps the slope finite (Ballé
+2016, divisive normalization: 1).  A pattern over weights that are all zero is what a layer gives
+for every input at first: a transform that changes nothing (Jaderberg 2015), positions in a grid
+(Zhu 2021, deformable attention).
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def meant_offsets(
         elif role.activation in _GATES and GATE[0] <= abs(low) <= GATE[1]:
             state = "open" if low > 0 else "shut"
             found[role.parameter] = f"its author made it {low:.3g}: a gate that starts {state}"
+        elif low > 0 and any(c.partial for c in architecture.followers.get(role.call, ())):
+            told = "what keeps a root or a logarithm from zero"
+            found[role.parameter] = f"its author made it {low:.3g}: {told}"
     return found
 
 

@@ -27,13 +27,6 @@ from fanin.trace import Watch, trace
 
 __all__ = ["at_risk", "trying"]
 
-# Functions that are not defined for every number, or matrix.
-_PARTIAL = frozenset({
-    "log", "log2", "log10", "log1p", "logit", "logdet", "slogdet", "linalg_slogdet", "sqrt",
-    "rsqrt", "float_power", "acos", "arccos", "asin", "arcsin", "acosh", "arccosh", "atanh",
-    "arctanh", "erfinv", "lgamma", "mvlgamma", "digamma", "xlogy", "cholesky", "linalg_cholesky",
-    "cholesky_ex", "linalg_cholesky_ex",
-})  # fmt: skip
 # What gives positive numbers, or none below zero, and what keeps them so.
 _POSITIVE = frozenset({
     "square", "abs", "exp", "softplus", "sigmoid", "softmax", "relu", "var", "std", "norm",
@@ -50,16 +43,11 @@ def at_risk(architecture: Architecture, recipe: Recipe) -> bool:
     them, are at no risk.
     """
     calls, drawn = architecture.trace.calls, {a.parameter for a in recipe.assignments}
-    if any(_partial(call) and not _of_positive(calls, call) for call in calls):
+    if any(call.partial and not _of_positive(calls, call) for call in calls):
         return True
     operands = (o for c in calls for o in (*c.operands, *c.learned))
     computed = (o for o in operands if o.offset is None and o.factor is None)
     return any(not drawn.isdisjoint(operand.parameters) for operand in computed)
-
-
-def _partial(call: Call) -> bool:
-    fraction = call.option is not None and not (call.option >= 0 and call.option.is_integer())
-    return call.op in _PARTIAL or (call.op == "pow" and fraction)
 
 
 def _of_positive(calls: Sequence[Call], call: Call) -> bool:

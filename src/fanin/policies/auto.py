@@ -144,9 +144,10 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "their value is the author's choice",
     ),
     (
-        "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates",
+        "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates, above zero under a root",
         "left alone",
-        "the prior of a rare class, gates open or shut: no default makes such a bias",
+        "the prior of a rare class, gates open or shut, divisive norms: no default makes such a "
+        "bias",
     ),
     (
         "weights that are all zero, under a bias with a pattern, and that bias",
