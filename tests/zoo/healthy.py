@@ -874,7 +874,7 @@ def dit_like():
 
 
 @HEALTHY()
-def fixup_32():
+def fixup_16():
     """Fixup: first layer of a block scaled by L^(−1/2), last zero, head zero, scalar biases."""
 
     class Shift(nn.Module):
@@ -899,7 +899,7 @@ def fixup_32():
             h = self.bias2(self.conv1(self.bias1(x))).relu()
             return (x + self.bias4(self.conv2(self.bias3(h)) * self.scale)).relu()
 
-    depth = 32
+    depth = 16
     head = nn.Linear(8, 10)
     blocks.zero_(head)
     model = nn.Sequential(
@@ -918,7 +918,7 @@ def rezero_40():
 
 
 @HEALTHY()
-def rezero_transformer_30():
+def rezero_transformer_12():
     class Layer(nn.Module):
         def __init__(self, width):
             super().__init__()
@@ -929,19 +929,19 @@ def rezero_transformer_30():
             x = x + self.alpha * self.attention(x)
             return x + self.alpha * self.mlp(x)
 
-    model = nn.Sequential(nn.Embedding(50, 16), *(Layer(16) for _ in range(30)), nn.Linear(16, 50))
+    model = nn.Sequential(nn.Embedding(50, 16), *(Layer(16) for _ in range(12)), nn.Linear(16, 50))
     tokens = torch.randint(0, 50, (4, 9))
     return model, tokens, next_token(tokens)
 
 
 @HEALTHY()
-def skipinit_30():
+def skipinit_16():
     def body():
         conv1, conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         return blocks.Scaled(nn.ReLU(), conv1, nn.ReLU(), conv2)
 
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), *(body() for _ in range(30)), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, padding=1), *(body() for _ in range(16)), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
     )  # fmt: skip
     return blocks.he_(model), torch.randn(6, 3, 8, 8), classify(6, 10)
@@ -1657,10 +1657,11 @@ def gpt2_eval():
 
 
 @HEALTHY(slow=True, **HF)
-def gpt2_124m():
+def gpt2_of_full_width():
+    """The 124M model as it comes, but for its depth."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config()), labelled(50257, samples=2, length=32)
+    return GPT2LMHeadModel(GPT2Config(n_layer=2)), labelled(50257, samples=2, length=16)
 
 
 def bert_config(**more):

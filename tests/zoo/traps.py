@@ -239,9 +239,9 @@ def zero_gamma_in_the_last_norm_of_each_block():
 
 @TRAPS(absent=("S101", "S102"))
 def fixup():
-    from zoo.healthy import fixup_32
+    from zoo.healthy import fixup_16
 
-    return fixup_32()
+    return fixup_16()
 
 
 @TRAPS(absent=("S101", "S102"))
@@ -253,9 +253,9 @@ def rezero():
 
 @TRAPS(absent=("S101", "S102"))
 def skipinit():
-    from zoo.healthy import skipinit_30
+    from zoo.healthy import skipinit_16
 
-    return skipinit_30()
+    return skipinit_16()
 
 
 @TRAPS(absent=("S101", "S102"))
