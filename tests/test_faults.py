@@ -20,13 +20,10 @@ BY_NAME = {case.name: case for case in FAULTS}
 
 
 @parametrize(FAULTS)
-def test_a_fault_is_found_with_its_layer_and_its_severity(case: Case):
-    expectation(case, check_case(case))
-
-
-@parametrize(FAULTS)
-def test_every_finding_is_complete(case: Case):
-    for finding in check_case(case).findings:
+def test_a_fault_is_found_with_its_layer_and_its_severity_and_its_findings_are_complete(case: Case):
+    report = check_case(case)
+    expectation(case, report)
+    for finding in report.findings:
         rule = RULES[finding.code]
         assert finding.name == rule.name
         assert finding.severity in rule.severities
