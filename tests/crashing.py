@@ -30,8 +30,8 @@ from fanin.streaming import pieces as cutting
 from fanin.streaming import write
 
 ENDED = 137
-SIZES = (30, 20), (40, 25), (7, 3), (33, 9)
-SHARD = 3000
+SIZES = (30, 20), (7, 3), (33, 9)
+SHARD = 3000  # of the two files one holds a tensor of several pieces, the other several tensors
 OLD = {"model-00001-of-00009.safetensors": b"old", "model.safetensors.index.json": b"old"}
 OLD |= {"recipe.toml": b"old", "model-00002-of-00003.safetensors": b"old"}
 
@@ -83,7 +83,7 @@ def _die_at(end: int) -> None:
 
     write_piece = cutting.Worker.write
     cutting.Worker.write = halved  # type: ignore[method-assign]
-    os.fsync = dying(lambda handle: None)  # the system lives on, and keeps what it was given
+    os.fsync = dying(os.fsync)
     for name in ("replace", "unlink", "rmdir", "mkdir", "write_bytes"):
         setattr(Path, name, dying(getattr(Path, name)))
 
@@ -103,11 +103,12 @@ def nothing_lost(place: Path, wanted: dict[str, bytes], old: dict[str, bytes]) -
 
 def main() -> int:
     cutting.PIECE = 1000
+    os.fsync = lambda handle: None  # the system lives on, and keeps what it was given
     base, chance = Path(sys.argv[1]), random.Random(0)
     reference = base / "reference"
     assert run(reference, False) == 0
     wanted = contents(reference)
-    assert len(wanted) > 4
+    assert len(wanted) == 4
     ends = 0
     for old in ({}, OLD):
         for end in itertools.count(1):
@@ -122,9 +123,9 @@ def main() -> int:
                 break
             assert status == ENDED, (old, end)
             assert nothing_lost(place, wanted, old), (old, end)
-            if end % 2 and run(place, bool(old), chance.randrange(1, 60)) == ENDED:
+            if end % 3 == 0 and run(place, bool(old), chance.randrange(1, 40)) == ENDED:
                 assert nothing_lost(place, wanted, old), (old, end)
-            assert run(place, bool(old)) == 0, (old, end)
+            write(model(), recipe(), place, shard_size=SHARD, overwrite=bool(old), jobs=1)
             assert contents(place) == wanted, (old, end, sorted(contents(place)))
             ends += 1
     sys.stdout.write(json.dumps({"ends": ends}))
