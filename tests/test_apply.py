@@ -633,17 +633,13 @@ def test_a_device_that_is_not_there_is_refused_and_nothing_changes():
 @pytest.mark.parametrize(
     "name",
     [
-        "bilinear",
         "multihead-attention",
         "hypernetwork",
         "lora",
         "unet",
         "lstm-projected-language-model",
-        "attention-scaled-dot-product",
         "attention-by-einsum",
         "weight-norm",
-        "mlp-narrow",
-        "rnn-classifier",
         "gan-generator",
     ],
 )
