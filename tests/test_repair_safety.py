@@ -61,7 +61,7 @@ def counted(**options: Any) -> dict[str, int]:
     return counts
 
 
-def spread(total: int, most: int = 7) -> list[int]:
+def spread(total: int, most: int = 4) -> list[int]:
     """The first, the last and some between."""
     return sorted({1, 2, total, *(1 + i * (total - 1) // (most - 1) for i in range(most))})
 
@@ -345,12 +345,12 @@ def test_ctrl_c_in_the_progress_callback_leaves_the_model_as_it_was():
     model, batch, loss = ill()
     fanin.repair_(model, batch, loss, progress=told.append)
     assert any("round" in text for text in told)
-    for stop in range(len(told)):
+    for number in spread(len(told), most=6):
         calls: list[str] = []
 
-        def progress(text: str, stop: int = stop, calls: list[str] = calls) -> None:
+        def progress(text: str, stop: int = number, calls: list[str] = calls) -> None:
             calls.append(text)
-            if len(calls) > stop:
+            if len(calls) == stop:
                 raise KeyboardInterrupt
 
         model, batch, loss = ill()
@@ -368,12 +368,12 @@ def raising(loss: Callable, stop: int, error: BaseException, calls: list[int]) -
     return criterion
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError, SystemExit])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_a_loss_that_raises_at_any_call_leaves_the_model_as_it_was(error: type[BaseException]):
     model, batch, loss = ill()
     calls: list[int] = []
     fanin.repair_(model, batch, raising(loss, 0, error(), calls))
-    for stop in spread(len(calls), most=5):
+    for stop in spread(len(calls)):
         model, batch, loss = ill()
         with unchanged(model, batch), pytest.raises((error, FaninError)):
             fanin.repair_(model, batch, raising(loss, stop, error("no"), []))
@@ -398,7 +398,7 @@ def test_a_hook_that_raises_at_any_call_leaves_the_model_as_it_was(where: str):
 
     calls: list[int] = []
     fanin.repair_(*hooked(0, calls))
-    for stop in spread(len(calls), most=5):
+    for stop in spread(len(calls)):
         model, batch, loss = hooked(stop, [])
         with unchanged(model, batch), pytest.raises(ForwardError, match="from the hook"):
             fanin.repair_(model, batch, loss)
