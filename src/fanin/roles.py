@@ -41,6 +41,7 @@ _UNTOLD = Input("other")
 # Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
 _OVER_IMAGES = frozenset({"batch_norm", "group_norm", "instance_norm"})  # units come second
 _ASIDE = ("token", "unknown")
+_BOUNDED = frozenset(op for op in RECURRENT if "relu" not in op)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Role:
         shuffled: whether pixel shuffle lays its outputs side by side.
         head: whether its output goes to the model's output, with no layer behind it; also where
             outputs of several are mixed there (experts, dueling heads).
-        normed: of the output layer: whether a norm stands anywhere before it.
+        held: of the output layer: whether a norm, or a recurrent layer with a bounded state, stands
+            anywhere before it.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
@@ -131,7 +133,7 @@ class Role:
     heads: int | None = None
     shuffled: bool = False
     head: bool = False
-    normed: bool = False
+    held: bool = False
     place: int = 0
     run: int = 1
     chain: int = 1
@@ -457,7 +459,7 @@ class _Reader:
             repeated=repeated,
             generates=generates,
             head=head,
-            normed=head and self._is_normed(call),
+            held=head and self._is_held(call),
             log_scale=not attention and not role.head and sets_scale(self.architecture, call),
             low_rank=self.low_rank.get(call.index, ""),
             features=round(fan_in / role.kept) if fan_in else None,
@@ -504,10 +506,14 @@ class _Reader:
         weights = {p for i in self.layered for p in self.calls[i].parameters}
         return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
 
-    def _is_normed(self, call: Call) -> bool:
-        """Whether a norm stands anywhere before a call."""
-        before = (self.calls[i] for i in self.architecture.ancestors(call.behind))
-        return any(c.op != "softmax" and self.architecture.normalizes(c) for c in before)
+    def _is_held(self, call: Call) -> bool:
+        """Whether a norm, or a state that is bounded whatever the weights are, is before a call."""
+        before = {i: self.calls[i] for i in self.architecture.ancestors(call.behind)}
+        if any(c.op in _BOUNDED for c in before.values()):
+            return True
+        if not self.again.isdisjoint(before) and any(c.op == "tanh" for c in before.values()):
+            return True  # a cell that is written by hand
+        return any(c.op != "softmax" and self.architecture.normalizes(c) for c in before.values())
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = set(call.layout) == {"i", "o"} and call.layout.count("i") == 1 and not attention
