@@ -632,6 +632,7 @@ def test_every_rule_of_the_table_is_tested():
     assert left_alone == {
         "what new values would make NaN or infinite, and its own do not",
         "weights that are all zero, under a bias with a pattern, and that bias",
+        "table of points whose distances are hyperbolic (acosh, atanh)",
         "LayerScale, other scales",
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
@@ -2152,6 +2153,25 @@ def test_what_keeps_a_root_from_zero_stays(root: bool):
             return self.head(h * size.rsqrt() if root else h + size)
 
     assert ("beta" in plan(Divisive(), torch.randn(32, 6)).untouched) == root
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_points_of_a_hyperbolic_space_stay(layers: bool):
+    """Those that a layer reads before are no points."""
+
+    class Ball(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.points, self.layer = nn.Embedding(20, 8), nn.Linear(8, 8)
+
+        def forward(self, a, b):
+            a, b = self.points(a), self.points(b)
+            a, b = (self.layer(a), self.layer(b)) if layers else (a, b)
+            return torch.acosh((1 + (a - b).square().sum(-1)).clamp_min(1 + 1e-6))
+
+    index = torch.arange(20)
+    found = plan(Ball(), (index, index.flip(0)))
+    assert ("points.weight" in found.untouched) != layers
 
 
 def turned(bias: Tensor, weight: float = 0.0) -> tuple[nn.Module, Any]:

@@ -51,7 +51,8 @@ class Ball(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         u, v = self.points(a), self.points(b)
         inside = (1 - u.square().sum(-1)) * (1 - v.square().sum(-1))
-        return torch.acosh(1 + 2 * (u - v).square().sum(-1) / inside)
+        ratio = 1 + 2 * (u - v).square().sum(-1) / inside
+        return (ratio + (ratio * ratio - 1).sqrt()).log()
 
 
 class Divisive(nn.Module):

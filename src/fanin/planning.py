@@ -26,7 +26,7 @@ from fanin.placement import agreement, is_spread, prepared
 from fanin.plain import as_json, to_plain
 from fanin.policies import decide
 from fanin.policies.targets import targets
-from fanin.priors import meant_maps, meant_offsets
+from fanin.priors import meant_maps, meant_offsets, meant_points
 from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
@@ -245,6 +245,7 @@ def plan(
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
         meant = meant_offsets(model, found, architecture) | meant_maps(model, found)
+        meant |= meant_points(model, found, architecture)
         recipe = _without(recipe, at_rest(model, found) | meant)
     recipe = _without_unfit(recipe, model)
     if not sharded:  # of a sharded model this copy has no values

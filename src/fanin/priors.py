@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture
 from fanin.roles import Role
 
-__all__ = ["meant_maps", "meant_offsets"]
+__all__ = ["meant_maps", "meant_offsets", "meant_points"]
 
 # Odds of 27 % and of 3e-7: above, an offset says little; below, it is no prior but a mask.
 PRIOR = (-15.0, -1.0)
@@ -28,6 +28,8 @@ GATE = (1.0, 4.0)
 # Of random numbers no two are equal; of those of a pattern at least one in four repeats another.
 _DISTINCT = 0.75
 _SAME = 1e-6  # of the largest: what a pattern's sines and cosines are rounded by
+# What distances in a hyperbolic space are made by.
+_HYPERBOLIC = frozenset({"acosh", "arccosh", "atanh", "arctanh"})
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
 
@@ -89,6 +91,27 @@ def meant_maps(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
         told = f"zero by design: for every input it gives the pattern of {role.parameter}"
         found[weight.parameter] = told
         found[role.parameter] = "a pattern of its author's over weights that are zero"
+    return found
+
+
+def meant_points(
+    model: nn.Module, roles: Sequence[Role], architecture: Architecture
+) -> dict[str, str]:
+    """Tables of points in a hyperbolic space → why they stay; empty on the meta device.
+
+    Poincaré embeddings (Nickel 2017) start next to the origin and have to stay inside of a ball;
+    where distances are clamped, points outside of it give numbers, and no gradient.
+    """
+    layers = {c.index for c in architecture.trace.calls if "i" in c.layout}
+    curved = {c.index for c in architecture.trace.calls if c.op in _HYPERBOLIC}
+    own = dict(model.named_parameters())
+    found = {}
+    for role in roles:
+        values = own.get(role.parameter)
+        if not curved or role.kind != "table" or values is None or values.is_meta:
+            continue
+        if architecture.first_met({role.call}, layers | curved, onward=True) & curved:
+            found[role.parameter] = "points of a hyperbolic space, whose place its author chose"
     return found
 
 

@@ -156,6 +156,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "what a layer gives for every input at first: the identity of a transform, positions in a "
         "grid",
     ),
+    (
+        "table of points whose distances are hyperbolic (acosh, atanh)",
+        "left alone",
+        "they start next to the origin, and have to stay inside of a ball",
+    ),
     ("step sizes of state-space models", "left alone", "their range is the author's choice"),
     (
         "what is added or looked up, with one number below −1000 among ordinary ones",
