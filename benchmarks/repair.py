@@ -7,7 +7,7 @@ Each faulty network of ``tests/zoo/faults.py`` in which the check finds an error
 times: as it is, repaired by ``fanin.repair_``, and drawn anew by ``fanin.init_``.  Each is trained
 on its own batch by Adam at three learning rates for the same number of steps; the best run counts.
 A network trains *as well as a new one* where it has gained at least :data:`SHARE` of what the new
-one has gained from its start.
+one has gained from its start; where the new one has no finite loss, of what it could gain itself.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def measure(case: Case) -> dict[str, Any] | None:
             fanin.init_(model, batch)
     runs = {name: train(*given) for name, given in built.items()}
     start, best = runs["new"]
+    if not math.isfinite(best):  # what the fault lies in has no new value
+        start, best = runs["repaired"][0], 0.0
     end = runs["repaired"][1]
     return {
         "name": case.name,
