@@ -27,6 +27,15 @@ def test_a_healthy_model_gets_no_error_and_stays_as_it_is(case: Case):
     expectation(case, report)
 
 
+def test_the_published_gpt2_has_no_finding():
+    """GPT-2 124M, as its library makes it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    tokens = torch.randint(0, 50257, (2, 16))
+    assert fanin.check(model, {"input_ids": tokens, "labels": tokens}).findings == ()
+
+
 @parametrize(SOME)
 def test_a_second_check_of_the_same_model_says_the_same(case: Case):
     model, batch, loss = case.build()
