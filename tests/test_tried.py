@@ -129,12 +129,13 @@ def test_what_is_infinite_by_design_is_no_fault():
         nn.Sequential(nn.Linear(6, 8), Lambda(lambda x: (x * x).sum(-1, True).sqrt())),
         nn.Sequential(nn.Linear(6, 8), Lambda(lambda x: (1 + x.exp()).log() + x**3)),
         mlp(6, 16, 3),
+        nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)),
     ],
-    ids=["norm", "length", "softplus", "plain"],
+    ids=["norm", "length", "softplus", "plain", "weight-norm"],
 )
 def test_ordinary_models_are_not_run_again(model: nn.Module):
     batch = torch.randn(32, 6)
-    assert not at_risk(reading(model, batch), plan(model, batch))
+    assert not at_risk(reading(model, batch), plan(model, batch), model)
 
 
 def test_processes_leave_what_goes_wrong_on_any_of_their_batches():

@@ -250,7 +250,7 @@ def plan(
     recipe = _without_unfit(recipe, model)
     if not sharded:  # of a sharded model this copy has no values
         recipe = _with_copies(_without(recipe, shut(model, found)), model)
-    if name == "auto" and not meta and not sharded and at_risk(architecture, recipe):
+    if name == "auto" and not meta and not sharded and at_risk(architecture, recipe, model):
         recipe = _finite(recipe, model, batch, total, seed=seed, frozen=frozen)
     wanted = targets(recipe, found)
     if not wanted:

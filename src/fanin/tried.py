@@ -23,6 +23,7 @@ from fanin.guard import private, reseed, watching
 from fanin.kinds import PASSIVE, PRODUCTS
 from fanin.operations import ELEMENTWISE
 from fanin.reading import Unobserved
+from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
 
 __all__ = ["at_risk", "trying"]
@@ -35,14 +36,15 @@ _POSITIVE = frozenset({
 _KEEPING = PASSIVE | PRODUCTS | {"add", "radd", "mean", "sum", "div", "true_divide", "cumsum"}
 
 
-def at_risk(architecture: Architecture, recipe: Recipe) -> bool:
+def at_risk(architecture: Architecture, recipe: Recipe, model: nn.Module) -> bool:
     """Whether other values of the parameters may make numbers that are not finite.
 
     Where a function is called that is not defined for every number, or something is computed of a
     parameter alone, which is not watched.  Roots of squares, as norms that are written out take
-    them, are at no risk.
+    them, are at no risk, nor is a norm of weights.
     """
-    calls, drawn = architecture.trace.calls, {a.parameter for a in recipe.assignments}
+    calls = architecture.trace.calls
+    drawn = {a.parameter for a in recipe.assignments}.difference(parts(model))
     if any(call.partial and not _of_positive(calls, call) for call in calls):
         return True
     operands = (o for c in calls for o in (*c.operands, *c.learned))
