@@ -83,21 +83,23 @@ class Parts:
             known = _of_share(calls, call)
         if known is None or not output.requires_grad:
             return
-        part = self.found[call.index] = Part(known)
-        self._follow(part, call.op, output)
+        # The scores hold the whole graph: only their values are kept, until their gradient is here.
+        part = self.found[call.index] = Part(known._replace(scores=None))
+        self._follow(part, call.op, output, known.scores)
         if known.scores is not None and len(call.behind) == 1:
             self._score(part, known.scores, calls, call.behind[0])
 
-    def _follow(self, part: Part, op: str, output: Tensor) -> None:
+    def _follow(self, part: Part, op: str, output: Tensor, scores: Tensor | None) -> None:
         guess, result = part.guess, output.detach()
+        given = None if scores is None else scores.detach()
 
         def take(gradient: Tensor) -> None:
             counted = gradient * guess.result
             part.weighed = _total(counted)
             part.guesses = _total(counted.abs()) / guess.unit
             part.excess = _total(gradient * result - counted)
-            if guess.scores is not None:
-                turned = _turned(op, guess.scores.detach(), guess.dim)
+            if given is not None:
+                turned = _turned(op, given, guess.dim)
                 part.through = _total(gradient * turned.reshape(gradient.shape))
 
         self._listen(output, take)
@@ -108,6 +110,7 @@ class Parts:
         The call that made it is the first of those that only hand it on.
         """
         whole = scores if scores._base is None else scores._base
+        values = whole.detach()
         part.source = index
         while calls[index].op in PASSIVE and len(calls[index].behind) == 1:
             index = calls[index].behind[0]
@@ -115,7 +118,7 @@ class Parts:
                 part.source = index
 
         def take(gradient: Tensor) -> None:
-            part.scored = _total(gradient * whole.detach())
+            part.scored = _total(gradient * values)
 
         if whole.grad_fn is not None:
             self._listen(whole, take)
