@@ -204,3 +204,15 @@ def test_a_weight_that_is_not_finite_before_it_meets_a_signal_is_named_by_its_pa
     assert found.code == "N403"
     assert "computed from 0.weight" in found.message
     assert "0.weight" in found.layers
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_unit_with_a_constant_of_its_own_was_not_clamped(turned: bool):
+    """As repair leaves one of many copies as it was."""
+    weight = 0.03 * torch.randn(64, 4)
+    weight = weight.clamp(-0.09, 0.09)
+    weight[7] = 0.1
+    assert look(weight.T.contiguous() if turned else weight).outliers == 0
+    weight = 0.03 * torch.randn(64, 4)
+    weight[7, 1] = weight[20, 3] = weight[40, 0] = weight[41, 2] = 0.5
+    assert look(weight.T.contiguous() if turned else weight).outliers == 4

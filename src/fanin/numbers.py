@@ -99,6 +99,11 @@ def _outliers(values: Tensor, sample: Tensor, bound: float) -> int:
         return 0  # no bell: 68.27 % of a normal lie within 1 σ
     if bound <= FAR * sigma and ordered[-1] != bound:
         return 0  # where a share of CLAMPED lies on the bound, some of the sample does
-    on = sum(int(torch.count_nonzero(values == edge)) for edge in (bound, -bound))
+    met = values.abs() == bound
+    on = int(torch.count_nonzero(met))
+    for dim in range(values.dim() if values.dim() > 1 else 0):
+        whole = met.movedim(dim, 0).flatten(1).all(1)
+        if on * values.shape[dim] == values.numel() and int(whole.sum()) == 1:
+            return 0  # one unit was given that value; a clamp meets entries anywhere
     clamped = on >= max(3, CLAMPED * values.numel()) and bound > NEAREST * sigma
     return on if clamped or bound > FAR * sigma else 0
