@@ -272,6 +272,22 @@ def test_rows_beside_positions_that_keep_their_values_are_no_smaller(size: float
     assert found["tokens.weight"].std == std
 
 
+def test_positions_beside_what_a_layer_makes_are_as_small_as_published():
+    """As in CLIP and ViT: the index is the same for every batch."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.places = nn.Linear(12, 16), nn.Embedding(9, 16)
+            self.norm, self.mix, self.head = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.patch(x) + self.places(torch.arange(9))
+            return self.head((h + self.mix(self.norm(h))).mean(1))
+
+    assert plan(Patches(), torch.randn(8, 9, 12))["places.weight"].std == near(0.02)
+
+
 def test_a_table_beside_the_output_is_small():
     assert plan(*typed("output"))["kinds.weight"].std == 0.02
 

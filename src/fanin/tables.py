@@ -56,7 +56,7 @@ def beside(architecture: Architecture, call: Call, model: nn.Module) -> Beside |
 
 
 def _added(architecture: Architecture, call: Call) -> Beside | None:
-    factor = 1.0
+    factor, varies = 1.0, call.varies  # rows that are the same for every batch are positions
     for _ in range(_NEAR):
         after = architecture.followers.get(call.index, ())
         if len(after) != 1:
@@ -68,7 +68,7 @@ def _added(architecture: Architecture, call: Call) -> Beside | None:
         elif call.op in SUMS and not others and call.option is None and not call.operands:
             return Beside(factor, fixed=True)
         elif call.op in SUMS and any(_has_size(architecture, i) for i in others):
-            return Beside(factor) if call.index in architecture.inner else None
+            return Beside(factor) if varies and call.index in architecture.inner else None
         elif call.op == "shift" and any(o.offset is None for o in call.operands):
             kept = tuple(n for o in call.operands if o.offset is None for n in o.parameters)
             return Beside(factor, fixed=True, kept=kept)
