@@ -2556,7 +2556,7 @@ def factor_of_zero_that_is_no_parameter():
     return Net(), torch.randn(32, 16), classify(32, 4)
 
 
-@FAULTS(codes=("W506",), layers=("0.weight", "2.weight"), absent=("S104",), **WARNING)
+@FAULTS(codes=("S104",), layers=("0.weight", "2.weight"), words=("same memory",), **WARNING)
 def two_parameters_in_one_memory():
     model = mlp(16, 16, 16, 4)
     model[2].weight = nn.Parameter(model[0].weight.data)

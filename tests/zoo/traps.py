@@ -3266,7 +3266,7 @@ def copies_of_a_signal_each_with_scales_of_its_own():
     return model, torch.randn(16, 9, 6), regress(16, 9, 3)
 
 
-@TRAPS(absent=("S104", "W506"))
+@TRAPS(absent=("S104",))
 def parameters_side_by_side_in_one_buffer():
     """As a recurrent layer is flattened, or a model sharded."""
     model = mlp(16, 16, 16, 4)
