@@ -34,7 +34,7 @@ from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, BatchError, FaninError, ModelError
 from fanin.planning import Plan, init_, plan
 from fanin.policies import decide
-from fanin.policies.auto import HEAD_GAIN, HELD_HEAD, TABLE, auto, target_size
+from fanin.policies.auto import HEAD_GAIN, TABLE, auto, target_size
 from fanin.policies.choice import blueprint
 from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
@@ -839,70 +839,6 @@ def test_the_scale_of_a_norm_that_adds_one_is_zero():
     model = nn.Sequential(nn.Linear(6, 8), HandNorm("rsqrt", 1.0), nn.Linear(8, 3))
     found = plan(model, torch.randn(16, 6))["1.scale"]
     assert (found.scheme, found.gain, found.std) == ("constant", 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("between", "gain"),
-    [
-        (lambda: [nn.BatchNorm1d(16), nn.ReLU()], HELD_HEAD),
-        (lambda: [nn.ReLU(), nn.LayerNorm(16)], HELD_HEAD),
-        (
-            lambda: [nn.Linear(16, 8), HandNorm("rsqrt", 0.0), nn.Linear(8, 16), nn.ReLU()],
-            HELD_HEAD,
-        ),
-        (lambda: [nn.ReLU()], HEAD_GAIN),
-        (lambda: [nn.Softmax(-1), nn.Linear(16, 16), nn.ReLU()], HEAD_GAIN),  # holds no signal
-    ],
-    ids=["batch norm", "layer norm last", "by hand", "none", "softmax"],
-)
-def test_the_output_layer_is_larger_behind_norms(between: Callable[[], list[nn.Module]], gain):
-    model = nn.Sequential(nn.Linear(8, 16), *between(), nn.Linear(16, 5))
-    name = f"{len(model) - 1}.weight"
-    found = init_(model, torch.randn(64, 8))[name]
-    assert f"output layer: × {gain:g}" in found.because
-    assert float(model(torch.randn(256, 8)).detach().std()) == pytest.approx(gain, rel=0.4)
-
-
-class ByHand(nn.Module):
-    """A recurrent network that is written out."""
-
-    def __init__(self, bends: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.given, self.state, self.out = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5)
-        self.bends = bends
-
-    def forward(self, x: Tensor) -> Tensor:
-        state = torch.zeros(len(x), 16)
-        for step in x.unbind(1):
-            state = self.bends(self.given(step) + self.state(state))
-        return self.out(state)
-
-
-class LastOf(nn.Module):
-    """What a recurrent layer gives at the last step."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.out = layer, nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.layer(x)[0][:, -1])
-
-
-@pytest.mark.parametrize(
-    ("make", "gain"),
-    [
-        (lambda: LastOf(nn.LSTM(8, 16, batch_first=True)), HELD_HEAD),
-        (lambda: LastOf(nn.RNN(8, 16, batch_first=True)), HELD_HEAD),
-        (lambda: ByHand(torch.tanh), HELD_HEAD),
-        (lambda: LastOf(nn.RNN(8, 16, nonlinearity="relu", batch_first=True)), HEAD_GAIN),
-        (lambda: ByHand(torch.relu), HEAD_GAIN),
-    ],
-    ids=["lstm", "rnn", "by hand", "rnn of relu", "relu by hand"],
-)
-def test_the_output_layer_is_larger_behind_a_bounded_state(make: Callable[[], nn.Module], gain):
-    found = plan(make(), torch.randn(32, 6, 8))["out.weight"]
-    assert f"output layer: × {gain:g}" in found.because
 
 
 def test_a_head_of_several_parts_is_small_in_each():

@@ -30,7 +30,6 @@ BY_NAME = {case.name: case for case in FAULTS}
 HOPELESS = {
     "logarithm-of-negative-numbers": "the logarithm meets negative numbers at any weights",
     "unused-parameter": "no value makes the forward pass use it",
-    "zeros-in-an-ensemble-under-vmap": "what its parameters do is not seen, so they have no plan",
     "exponentials-of-distances-that-underflow": "the distances are those of 64 inputs",
     "cosines-enlarged-64-times": "the head is normalized, and what enlarges it is no parameter",
     "two-parameters-in-one-memory": "which of the two they should be nobody knows",

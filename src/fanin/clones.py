@@ -75,7 +75,7 @@ def _meet(one: Tensor, other: Tensor) -> bool:
     if one.is_contiguous() and other.is_contiguous():
         return True
     places = [
-        torch.arange(t.untyped_storage().nbytes() // t.element_size())
+        torch.arange(t.untyped_storage().nbytes() // t.element_size(), device="cpu")
         .as_strided(t.shape, t.stride(), t.storage_offset())
         .flatten()
         * t.element_size()

@@ -408,11 +408,11 @@ def _finite(
         left = spoiling(recipe)
         names = [a.parameter for a in recipe.assignments]
         if total is not None:
-            flags = torch.tensor([float(n in left) for n in names])
             place = next(model.parameters()).device
+            flags = torch.tensor([float(n in left) for n in names], device=place)
             left = {
                 name: left.get(name, "new values would not give finite numbers everywhere")
-                for name, flag in zip(names, total(flags.to(place)).tolist(), strict=True)
+                for name, flag in zip(names, total(flags).tolist(), strict=True)
                 if flag
             }
         if not left:

@@ -41,7 +41,6 @@ _UNTOLD = Input("other")
 # Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
 _OVER_IMAGES = frozenset({"batch_norm", "group_norm", "instance_norm"})  # units come second
 _ASIDE = ("token", "unknown")
-_BOUNDED = frozenset(op for op in RECURRENT if "relu" not in op)
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,6 @@ class Role:
         shuffled: whether pixel shuffle lays its outputs side by side.
         head: whether its output goes to the model's output, with no layer behind it; also where
             outputs of several are mixed there (experts, dueling heads).
-        held: of the output layer: whether a norm, or a recurrent layer with a bounded state, stands
-            anywhere before it.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
@@ -133,7 +130,6 @@ class Role:
     heads: int | None = None
     shuffled: bool = False
     head: bool = False
-    held: bool = False
     place: int = 0
     run: int = 1
     chain: int = 1
@@ -438,7 +434,6 @@ class _Reader:
         attention = self.attention.get(call.index, "")
         generates = self._generated(call, attention)
         learned = bool(late.learned) and not late.sources
-        head = role.head and (generates is None or generates.last)
         signal, source = self._input(late)
         if source.kind in ("sum", "layer", "table") and self._reads_codes(signal):
             source = Input("codes")
@@ -458,8 +453,7 @@ class _Reader:
             expert=layout.startswith("b") and role.shape[0] > 1,
             repeated=repeated,
             generates=generates,
-            head=head,
-            held=head and self._is_held(call),
+            head=role.head and (generates is None or generates.last),
             log_scale=not attention and not role.head and sets_scale(self.architecture, call),
             low_rank=self.low_rank.get(call.index, ""),
             features=round(fan_in / role.kept) if fan_in else None,
@@ -505,15 +499,6 @@ class _Reader:
         names = {p for i in near for p in self.calls[i].parameters}
         weights = {p for i in self.layered for p in self.calls[i].parameters}
         return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
-
-    def _is_held(self, call: Call) -> bool:
-        """Whether a norm, or a state that is bounded whatever the weights are, is before a call."""
-        before = {i: self.calls[i] for i in self.architecture.ancestors(call.behind)}
-        if any(c.op in _BOUNDED for c in before.values()):
-            return True
-        if not self.again.isdisjoint(before) and any(c.op == "tanh" for c in before.values()):
-            return True  # a cell that is written by hand
-        return any(c.op != "softmax" and self.architecture.normalizes(c) for c in before.values())
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = set(call.layout) == {"i", "o"} and call.layout.count("i") == 1 and not attention

@@ -34,7 +34,7 @@ __all__ = ["DTYPES", "normal_", "require_fillable", "trunc_normal_", "uniform_"]
 #: What can be drawn.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # A smaller std would make std·2⁻²⁸ a subnormal float32, of fewer bits or, on some machines, zero.
-_SMALLEST = 2.0**-98
+SMALLEST = 2.0**-98
 
 
 def normal_(
@@ -150,7 +150,7 @@ def _number(argument: str, value: object, infinite: bool = False) -> float:
 
 def _scale(argument: str, value: object) -> float:
     number = _number(argument, value)
-    if number < 0 or 0 < number < _SMALLEST:
+    if number < 0 or 0 < number < SMALLEST:
         raise ArgumentError(f"{argument}: {value!r}; 0, or a number from 2**-98 on, is needed")
     return number
 

@@ -15,13 +15,12 @@ from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
 from fanin.policies.signal import is_even, keeps_scale, unit_size
 from fanin.roles import Role
 
-__all__ = ["HEAD_GAIN", "HELD_HEAD", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
+__all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "output layer",
-        "keeps the scale, × 0.05 (× 0.15 behind a deep stretch without norms, × 0.3 behind norms "
-        "and recurrent layers)",
+        "keeps the scale, × 0.05 (× 0.15 behind a deep stretch without norms)",
         "logits near zero: the loss starts at guessing",
     ),
     (
@@ -176,12 +175,9 @@ TABLE: tuple[tuple[str, str, str], ...] = (
 
 # Logits of std 0.05: the loss of a classifier starts within 5 % of ln C even where all samples look
 # alike still. At 0.02 deep networks train slower by Adam, from 0.1 on they diverge sooner by SGD.
+# Behind norms and recurrent layers 0.3 trains sooner (LSTM and GRU over 24 steps learn what they do
+# not from 0.05), but then the loss of a few samples starts more than 5 % off ln C.
 HEAD_GAIN = 0.05
-# The same behind norms and bounded states, which let no weights but the output layer's make the
-# logits grow.  Steps 1 to 25 by Adam at 1e-3 end lower than from 0.05 in small ResNets, ViTs, GPTs
-# and mixers; LSTM, GRU and tanh RNN over 24 steps learn what they do not from 0.05 (an RNN of relu,
-# which is not bounded, the other way round).  From 0.6 on the first loss is 8 % above guessing.
-HELD_HEAD = 0.3
 # Std of the first layer's offsets over that of its pre-activation: 0.25 and 1 train as well or
 # worse; without it all kinks pass through the origin, and what is radial is learned slowly.
 OFFSET = 0.5
@@ -256,9 +252,7 @@ def head_gain(role: Role) -> float:
     """Std of the logits: what the output layer's gain is multiplied with."""
     if role.norm_after:
         return 1.0
-    if role.generates is None and deep(role) is not None:
-        return DEEP_HEAD
-    return HELD_HEAD if role.held else HEAD_GAIN
+    return HEAD_GAIN if role.generates is not None or deep(role) is None else DEEP_HEAD
 
 
 def _recurrent(role: Role) -> Choice:

@@ -23,6 +23,7 @@ from fanin.assignment import REPAIR, Assignment
 from fanin.checking import examined
 from fanin.clones import shared
 from fanin.construction import Record
+from fanin.draw.tensors import SMALLEST
 from fanin.errors import ArgumentError, LossError
 from fanin.findings import Evidence, Finding
 from fanin.planning import Plan
@@ -417,8 +418,10 @@ class _Surgery:
         return _State(chosen, report, self._left(report), tuple(dict.fromkeys((*met, *codes))))
 
     def _left(self, report: Report) -> Left:
-        """What is left to clear."""
+        """What is left to clear; a loss far above guessing follows from any other error."""
         wanted = self.wanted(report)
+        if any(f.code != "O301" for f in _errors(report)):
+            wanted = [f for f in wanted if f.code != "O301"]
         tiers = [i for i, tier in enumerate(TIERS) for f in wanted if f.code in tier]
         locked = [c for c in report.symmetry.classes if c.kind == "locked"]
         extent = sum(len(f.layers) for f in wanted) + sum(len(c.units) - 1 for c in locked)
@@ -476,6 +479,7 @@ class _Surgery:
         before, place = dict(fresh), (remedy.__name__, finding.layer)
         while self.tried[place] < STRENGTHS:
             made = remedy(case, finding, self.tried[place])
+            made = [a for a in made if not 0 < a.std < SMALLEST]  # which no draw makes
             drawn = self.made.setdefault(place, set())
             drawn |= {a.parameter for a in made}
             if self.tried[place] or finding.code in MANY:
