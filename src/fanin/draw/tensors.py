@@ -29,11 +29,11 @@ from fanin.draw.values import Values, draw
 from fanin.errors import ArgumentError
 from fanin.window import Window
 
-__all__ = ["DTYPES", "normal_", "require_fillable", "trunc_normal_", "uniform_"]
+__all__ = ["DTYPES", "SMALLEST", "normal_", "require_fillable", "trunc_normal_", "uniform_"]
 
 #: What can be drawn.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# A smaller std would make std·2⁻²⁸ a subnormal float32, of fewer bits or, on some machines, zero.
+#: A smaller std would make std·2⁻²⁸ a subnormal float32, of fewer bits or, on some machines, zero.
 SMALLEST = 2.0**-98
 
 
