@@ -30,6 +30,8 @@ UNABLE = (
     )
 )
 
+UNDER_TORCHRUN = 2  # ranks; other numbers of them are forked from one process, which is quicker
+
 Findings = dict[str, dict[int, list[str]]]  # case → rank → what it found wrong
 
 
@@ -39,7 +41,17 @@ def launched(worlds: list[int], folder: Path) -> str:
         path = folder / case.truth
         if not {*worlds}.isdisjoint(case.worlds) and not path.exists():
             truth_of(case).save(path)
-    command = [sys.executable, str(WORKER), str(folder), *map(str, worlds)]
+    own = [sys.executable, str(WORKER), str(folder)]
+    forked = [str(world) for world in worlds if world != UNDER_TORCHRUN]
+    wrong = ran([*own, *forked], folder) if forked else ""
+    if wrong or UNDER_TORCHRUN not in worlds:
+        return wrong
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return ran([*torchrun, f"--nproc-per-node={UNDER_TORCHRUN}", *own[1:]], folder)
+
+
+def ran(command: list[str], folder: Path) -> str:
+    """Run a command to its end; how it went wrong, or nothing."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "log.txt").open("w+", encoding="utf-8") as log:
         run = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 Started with the folder of the truths, where the findings go too, and with the numbers of ranks.
 All ranks are forked from one process, which has imported for them what takes longer than the cases.
+Without numbers it is one rank that torchrun has started.
 """
 
 from __future__ import annotations
@@ -522,10 +523,15 @@ def forked(number: int, world: int) -> int:
 
 
 def main(folder: Path, worlds: list[int]) -> int:
-    """Start the ranks of one number after the other; how many of them failed."""
+    """Start the ranks of one number after the other, or be the one that torchrun has started.
+
+    How many of them failed.
+    """
     global FOLDER
     FOLDER = folder
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
+    if not worlds:
+        return rank_of(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     failed = 0
     for world in worlds:
         ranks = [forked(number, world) for number in range(world)]
