@@ -81,6 +81,11 @@ class TestEveryPage:
         behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
         assert page.evaluate(behaviour) == "auto"
 
+
+@pytest.mark.parametrize("name", SMALL)
+class TestEveryPageUnfolded:
+    """Left out is the page of 2,000 layers: its parts are those of the others."""
+
     def test_tab_reaches_every_control_and_shows_where_it_is(
         self, name: str, made: Made, visit: Visit
     ) -> None:
@@ -105,11 +110,6 @@ class TestEveryPage:
             if reached == set(wanted):
                 return
         assert reached == set(wanted)
-
-
-@pytest.mark.parametrize("name", SMALL)
-class TestEveryPageUnfolded:
-    """Left out is the page of 2,000 layers: its parts are those of the others."""
 
     def test_a_phone_never_scrolls_sideways(self, name: str, made: Made, visit: Visit) -> None:
         page = visit(made(name), viewport=PHONE, is_mobile=True, has_touch=True)
