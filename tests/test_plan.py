@@ -2163,6 +2163,34 @@ def test_zero_weights_and_patterns_of_other_kinds_are_drawn(bias: Tensor, weight
     assert found["maker.bias"].std == 0
 
 
+def test_zeros_under_a_pattern_that_a_nonlinearity_follows_are_a_layer_that_nobody_drew():
+    model = mlp(6, 16, 16, 3)
+    nn.init.zeros_(model[2].weight)
+    model[2].bias.data.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).repeat(4))
+    assert plan(model, torch.randn(32, 6))["2.weight"].std > 0
+
+
+def test_zeros_under_the_offsets_of_gates_are_a_layer_that_nobody_drew():
+    """Of a cell written by hand, whose sum with what the state gives is cut before its gates."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.given, self.state, self.head = nn.Linear(6, 32), nn.Linear(8, 32), nn.Linear(8, 3)
+            nn.init.zeros_(self.given.weight)
+            self.given.bias.data = torch.tensor([0.0, 1.0, 0.0, 0.0]).repeat_interleave(8)
+
+        def forward(self, x):
+            state = memory = x.new_zeros(len(x), 8)
+            for step in x.unbind(1):
+                i, f, g, o = (self.given(step) + self.state(state)).chunk(4, -1)
+                memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+                state = o.sigmoid() * memory.tanh()
+            return self.head(state)
+
+    assert plan(Cell(), torch.randn(32, 4, 6))["given.weight"].std > 0
+
+
 def test_a_scheme_that_was_asked_for_asks_no_author():
     found = plan(Gated(-2.0), torch.randn(32, 6), "he_normal")
     assert found["gate.bias"].scheme == "zeros"

@@ -244,7 +244,7 @@ def plan(
     meta = any(p.is_meta for p in spread.parameters())
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
-        meant = meant_offsets(model, found, architecture) | meant_maps(model, found)
+        meant = meant_offsets(model, found, architecture) | meant_maps(model, found, architecture)
         meant |= meant_points(model, found, architecture)
         recipe = _without(recipe, at_rest(model, found) | meant)
     recipe = _without_unfit(recipe, model)

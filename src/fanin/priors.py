@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture
+from fanin.kinds import BENDING
 from fanin.roles import Role
 
 __all__ = ["meant_maps", "meant_offsets", "meant_points"]
@@ -69,17 +70,24 @@ def meant_offsets(
     return found
 
 
-def meant_maps(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
+def meant_maps(
+    model: nn.Module, roles: Sequence[Role], architecture: Architecture
+) -> dict[str, str]:
     """Weights that are all zero, and the bias with a pattern over each → why; empty on meta.
 
+    What a nonlinearity follows, or a gate, is no map: there zeros are a layer that nobody drew.
+
+    >>> from fanin.reading import reading
     >>> layer = nn.Linear(8, 6)
     >>> _ = nn.init.zeros_(layer.weight)
     >>> layer.bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
-    >>> weight = Role("weight", (6, 8), True, "weight", call=0)
-    >>> meant_maps(layer, [weight, Role("bias", (6,), True, "bias", call=0)])["weight"]
+    >>> both = [Role(name, (6,), True, name, call=0) for name in ("weight", "bias")]
+    >>> meant_maps(layer, both, reading(layer, torch.randn(4, 8)))["weight"]
     'zero by design: for every input it gives the pattern of bias'
     """
     weights = {role.call: role for role in roles if role.kind == "weight" and role.trainable}
+    bends = {c.index for c in architecture.trace.calls if c.op in BENDING}
+    layers = {c.index for c in architecture.trace.calls if "i" in c.layout}
     found = {}
     for role in roles:
         weight = weights.get(role.call)
@@ -87,6 +95,8 @@ def meant_maps(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
             continue
         values, matrix = (model.get_parameter(r.parameter).detach() for r in (role, weight))
         if values.is_meta or matrix.is_meta or matrix.count_nonzero() or not _patterned(values):
+            continue
+        if architecture.first_met({role.call}, bends | layers, onward=True) & bends:
             continue
         told = f"zero by design: for every input it gives the pattern of {role.parameter}"
         found[weight.parameter] = told
