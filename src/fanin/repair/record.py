@@ -60,8 +60,7 @@ def outcome(repair: Record) -> list[str]:
         if not before:
             return [f"nothing to mend: no error{_unasked(repair)}"]
         if repair.causes:
-            why = "; ".join(repair.causes)
-            return [f"nothing changed: the weights are not the cause of {codes}: {why}"]
+            return [*repair.causes, f"nothing changed: the weights are not the cause of {codes}"]
         told = " that keeps the output" if repair.preserved else ""
         return [f"nothing changed: no remedy{told} for {codes}"]
     entries = sum(c.entries for c in repair.changes)
