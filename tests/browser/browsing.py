@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import (
     Browser,
@@ -19,9 +20,10 @@ from playwright.sync_api import (
 )
 
 INSTALL = "no Chromium: apt-get install chromium, or playwright install chromium"
+PATIENCE = 120_000  # milliseconds that anything on a page may take, on a busy machine
 LOCAL = ("file:", "data:", "blob:", "about:")  # what a page may load: itself, and what it holds
 
-Visit = Callable[..., Page]  # what the fixture of that name gives
+Visit = Callable[..., Page]  # what `visits` gives
 Made = Callable[[str], Path]
 
 
@@ -69,3 +71,30 @@ def watch(context: BrowserContext) -> list[str]:
     context.on("page", attach)
     context.on("request", asked)
     return troubles
+
+
+@contextmanager
+def visits(browser: Browser) -> Iterator[Visit]:
+    """Open files from disk: ``visit(path, **options of the browser context)``.
+
+    ``before`` is a script that runs before those of the page.  There is no network.  At the end it
+    fails if any page complained, failed, opened a dialog or asked for anything outside of itself.
+    """
+    contexts: list[BrowserContext] = []
+    troubles: list[list[str]] = []
+
+    def visit(path: Path, *, before: str = "", **options: Any) -> Page:
+        context = browser.new_context(offline=True, **options)
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        troubles.append(watch(context))
+        if before:
+            context.add_init_script(before)
+        page = context.new_page()
+        page.goto(path.as_uri())
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert [each for some in troubles for each in some] == []

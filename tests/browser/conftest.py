@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from browsing import Made, MissingBrowserError, Visit, chromium, watch
+from browsing import PATIENCE, Made, MissingBrowserError, Visit, chromium, visits
 from pages import PAGES
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, expect
 
-PATIENCE = 10_000  # milliseconds that anything on a page may take, on a busy machine
+expect.set_options(timeout=PATIENCE)
 
 
 # Not for the whole session: while Playwright runs, the thread has an event loop, and tests of
@@ -30,29 +29,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Open a file from disk: ``visit(path, **options of the browser context)``.
+    """Pages that one test has for itself; see `browsing.visits`."""
+    with visits(browser) as visit:
+        yield visit
 
-    ``before`` is a script that runs before those of the page.  There is no network.  At the end
-    the test fails if any page complained, failed, opened a dialog or asked for anything outside
-    of itself.
-    """
-    contexts, troubles = [], []
 
-    def open_page(path: Path, *, before: str = "", **options: Any) -> Page:
-        context = browser.new_context(offline=True, **options)
-        context.set_default_timeout(PATIENCE)
-        contexts.append(context)
-        troubles.append(watch(context))
-        if before:
-            context.add_init_script(before)
-        page = context.new_page()
-        page.goto(path.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [each for some in troubles for each in some] == []
+@pytest.fixture(scope="module")
+def stay(browser: Browser) -> Iterator[Visit]:
+    """Pages that the tests of a module share: opening one takes longer than most tests."""
+    with visits(browser) as visit:
+        yield visit
 
 
 @pytest.fixture(scope="session")
