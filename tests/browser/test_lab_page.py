@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from browsing import Made, Visit
@@ -10,20 +11,49 @@ from playwright.sync_api import Page, expect
 
 from fanin import lab
 
-LATER = 120_000  # milliseconds: 15,000 steps of training take 40 s where others compute too
+# Shows an address from the first view on, and waits until it is drawn.
+GO = """address => new Promise(done => {
+    lab.show({start: 'constant', activation: 'tanh', change: 'none', step: 0})
+    history.replaceState(null, '', '#')  // so that any address is another one
+    addEventListener('hashchange', () => {
+        requestAnimationFrame(done)
+        lab.state(lab.chosen.step)  // so that the frame has it
+    }, {once: true})
+    location.hash = address
+})"""
+FIRST = "start=constant&activation=tanh&change=none&step=0"
+Go = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def shared(stay: Visit, made: Made) -> Page:
+    return stay(made("lab"))
 
 
 @pytest.fixture
-def at(visit: Visit, made: Made):
-    """Open the lab at an address: ``at("start=He&step=10")``."""
+def at(shared: Page) -> Go:
+    """Show an address of the lab: ``at("start=He&step=10")``.  The tests share its page."""
 
-    def opened(address: str = "", **options) -> Page:
-        page = visit(made("lab"), **options)
-        if address:
-            page.evaluate("address => { location.hash = address; }", address)
-        return page
+    def shown(address: str = FIRST) -> Page:
+        shared.evaluate(GO, address)
+        return shared
 
-    return opened
+    return shown
+
+
+@pytest.fixture(scope="module")
+def clocked(stay: Visit, made: Made) -> Page:
+    """The lab with a clock that stands still but for ``page.clock.run_for``."""
+    page = stay(made("lab"))
+    page.clock.install(time=0)
+    page.clock.pause_at(1)
+    page.reload()
+    return page
+
+
+def trained(page: Page, steps: int = 15_000) -> None:
+    """Let the page train to the end now, not a little in each frame."""
+    page.evaluate("steps => { lab.state(steps) }", steps)
 
 
 def chosen(page: Page) -> dict:
@@ -38,22 +68,21 @@ def consequence(page: Page, index: int) -> list[str]:
     return page.locator("#chain li").nth(index).locator("dd").all_inner_texts()
 
 
-def test_the_first_view_is_of_copies_and_stands_still(at):
-    page = at()
+def test_the_first_view_is_of_copies(visit: Visit, made: Made):
+    page = visit(made("lab"))
     expect(page.locator("#now")).to_have_text("step 0")
     expect(page.locator("#headline")).to_contain_text("each hidden layer is worth one")
-    page.wait_for_timeout(300)
-    expect(page.locator("#now")).to_have_text("step 0")
+    assert chosen(page) == {"start": "constant", "activation": "tanh", "change": "none", "step": 0}
 
 
-def test_an_address_shows_its_view_and_the_view_gives_its_address(at):
+def test_an_address_shows_its_view_and_the_view_gives_its_address(at: Go):
     page = at("start=He&activation=relu&change=zero+2&step=100")
     expect(page.locator("#now")).to_have_text("step 100")
     expect(page.get_by_role("radio", name="He", exact=True)).to_be_checked()
     expect(page.get_by_role("radio", name="layer 2")).to_be_checked()
     there = page.get_by_role("button", name="1,000", exact=True)
     there.click()
-    expect(there).to_have_attribute("aria-current", "true", timeout=LATER)
+    expect(there).to_have_attribute("aria-current", "true")
     assert page.locator("[aria-current]").count() == 1
     page.wait_for_url(re.compile(r"#start=He&activation=relu&change=zero\+2&step=1000$"))
 
@@ -61,15 +90,12 @@ def test_an_address_shows_its_view_and_the_view_gives_its_address(at):
 @pytest.mark.parametrize(
     "address", ["start=<b>&step=1.5", "activation=toString&step=-1", "change=break+9&step=1e9", "%"]
 )
-def test_an_address_that_makes_no_sense_changes_nothing(at, address: str):
-    page = at()
-    before = chosen(page)
-    page.evaluate("address => { location.hash = address; }", address)
-    page.wait_for_timeout(100)
-    assert chosen(page) == before
+def test_an_address_that_makes_no_sense_changes_nothing(at: Go, address: str):
+    before = chosen(at())
+    assert chosen(at(address)) == before
 
 
-def test_the_numbers_shown_are_those_of_python(at):
+def test_the_numbers_shown_are_those_of_python(at: Go):
     page = at("start=He&activation=relu&step=10")
     (state,) = lab.run("He", steps=(10,))
     expect(page.locator("#cost")).to_have_text(f"{state.cost:.6f}")
@@ -79,7 +105,7 @@ def test_the_numbers_shown_are_those_of_python(at):
     assert consequence(page, 4) == ["10 of 10", "5 of 5"]
 
 
-def test_consequences_are_marked_where_they_hold_and_nowhere_else(at):
+def test_consequences_are_marked_where_they_hold_and_nowhere_else(at: Go):
     page = at("start=constant&activation=tanh&step=100")
     expect(page.locator("#now")).to_have_text("step 100")
     assert page.locator("#chain li.true").count() == 5
@@ -90,8 +116,9 @@ def test_consequences_are_marked_where_they_hold_and_nowhere_else(at):
     assert page.locator("#holding").inner_text().startswith("None of the five holds here")
 
 
-def test_one_broken_weight_is_seen_and_its_layer_can_be_chosen(at):
-    page = at("start=constant&activation=tanh&step=100")
+def test_one_broken_weight_is_seen_and_its_layer_can_be_chosen(visit: Visit, made: Made):
+    page = visit(made("lab"))  # where no layer was chosen before: it is the first
+    page.evaluate(GO, "start=constant&activation=tanh&step=100")
     page.get_by_role("radio", name="break one weight by 0.001").check(force=True)
     expect(page.locator("#headline")).to_contain_text("2 of 10 units in layer 1, 1 of 5")
     # A weight of layer 2 frees both its ends: the unit it belongs to, and the one it reads.
@@ -109,13 +136,13 @@ def test_one_broken_weight_is_seen_and_its_layer_can_be_chosen(at):
         ("start=small&activation=relu&step=2000", "still that of guessing"),
     ],
 )
-def test_the_story_tells_what_happened(at, address: str, story: str):
+def test_the_story_tells_what_happened(at: Go, address: str, story: str):
     expect(at(address).locator("#story")).to_contain_text(story)
 
 
-def test_a_sound_start_has_no_sad_story(at):
+def test_a_sound_start_has_no_sad_story(at: Go):
     page = at("start=He&activation=relu&step=5000")
-    expect(page.locator("#now")).to_have_text("step 5,000", timeout=LATER)
+    expect(page.locator("#now")).to_have_text("step 5,000")
     expect(page.locator("#story")).to_be_empty()
     expect(page.locator(".hero")).to_have_class(re.compile(r"\bok\b"))
 
@@ -128,15 +155,16 @@ def test_a_sound_start_has_no_sad_story(at):
         ("large", "0.382", "0.38278"),
     ],
 )
-def test_the_articles_cost_stands_beside_ours(at, start: str, cost: str, printed: str):
+def test_the_articles_cost_stands_beside_ours(at: Go, start: str, cost: str, printed: str):
     page = at(f"start={start}&activation=relu")
-    expect(page.locator("#later")).to_contain_text(cost, timeout=LATER)
+    trained(page)
+    expect(page.locator("#later")).to_contain_text(cost)
     expect(page.locator("#published")).to_contain_text(printed)
     page.get_by_role("radio", name="tanh", exact=True).check(force=True)
     expect(page.locator("#published")).to_be_empty()
 
 
-def test_copies_lie_on_one_another_and_are_counted(at):
+def test_copies_lie_on_one_another_and_are_counted(at: Go):
     page = at("start=constant&activation=tanh&step=1")
     expect(page.locator("#layer1 .plane text", has_text="A ×10")).to_have_count(1)
     expect(page.locator("#layer2 .plane text", has_text="A ×5")).to_have_count(1)
@@ -150,7 +178,7 @@ def test_copies_lie_on_one_another_and_are_counted(at):
     }
 
 
-def test_the_maps_of_copies_are_the_same_picture_and_of_others_not(at):
+def test_the_maps_of_copies_are_the_same_picture_and_of_others_not(at: Go):
     picture = "all => all.map((canvas) => canvas.toDataURL())"
     page = at("start=constant&activation=tanh&step=1")
     expect(page.locator("#now")).to_have_text("step 1")
@@ -160,15 +188,16 @@ def test_the_maps_of_copies_are_the_same_picture_and_of_others_not(at):
     assert len(set(page.locator("#layer1 canvas").evaluate_all(picture))) == 10
 
 
-def test_no_gradient_no_arrow(at):
+def test_no_gradient_no_arrow(at: Go):
     page = at("start=zeros&activation=relu&step=10")
     expect(page.locator("#layer1 .arrows")).to_have_text(re.compile("^No arrows"))
     page.get_by_role("radio", name="He", exact=True).check(force=True)
     expect(page.locator("#layer1 .arrows")).to_have_text(re.compile("^Dashed: the gradient"))
 
 
-def test_the_slider_goes_by_the_keyboard(at):
+def test_the_slider_goes_by_the_keyboard(at: Go):
     page = at()
+    trained(page)
     slider(page).focus()
     for key, step in [
         ("ArrowRight", "1"),
@@ -183,55 +212,72 @@ def test_the_slider_goes_by_the_keyboard(at):
         ("ArrowLeft", "0"),
     ]:
         page.keyboard.press(key)
-        expect(page.locator("#now")).to_have_text(f"step {step}", timeout=LATER)
+        expect(page.locator("#now")).to_have_text(f"step {step}")
         expect(slider(page)).to_have_attribute("aria-valuetext", f"step {step} of 15,000")
 
 
-def test_the_slider_goes_by_the_pointer_and_is_logarithmic(at):
+def test_the_slider_goes_by_the_pointer_and_is_logarithmic(at: Go):
     page = at()
     for place, step in [("500", "121"), ("250", "10"), ("0", "0")]:  # √15,001 - 1 is 121.5
         slider(page).fill(place)
-        expect(page.locator("#now")).to_have_text(f"step {step}", timeout=LATER)
+        expect(page.locator("#now")).to_have_text(f"step {step}")
 
 
-def test_play_moves_and_pause_stops(at):
-    page = at()
-    page.get_by_role("button", name="Play").click()
-    expect(page.locator("#now")).not_to_have_text("step 0")
-    page.get_by_role("button", name="Pause").click()
-    page.wait_for_timeout(100)
-    stopped = page.locator("#now").inner_text()
-    page.wait_for_timeout(300)
-    assert page.locator("#now").inner_text() == stopped
+def test_the_first_view_stands_still(clocked: Page):
+    clocked.clock.run_for(5_000)
+    expect(clocked.locator("#now")).to_have_text("step 0")
 
 
-def test_with_reduced_motion_play_goes_in_pictures(at):
-    page = at(reduced_motion="reduce")
-    page.get_by_role("button", name="Play").click()
-    page.wait_for_timeout(500)
-    expect(page.locator("#now")).to_have_text("step 0")
-    expect(page.locator("#now")).not_to_have_text("step 0")
+def test_play_moves_and_pause_stops(clocked: Page):
+    now = clocked.locator("#now")
+    clocked.get_by_role("button", name="Play").click()
+    clocked.clock.run_for(3_000)
+    moved = now.inner_text()
+    assert moved != "step 0"
+    clocked.get_by_role("button", name="Pause").click()
+    clocked.clock.run_for(3_000)
+    expect(now).to_have_text(moved)
 
 
-def test_a_screen_reader_hears_the_view_once_the_slider_rests(at):
-    page = at("start=He&activation=relu&step=0")
-    expect(page.locator("#status")).to_contain_text("Step 0:")
-    page.evaluate(
+def test_with_reduced_motion_play_goes_in_pictures(clocked: Page):
+    clocked.emulate_media(reduced_motion="reduce")
+    slider(clocked).press("Home")
+    clocked.get_by_role("button", name="Play").click()
+    clocked.clock.run_for(500)
+    for step in (0, 1, 3, 7):  # one a second
+        expect(clocked.locator("#now")).to_have_text(f"step {step}")
+        clocked.clock.run_for(400)
+        expect(clocked.locator("#now")).to_have_text(f"step {step}")
+        clocked.clock.run_for(600)
+    clocked.get_by_role("button", name="Pause").click()
+    clocked.emulate_media(reduced_motion="no-preference")
+
+
+def test_a_screen_reader_hears_the_view_once_the_slider_rests(clocked: Page):
+    status = clocked.locator("#status")
+    slider(clocked).press("Home")
+    clocked.clock.run_for(1_000)
+    expect(status).to_contain_text("Step 0:")
+    clocked.evaluate(
         """() => {
           window.heard = [];
           new MutationObserver(() => heard.push(document.getElementById("status").textContent))
             .observe(document.getElementById("status"), {childList: true});
         }"""
     )
-    slider(page).focus()
-    for _ in range(10):
-        page.keyboard.press("ArrowRight")
-    expect(page.locator("#status")).to_contain_text("Step 10: cost 0.848")
-    assert page.evaluate("() => heard.length") <= 2
-    assert "10 of 10 in layer 1" in page.locator("#status").inner_text()
+    for step in range(1, 11):
+        clocked.keyboard.press("ArrowRight")
+        clocked.clock.run_for(200)
+        expect(clocked.locator("#now")).to_have_text(f"step {step}")
+    assert clocked.evaluate("heard.length") == 0
+    clocked.clock.run_for(1_000)
+    (heard,) = clocked.evaluate("heard")
+    (state,) = lab.run("constant", "tanh", steps=(10,))
+    assert f"Step 10: cost {state.cost:.4f}" in heard
+    assert "1 of 10 in layer 1" in heard
 
 
-def test_every_picture_has_words(at):
+def test_every_picture_has_words(at: Go):
     page = at("start=constant&activation=relu&step=3")
     expect(page.locator("#status")).to_contain_text("Step 3:")
     pictures = page.locator("[role=img]")
@@ -242,14 +288,14 @@ def test_every_picture_has_words(at):
     )
 
 
-def test_the_verdict_is_that_of_the_chosen_start(at):
+def test_the_verdict_is_that_of_the_chosen_start(at: Go):
     page = at("start=zeros&activation=relu")
     assert "S101 locked-units" in page.locator("#verdict").inner_text()
     page.get_by_role("radio", name="He", exact=True).check(force=True)
     assert "S101" not in page.locator("#verdict").inner_text()
 
 
-def test_a_verdict_from_before_the_change_says_so(at):
+def test_a_verdict_from_before_the_change_says_so(at: Go):
     """Random starts have no copies to break, so they are not checked again."""
     page = at("start=He&activation=relu&change=break+1")
     before = page.get_by_text("before the change")
@@ -258,20 +304,13 @@ def test_a_verdict_from_before_the_change_says_so(at):
     expect(before).to_be_hidden()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_theme_follows_the_system_until_it_is_chosen(at, scheme: str):
-    page = at(color_scheme=scheme)
-    background = "() => getComputedStyle(document.body).backgroundColor"
-    before = page.evaluate(background)
-    assert (before == "rgb(255, 255, 255)") == (scheme == "light")
-    page.locator("#theme").click()
-    assert page.evaluate(background) != before
-
-
-def test_a_narrow_page_needs_no_horizontal_scrolling(at):
-    page = at("start=large&activation=relu&step=100", viewport={"width": 360, "height": 740})
-    expect(page.locator("#now")).to_have_text("step 100")
-    assert page.evaluate("() => document.scrollingElement.scrollWidth") <= 360
+def test_a_narrow_page_needs_no_horizontal_scrolling(at: Go):
+    page = at("start=large&activation=relu&step=100")
+    before = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_function("() => innerWidth === 360")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+    page.set_viewport_size(before)
 
 
 def test_without_script_the_page_says_what_it_needs(visit: Visit, made: Made):
