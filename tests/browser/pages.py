@@ -136,8 +136,8 @@ REPORTS: dict[str, Callable[[Path], object]] = {
 }
 PAGES: dict[str, Callable[[Path], object]] = {
     **REPORTS,
-    "deep": _of(deep_report),
     "comparison": comparison,
     "repair": repair,
     "lab": lab,
+    "deep": _of(deep_report),
 }
