@@ -235,6 +235,15 @@ class TestChosenTheme:
         behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
         assert page.evaluate(behaviour) == "auto"
 
+    def test_a_figure_that_is_just_being_drawn_takes_it_too(self, made: Made, visit: Visit) -> None:
+        begun = """new MutationObserver((seen, observer) => {
+            observer.disconnect()
+            document.querySelector('#theme').click()
+        }).observe(document, {subtree: true, attributeFilter: ['data-drawn']})"""
+        page = visit(made("healthy"), color_scheme="light", before=begun)
+        unfold(page)
+        expect_drawn(page, "dark")
+
 
 class TestWithoutMuch:
     @pytest.mark.parametrize("name", TEMPLATES[:-1])

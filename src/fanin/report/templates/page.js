@@ -197,20 +197,24 @@
   const WIDTH = 720; // of a saved picture
   const SCALE = 2; // pixels of a saved picture for each of the figure
   const drawn = new Map();
+  const busy = new Set();
   let data = null;
 
   const embed = (place, spec, look) =>
     vegaEmbed(place, spec, { ast: true, renderer: "svg", actions: false, config: look, tooltip: { theme: theme() } });
 
+  // A theme that is chosen while a figure is being drawn is that of its next turn.
   const draw = async (figure) => {
+    if (busy.has(figure)) return;
+    busy.add(figure);
     const chart = figure.querySelector(".chart");
-    const look = theme();
-    if (chart.dataset.drawn === look) return;
-    chart.dataset.drawn = look;
-    drawn.get(figure)?.finalize();
-    const result = await embed(chart, data.specs[figure.dataset.kind], data.themes[look]);
-    if (chart.dataset.drawn === look) drawn.set(figure, result);
-    else result.finalize();
+    while (chart.dataset.drawn !== theme()) {
+      const look = theme();
+      chart.dataset.drawn = look;
+      drawn.get(figure)?.finalize();
+      drawn.set(figure, await embed(chart, data.specs[figure.dataset.kind], data.themes[look]));
+    }
+    busy.delete(figure);
   };
 
   const redraw = () => {
