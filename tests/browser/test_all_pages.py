@@ -157,6 +157,15 @@ class TestEveryPageUnfolded:
         unfolded.emulate_media(color_scheme="light")
         expect_drawn(unfolded, "light")
 
+    def test_nothing_moves_for_those_who_ask_for_that(self, unfolded: Page) -> None:
+        unfolded.emulate_media(color_scheme="dark")
+        assert unfolded.evaluate("document.getAnimations().length") == 0
+        assert is_dark(unfolded)
+        behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
+        assert unfolded.evaluate(behaviour) == "auto"
+        unfolded.emulate_media(color_scheme="light")
+        expect_drawn(unfolded, "light")
+
     def test_a_phone_never_scrolls_sideways(self, name: str, made: Made, visit: Visit) -> None:
         page = visit(made(name), viewport=PHONE, is_mobile=True, has_touch=True)
         unfold(page)
@@ -223,17 +232,6 @@ class TestChosenTheme:
         page.locator("#theme").click()
         page.emulate_media(color_scheme="light")
         assert is_dark(page)
-
-    @pytest.mark.parametrize("name", TEMPLATES)
-    def test_nothing_moves_for_those_who_ask_for_that(
-        self, name: str, made: Made, visit: Visit
-    ) -> None:
-        page = visit(made(name), color_scheme="light", reduced_motion="reduce")
-        page.locator("#theme").click()
-        assert page.evaluate("document.getAnimations().length") == 0
-        assert is_dark(page)
-        behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
-        assert page.evaluate(behaviour) == "auto"
 
     def test_a_figure_that_is_just_being_drawn_takes_it_too(self, made: Made, visit: Visit) -> None:
         begun = """new MutationObserver((seen, observer) => {
