@@ -95,11 +95,8 @@ def folded_names(names: Sequence[str], limit: int) -> list[str]:
         common = stem(name)
         keys[name] = common if any(common) else name
         groups.setdefault(keys[name], []).append(name)
-    shown = dict.fromkeys(
-        _pattern(group, _INDEX) if len(group) > limit else visible(name)
-        for name, group in ((name, groups[keys[name]]) for name in names)
-    )
-    return list(shown)
+    folded = {key: _pattern(group, _INDEX) for key, group in groups.items() if len(group) > limit}
+    return list(dict.fromkeys(folded.get(keys[name]) or visible(name) for name in names))
 
 
 def stem(name: str, index: re.Pattern[str] = _INDEX) -> tuple[str, ...]:
