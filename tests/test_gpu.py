@@ -22,10 +22,10 @@ from zoo.traps import TRAPS
 
 import fanin
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: checks models on CUDA"),
-]
+pytestmark = QUIET
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU here: checks models on CUDA", allow_module_level=True)
 
 #: Built by what CUDA does not have; torch says so where the model is built or run.
 ONLY_ON_CPU = ("quantized", "not implemented for 'CUDA'", "not supported on CUDA", "mkldnn")
