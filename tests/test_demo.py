@@ -95,8 +95,14 @@ def by_hand(start: str, iterations: int = SHORT) -> tuple[list[float], float, fl
 
 
 @pytest.fixture(scope="module")
-def checked() -> Demo:
-    return demo(iterations=1)
+def told() -> list[str]:
+    """What the demo below tells of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def checked(told: list[str]) -> Demo:
+    return demo(told.append, iterations=1)
 
 
 @pytest.fixture
@@ -119,10 +125,14 @@ def table(checked: Demo) -> Demo:
     return Demo(15_000, (locked, sound), checked.comparison)
 
 
-@pytest.mark.parametrize(("start", "cost", "near", "training", "test", "point"), REFERENCE)
+@pytest.mark.parametrize(
+    ("start", "cost", "near", "training", "test", "point"),
+    [row for row in REFERENCE if row[0] != "He"],  # fanin itself takes He all the way, below
+)
 def test_the_exercise_gives_the_published_figures(start, cost, near, training, test, point):
-    costs, on_train, on_test = by_hand(start, 15_000)
-    assert costs[14] == pytest.approx(cost, rel=0, abs=near)
+    # Zeros stay where they are from the first step on.
+    costs, on_train, on_test = by_hand(start, SHORT if start == "zeros" else 15_000)
+    assert costs[-1] == pytest.approx(cost, rel=0, abs=near)
     assert on_train == pytest.approx(training, rel=0, abs=point + 1e-12)
     assert on_test == pytest.approx(test, rel=0, abs=point + 1e-12)
 
@@ -274,9 +284,7 @@ def test_zeros_carry_the_certificate_of_both_hidden_layers(checked):
         assert each.inputs == each.outputs == each.gradients == each.updates == 0
 
 
-def test_progress_is_told_of_every_start():
-    told = []
-    demo(told.append, iterations=1)
+def test_progress_is_told_of_every_start(checked, told):
     named = dict.fromkeys(line.split(":")[0] for line in told)
     assert list(named) == list(starts())
     assert told[:2] == ["zeros: check", "zeros: step 0 of 1, cost 0.693"]
