@@ -112,8 +112,13 @@ def without(state: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 class TestValues:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-    @pytest.mark.parametrize("jobs", [1, 3])
+    @pytest.mark.parametrize(
+        ("dtype", "jobs"),
+        [
+            (torch.float32, 1), (torch.float32, 3), (torch.bfloat16, 3), (torch.float16, 1),
+            (torch.float64, 3),
+        ],
+    )  # fmt: skip
     def test_they_are_those_of_apply(self, tmp_path: Path, dtype: torch.dtype, jobs: int) -> None:
         plan = planned()
         written = write(on_meta(), plan, tmp_path, seed=5, dtype=dtype, jobs=jobs, shard_size=2000)
@@ -361,8 +366,10 @@ def configurations() -> Iterator[tuple[str, Any]]:
     )
 
 
-@pytest.mark.parametrize("case", range(10))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# In bfloat16 a model may keep some of its parameters in float32.
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, "bfloat16") for case in range(10)), (0, "float32")]
+)
 def test_transformers_loads_exactly_the_applied_model(
     tmp_path: Path, case: int, dtype: str
 ) -> None:
@@ -945,14 +952,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """In a process of its own: 500 MB written with less than a fifth of it in memory at once."""
+    """In a process of its own: 250 MB written with less than a fifth of it in memory at once."""
     script = (
         "import resource, sys, torch\n"
         "from torch import nn\n"
         "from fanin.assignment import Assignment, Recipe\n"
         "from fanin.streaming import write\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "shape = (50_000, 5000)\n"
+        "shape = (25_000, 5000)\n"
         "model = nn.ParameterDict({'w': torch.empty(shape, device='meta')})\n"
         "normal = Assignment('w', 'normal', 0.02, 0.02, None, '', shape, 'oi')\n"
         "before = peak()\n"
@@ -963,8 +970,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
     )
     size, grown = map(int, done.stdout.split())
-    assert size > 500e6
-    assert grown < 100e6
+    assert size > 250e6
+    assert grown < 50e6
 
 
 # ── several processes ────────────────────────────────────────────────────────────────────────
