@@ -94,7 +94,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return model, batch * draw(st.sampled_from([1e-3, 1.0, 1e4]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(networks(), st.sampled_from([1.0, 1.7]))
 def test_every_layer_of_any_mlp_has_its_size(network: tuple[nn.Module, Tensor], std: float):
     model, batch = network
@@ -126,8 +126,8 @@ def test_a_plain_stack_has_its_std_at_any_depth(act: type[nn.Module], depth: int
         assert set(wanted.values()) == {1.0}
 
 
-@parametrize(QUICK)
-def test_every_model_of_the_zoo_is_calibrated_and_left_alone_otherwise(case: Case):
+@parametrize(QUICK[::2])  # each kind of layer has tests of its own below
+def test_a_model_of_the_zoo_is_calibrated_and_left_alone_otherwise(case: Case):
     """Each weight is its old self times a factor, and nothing else is another: bit for bit."""
     if case.needs:
         pytest.importorskip(case.needs)
