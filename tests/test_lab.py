@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -203,8 +204,14 @@ def test_the_distinct_units_are_those_of_a_check(start: str, distinct: tuple[int
 
 
 @pytest.fixture(scope="module")
-def html() -> str:
-    return lab.page()
+def html(once: Callable[[str, Callable[[Path], object]], Path]) -> str:
+    """What the command writes; the browser tests open the same file."""
+
+    def write(path: Path) -> None:
+        done = CliRunner().invoke(cli, ["lab", "-o", str(path)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    return once("lab.html", write).read_text(encoding="utf-8")
 
 
 class Parsed(HTMLParser):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,14 +42,6 @@ def stay(browser: Browser) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(once: Callable[[str, Callable[[Path], object]], Path]) -> Made:
     """The page of a name in `pages.PAGES`, written when it is first asked for."""
-    folder = tmp_path_factory.mktemp("pages")
-
-    def written(name: str) -> Path:
-        path = folder / f"{name}.html"
-        if not path.exists():
-            PAGES[name](path)
-        return path
-
-    return written
+    return lambda name: once(f"{name}.html", PAGES[name])
