@@ -38,7 +38,7 @@ from fanin.policies.auto import HEAD_GAIN, TABLE, auto, target_size
 from fanin.policies.choice import blueprint
 from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
-from fanin.policies.signal import keeps_scale
+from fanin.policies.signal import bending, keeps_scale
 from fanin.reading import reading
 from fanin.roles import roles
 
@@ -830,7 +830,7 @@ def test_a_layer_in_a_branch_is_measured_against_what_was_planned(
         if last and not gated and norm != "last":
             wanted = of**-0.5
         elif not last and not gated and norm == "none" and depth > 1:
-            wanted = of ** (-1 / (2 * depth - 2))
+            wanted = max(of ** (-1 / (2 * depth - 2)), bending("tanh", 1.0))
         assert target_size(here) == pytest.approx(wanted)
         assert chosen.gain == base.gain * target_size(here)
 
@@ -960,6 +960,37 @@ def test_depthwise_scaling_counts_the_blocks():
         assert found[f"blocks.{block}.mlp.0.weight"].std == near(32**-0.5)
     assert found["tokens.weight"].std == near(32**-0.5)
     assert found["tokens.weight"].arguments["high"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("activation", "least"),
+    [(nn.ReLU, 0.0), (nn.LeakyReLU, 0.0), (nn.GELU, 0.73), (nn.Tanh, 0.9), (nn.Softsign, 0.84)],
+)
+@pytest.mark.parametrize("count", [1, 4, 100])
+def test_no_branch_gets_so_small_a_signal_that_its_activation_is_a_line(
+    activation: type[nn.Module], least: float, count: int
+):
+    """Fixup is for relu, which has one shape at all scales."""
+    model, batch = stream(count, line, activation, line)()
+    found = plan(model.to("meta"), batch.to("meta"))["1.body.0.weight"]
+    assert found.std == pytest.approx(max(count**-0.5, least) / math.sqrt(8), rel=0.02)
+    name = activation.__name__.lower()
+    assert (f"would leave {name} next to linear" in found.because) == (count**-0.5 < least)
+
+
+@pytest.mark.parametrize(("curve", "straight"), [("tanh", 0.2), ("elu", 0.2), ("gelu", 0.1)])
+def test_what_a_signal_may_be_multiplied_with_keeps_most_of_the_bend(curve: str, straight: float):
+    """The share of variance that no line through the signal gives, by quadrature."""
+
+    def bent(size: float) -> float:
+        shape = lambda z: moments.function(curve)(size * z)  # noqa: E731
+        mean, square = (moments.expectation(f) for f in (shape, lambda z: shape(z) ** 2))
+        line = moments.expectation(lambda z: z * shape(z))
+        return 1 - line**2 / (square - mean**2)
+
+    assert 0.7 < bent(bending(curve, 1.0)) / bent(1.0) < 0.9
+    assert bent(straight) / bent(1.0) < 0.2
+    assert bending("relu", 1.0) == bending("0.5 * z", 1.0) == bending(None, 1.0) == 0.0
 
 
 def test_fixup_scales_by_branches_and_layers():

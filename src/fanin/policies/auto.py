@@ -12,7 +12,7 @@ from fanin.catalogue import find
 from fanin.catalogue.models import fixup_factor
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
-from fanin.policies.signal import is_even, keeps_scale, unit_size
+from fanin.policies.signal import bending, is_even, keeps_scale, unit_size
 from fanin.roles import Role
 
 __all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
@@ -42,8 +42,8 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "inside a residual branch, no norms",
-        "keeps the scale, × L^(−1/(2m−2))",
-        "L branches of m layers move the stream at one rate (Fixup)",
+        "keeps the scale, × L^(−1/(2m−2)), or as much as keeps the bend of φ",
+        "L branches of m layers move the stream at one rate (Fixup); tanh is a line near 0",
     ),
     (
         "last of a residual branch, normed",
@@ -302,9 +302,13 @@ def _in_branch(role: Role) -> Choice:
             f"stream's variance; {base.because}"
         )
     else:
+        whole = fixup_factor(branch.of, branch.depth)
+        told = "Fixup"
+        if factor != whole:
+            told += f"'s {words(whole)} would leave {role.activation} next to linear"
         because = (
             f"in one of {branch.of} residual branches of {branch.depth} layers without norms: "
-            f"× {words(factor)} (Fixup); {base.because}"
+            f"× {words(factor)} ({told}); {base.because}"
         )
     return replace(base, gain=base.gain * factor, because=because)
 
@@ -320,7 +324,8 @@ def _branch_factor(role: Role) -> float:
     if role.last:
         return 1.0 if branch.norm == "last" else 1 / math.sqrt(branch.of)
     if branch.norm == "none" and branch.depth > 1:
-        return fixup_factor(branch.of, branch.depth)
+        size = 1.0 if role.norm_after else unit_size(role.curve, role.run)
+        return max(fixup_factor(branch.of, branch.depth), bending(role.curve, size))
     return 1.0
 
 
