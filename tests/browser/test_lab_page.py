@@ -92,6 +92,13 @@ def test_an_address_shows_its_view_and_the_view_gives_its_address(at: Go):
     page.wait_for_url(re.compile(r"#start=He&activation=relu&change=zero\+2&step=1000$"))
 
 
+def test_an_address_that_comes_while_the_page_writes_its_own_is_shown(at):
+    page = at()
+    page.evaluate("() => { location.hash = 'start=He&activation=relu&step=10'; toHash(); }")
+    expect(page.locator("#now")).to_have_text("step 10")
+    page.wait_for_url(re.compile(r"#start=He&activation=relu&change=none&step=10$"))
+
+
 @pytest.mark.parametrize(
     "address", ["start=<b>&step=1.5", "activation=toString&step=-1", "change=break+9&step=1e9", "%"]
 )

@@ -66,15 +66,20 @@ function goTo(step) {
   wake();
 }
 
+let address = null; // the address that was read or written last
+
 function fromHash() {
+  address = location.hash;
   const wanted = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   if ("step" in wanted) wanted.step = Number(wanted.step);
   show(wanted);
 }
 
+// An address that has not been read yet stays.
 function toHash() {
-  const hash = `#${new URLSearchParams(chosen)}`;
-  if (hash !== location.hash) history.replaceState(null, "", hash);
+  if (location.hash !== address) return;
+  history.replaceState(null, "", `#${new URLSearchParams(chosen)}`);
+  address = location.hash;
 }
 
 // One frame after another, while there is something to do ----------------------------------------
