@@ -53,10 +53,10 @@ GROWN = 50.0**2
 # 2.25 the signal is not yet next to nothing.
 _EVEN = 2.25
 _SIDES = np.linspace(-4.0, 4.0, 82)
-# Of its bend, χ − 1, an activation keeps so much of a smaller signal.  From Fixup's factors networks
-# of tanh are next to linear: of depth 40 they get 0.72 and 0.48 of the way to the best start (two
-# seeds), of depth 100 0.17 and 0.24.  With half of the bend it is 1.00, 0.86 and 0.96, 0.74, with
-# 0.8 of it 1.00, 0.95 and 1.00, 0.87.  relu and gelu train alike from all of them.
+# Of its bend, χ − 1, an activation keeps so much of a smaller signal.  From the factors of Fixup
+# networks of tanh are next to linear: of depth 40 they get 0.72 and 0.48 of the way to the best
+# start (two seeds), of depth 100 0.17 and 0.24.  With half of the bend it is 1.00, 0.86 and 0.96,
+# 0.74, with 0.8 of it 1.00, 0.95 and 1.00, 0.87.  relu and gelu train alike from all of them.
 BEND = 0.8
 # Fewer inputs than this are too few to give one direction away.
 ENOUGH_INPUTS = 8
