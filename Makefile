@@ -1,5 +1,5 @@
 # make demo   installs fanin into $(VENV) and runs its experiment
-# make test   installs the development tools too and runs every check
+# make test   installs the development tools too and runs every check: lint, types and tests
 # make docs   builds the guide into docs/_build/html; a warning is an error
 # make clean  removes what the others made
 # VENV (default .venv) and PYTHON (default python3, at least 3.11) may be given on the command line.
@@ -12,15 +12,24 @@ SOURCES := hatch_build.py $(wildcard src/fanin/draw/compiled/*.[ch])  # compiled
 # The networks here are small: one thread per process is fastest, above all with parallel tests.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test docs clean
+# What is imported is compiled then: to compile all that is installed takes most of an installation.
+INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
+
+.PHONY: demo test lint types tests docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fanin demo
 
-test: $(VENV)/.installed-dev
+test: lint types tests
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+tests: $(VENV)/.installed-dev
 	$(BIN)/pytest
 
 docs: $(VENV)/.installed-dev
@@ -31,11 +40,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e .
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
