@@ -12,7 +12,7 @@ from fanin.catalogue import find
 from fanin.catalogue.models import fixup_factor
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
-from fanin.policies.signal import bending, is_even, keeps_scale, unit_size
+from fanin.policies.signal import bending, is_even, keeps_scale, preactivation_std
 from fanin.roles import Role
 
 __all__ = ["HEAD_GAIN", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
@@ -324,8 +324,8 @@ def _branch_factor(role: Role) -> float:
     if role.last:
         return 1.0 if branch.norm == "last" else 1 / math.sqrt(branch.of)
     if branch.norm == "none" and branch.depth > 1:
-        size = 1.0 if role.norm_after else unit_size(role.curve, role.run)
-        return max(fixup_factor(branch.of, branch.depth), bending(role.curve, size))
+        least = bending(role.curve, preactivation_std(role))
+        return max(fixup_factor(branch.of, branch.depth), least)
     return 1.0
 
 
@@ -344,7 +344,7 @@ def _offset(role: Role, drawn: Blueprint) -> Choice | Skip:
         return Choice("constant", because, gain=shift)
     chosen = deep(weight, drawn)
     if chosen is None and weight.input.kind == "data" and not weight.norm_after:
-        steep = unit_size(weight.curve, weight.run) < 1.0
+        steep = preactivation_std(weight) < 1.0
         return _apart(weight) if steep and is_even(weight.curve) else Skip()
     if chosen is None or not chosen.arguments.get("first"):
         return Skip()
@@ -358,7 +358,7 @@ def _apart(weight: Role) -> Choice:
         f"{weight.activation} is steep and the same for x and −x: offsets as large as the "
         "pre-activation let the model tell them apart"
     )
-    return Choice("normal", because, gain=unit_size(weight.curve, weight.run))
+    return Choice("normal", because, gain=preactivation_std(weight))
 
 
 def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
@@ -374,4 +374,4 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
     size = None if _by_branch(role) else deep_size(role, drawn)
     if size is not None:
         return size
-    return _branch_factor(role) * (1.0 if role.norm_after else unit_size(role.curve, role.run))
+    return _branch_factor(role) * preactivation_std(role)

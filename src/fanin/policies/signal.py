@@ -26,6 +26,7 @@ __all__ = [
     "keeps_scale",
     "odd_part",
     "operating_point",
+    "preactivation_std",
     "quick_chi",
     "shifted_point",
     "spread",
@@ -60,8 +61,7 @@ _SIDES = np.linspace(-4.0, 4.0, 82)
 BEND = 0.8
 # Fewer inputs than this are too few to give one direction away.
 ENOUGH_INPUTS = 8
-_NEAR = 0.005
-_STRAIGHT = 1e-4  # hardsigmoid, cut off at 3σ, has more
+_STRAIGHT = 1e-4  # of a bend, χ − 1: hardsigmoid, cut off at 3σ, has 2e-3, a line 1e-7 by rounding
 _SMALLEST = 1e-3  # every smooth activation looks linear at this size
 _HALVINGS = 24  # of the logarithm of the size: 5e-7 of it is left
 # Where the middle of a pair is looked for, and z ~ N(0, 1) to take means over.
@@ -108,6 +108,11 @@ def unit_size(curve: str | None, run: int) -> float:
     return _last_that(lambda s: quick_chi(curve, s) <= growth, 1.0) or 1.0
 
 
+def preactivation_std(role: Role) -> float:
+    """Std that a layer's output should have: `unit_size`, or 1 where a norm makes it so."""
+    return 1.0 if role.norm_after else unit_size(role.curve, role.run)
+
+
 @lru_cache(maxsize=1024)
 def bending(curve: str | None, size: float) -> float:
     """What a signal of a size may be multiplied with, at the least, and still be bent.
@@ -120,17 +125,13 @@ def bending(curve: str | None, size: float) -> float:
     due = BEND * (quick_chi(curve, size) - 1)
     if due < _STRAIGHT:
         return 0.0
-    low, high = 0.0, 1.0
-    while high - low > _NEAR:
-        middle = (low + high) / 2
-        bends = quick_chi(curve, middle * size) - 1 >= due
-        low, high = (low, middle) if bends else (middle, high)
-    return round(low, 2)
+    straight = _last_that(lambda factor: quick_chi(curve, factor * size) - 1 < due, 1.0)
+    return round(straight or 0.0, 2)  # two digits, whatever the last bits of exp are here
 
 
 def _sized(role: Role, choice: Choice) -> Choice:
     """The choice with the size of output that the activation behind it asks for."""
-    size = 1.0 if role.norm_after else unit_size(role.curve, role.run)
+    size = preactivation_std(role)
     if size == 1.0:
         return choice
     because = (
