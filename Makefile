@@ -12,7 +12,9 @@ SOURCES := hatch_build.py $(wildcard src/fanin/draw/compiled/*.[ch])  # compiled
 # The networks here are small: one thread per process is fastest, above all with parallel tests.
 export OMP_NUM_THREADS ?= 1
 
-# What is imported is compiled then: to compile all that is installed takes most of an installation.
+# To compile all that is installed takes most of an installation: what is imported is compiled then,
+# and kept, for every process of the tests imports torch.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
 
 .PHONY: demo test lint types tests docs clean

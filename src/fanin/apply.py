@@ -17,7 +17,7 @@ from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
 from fanin.memory import empty_like
-from fanin.placement import Draw, Holders, Share, exchange_, made, prepared, share
+from fanin.placement import Draw, Holders, Share, exchange_, held, made, prepared, share
 from fanin.reading import bare, plain
 from fanin.recipe import check
 from fanin.started import started
@@ -300,7 +300,8 @@ class _Keeper:
     def __call__(self, tensor: nn.Parameter, device: torch.device | str | None = None) -> Tensor:
         """Keep a parameter; the tensor to write into: itself, or one with memory."""
         if not tensor.is_meta:
-            self.copies.append((tensor, empty_like(tensor.detach()).copy_(tensor.detach())))
+            values = held(tensor)  # copy_ of a DTensor works out its placements first
+            self.copies.append((tensor, empty_like(values).copy_(values)))
             return tensor
         new = made(tensor, device)
         for module, key in self._holders()[id(tensor)]:
@@ -333,7 +334,7 @@ class _Keeper:
             owner._buffers[key] = buffer
         with torch.no_grad():
             for tensor, copy in self.copies:
-                tensor.detach().copy_(copy)
+                held(tensor).copy_(copy)
         for module, key, value in self._replaced:
             module._parameters[key] = value
 

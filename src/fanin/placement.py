@@ -25,6 +25,7 @@ __all__ = [
     "Share",
     "agreement",
     "exchange_",
+    "held",
     "is_spread",
     "made",
     "prepared",
@@ -73,6 +74,20 @@ def is_spread(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def held(tensor: Tensor) -> Tensor:
+    """The values of a parameter that this process has, in the parameter's own memory.
+
+    >>> held(nn.Parameter(torch.ones(2))).requires_grad
+    False
+    """
+    if not is_spread(tensor):
+        return tensor.detach()
+    spread: Any = tensor
+    with torch.no_grad():  # a call of autograd's would take longer than most draws
+        local: Tensor = spread.to_local()
+    return local.detach()
+
+
 def prepared(model: nn.Module) -> None:
     """Make sure that the parameters of a model are its shards.
 
@@ -105,7 +120,7 @@ def share(name: str, tensor: Tensor) -> Share:
     if not is_spread(tensor):
         return Share(tensor, Window.whole(tensor.shape))
     spread: Any = tensor
-    mesh, local = spread.device_mesh, spread.to_local()
+    mesh, local = spread.device_mesh, held(tensor)
     sizes, ranks, here = tuple(mesh.shape), mesh.mesh, mesh.get_coordinate()
     shape = tuple(tensor.shape)
     cuts = [_cut(name, placement, len(shape)) for placement in spread.placements]
@@ -174,7 +189,7 @@ def made(tensor: nn.Parameter, device: torch.device | str | None) -> nn.Paramete
         empty = empty_like(tensor, device or "cpu")
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
     spread: Any = tensor
-    local = empty_like(spread.to_local(), device or spread.device_mesh.device_type)
+    local = empty_like(held(tensor), device or spread.device_mesh.device_type)
     whole = type(spread).from_local(
         local,
         spread.device_mesh,

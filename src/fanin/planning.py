@@ -22,7 +22,7 @@ from fanin.clones import equal
 from fanin.errors import ArgumentError, BatchError, ModelError
 from fanin.fused import Fused
 from fanin.measuring import Target, Total, measure_
-from fanin.placement import agreement, is_spread, prepared
+from fanin.placement import agreement, held, is_spread, prepared
 from fanin.plain import as_json, to_plain
 from fanin.policies import decide
 from fanin.policies.targets import targets
@@ -276,7 +276,7 @@ def _check_together(model: nn.Module, batch: Any, total: Total) -> None:
     except BatchError as error:
         told = str(error)
     first: Any = next(model.parameters())
-    place = (first.to_local() if is_spread(first) else first).device
+    place = held(first).device
     if total(torch.tensor([float(bool(told))], device=place)).item():
         raise BatchError(told or "batch: that of another process cannot be measured; it says why")
 

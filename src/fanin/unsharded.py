@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fanin.errors import ModelError
-from fanin.placement import is_spread
+from fanin.placement import held, is_spread
 
 __all__ = ["is_sharded", "unsharded", "with_values"]
 
@@ -78,8 +78,7 @@ def with_values(model: nn.Module, whole: nn.Module, names: set[str]) -> nn.Modul
             values = like.detach()
             data = values.full_tensor() if is_spread(like) else values.clone()
         else:
-            here = like.to_local() if is_spread(like) else like
-            data = torch.empty(like.shape, dtype=like.dtype, device=here.device)
+            data = torch.empty(like.shape, dtype=like.dtype, device=held(like).device)
         made = nn.Parameter(data, requires_grad=empty.requires_grad)
         for module, key in places[id(empty)]:
             module._parameters[key] = made
