@@ -264,6 +264,32 @@ def test_the_gain_that_a_flat_layer_is_told_is_that_of_its_activation(act: type,
     assert gain in finding.fix
 
 
+@pytest.mark.parametrize(
+    ("bias", "times", "told"),
+    [
+        (-12.0, 0.0, "Set the biases"),
+        (12.0, 1.0, "Set the biases"),
+        (0.0, 100.0, "Draw smaller weights"),
+        (-12.0, 100.0, "Draw smaller weights"),
+        (4.0, 20.0, "Draw smaller weights"),
+    ],
+)
+def test_units_are_flat_because_of_their_biases_or_of_their_weights(
+    bias: float, times: float, told: str
+):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)
+    )
+    with torch.no_grad():
+        model[2].weight.mul_(times)
+        model[2].bias.fill_(bias)
+    (found,) = [f for f in fanin.check(model, torch.randn(64, 16)).findings if f.code == "P206"]
+    assert found.layer == "2"
+    assert told in found.fix
+    assert ("biases are so large" in found.message) == ("biases" in told)
+
+
 class Read(nn.Module):
     """A recurrent layer, or cells step by step, behind a layer or none; or a gate beside a sum."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = ["did_you_mean", "listed", "visible"]
+
+_BETWEEN_WORDS = re.compile(r"[-_.]")
 
 
 def visible(text: str) -> str:
@@ -52,6 +55,8 @@ def listed(items: Iterable[str], most: int = 3, *, apart: str = ", ", what: str 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3, *, alike: float = 0.6) -> str:
     """Return "; did you mean …?" with the nearest known names, or nothing where none is near.
 
+    A name is as near as its first word is: "he" means "he_normal".
+
     Args:
         name: what was given; upper and lower case are the same.
         known: every name there is.
@@ -60,7 +65,20 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3, *, alike: float
 
     >>> did_you_mean("gtp2", ["gpt2", "bert"])
     '; did you mean gpt2?'
+    >>> did_you_mean("xaiver", ["he_normal", "xavier_normal", "xavier_uniform"])
+    '; did you mean xavier_normal or xavier_uniform?'
     """
-    written = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), written, most, alike)
-    return f"; did you mean {' or '.join(visible(written[n]) for n in near)}?" if near else ""
+    matcher = difflib.SequenceMatcher(b=name.lower())
+
+    def likeness(written: str) -> float:
+        matcher.set_seq1(written)
+        return matcher.ratio()
+
+    found = []
+    for other in set(known):
+        whole = other.lower()
+        best = max(likeness(whole), likeness(_BETWEEN_WORDS.split(whole, maxsplit=1)[0]))
+        if best >= alike:
+            found.append((-best, -likeness(whole), other))
+    near = [other for _, _, other in sorted(found)[:most]]
+    return f"; did you mean {' or '.join(map(visible, near))}?" if near else ""

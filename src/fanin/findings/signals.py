@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
-from fanin.findings.reach import large_inputs, live
+from fanin.findings.reach import TAME, gain, large_inputs, live
 from fanin.findings.rules import Finding, finding
 from fanin.kinds import NORMS, PRODUCTS, RECURRENT, RECURRENT_LAYERS
 from fanin.neighbours import unrolled
@@ -454,7 +454,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     """P206: layers that work in the flat part of a bounded activation."""
     read = evidence.seen.architecture
     heads, trunk = read.heads, {s.index for s in evidence.trunk}
-    found: dict[tuple[str, str | None, bool], list[tuple[str, float, float]]] = {}
+    found: dict[tuple[str, tuple[str, str | None], bool], list[tuple[str, float, float]]] = {}
     for layer in read.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
         shares = [c.saturated for c in cells if c.saturated is not None]
@@ -471,10 +471,9 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(read.trunk)
             severity = "error" if on_trunk and share >= full else "warning"
             gate = layer.op in RECURRENT or layer.activation in _GATES
-            kind = (severity, large_inputs(evidence, layer.name), gate)
+            kind = (severity, _cause(evidence, layer, rms), gate)
             found.setdefault(kind, []).append((layer.name, share, rms))
-    for (severity, fix, gate), flat in found.items():
-        cause = "Most" if fix is None else "The inputs are so large that most"
+    for (severity, (cause, fix), gate), flat in found.items():
         shown = (f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in flat)
         yield finding(
             "P206",
@@ -489,6 +488,21 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
 
 _GATES = frozenset({"sigmoid", "hardsigmoid"})
 _SMALLER = "Draw smaller weights: nn.init.xavier_normal_(w), with a gain of 1, biases near zero."
+_NO_BIAS = "Set the biases of this layer near zero: nn.init.zeros_(b)."
+# Of the mean square that a layer gives; the rest is what it makes of its inputs.
+_BY_BIASES = 0.5
+
+
+def _cause(evidence: Evidence, layer: Layer, rms: float) -> tuple[str, str | None]:
+    """Why units are where their activation is flat, in words, and what to do if it is not usual."""
+    normalize = large_inputs(evidence, layer.name)
+    if normalize is not None:
+        return "The inputs are so large that most", normalize
+    biases = () if layer.op in RECURRENT else layer.parameters[len(layer.weight) :]
+    moved = sum(evidence.sizes[name] ** 2 for name in biases)
+    if moved > _BY_BIASES * rms**2 and gain(evidence, layer) < TAME:
+        return "The biases are so large that most", _NO_BIAS
+    return "Most", None
 
 
 def _is_beside(evidence: Evidence, layer: Layer) -> bool:
