@@ -37,12 +37,14 @@ def at_rest(model: nn.Module, roles: Sequence[Role]) -> dict[str, str]:
                 bases.setdefault(path, []).append(parameter)
     for name, parameter in own.items():
         holder = next((path for path in _above(name) if path in bases), "")
-        if parameter.requires_grad and holder and not parameter.is_meta:
+        if parameter.requires_grad and holder:
             beside.setdefault(holder, []).append(name)
     found: dict[str, str] = {}
     for holder, names in beside.items():
         matrices = {n: own[n].detach() for n in names if own[n].dim() > 1}
-        if len(bases[holder]) > 1 or not heads.isdisjoint(matrices) or pairs.issuperset(matrices):
+        if any(own[name].is_meta for name in names) or len(bases[holder]) > 1:
+            continue
+        if not heads.isdisjoint(matrices) or pairs.issuperset(matrices):
             continue
         zero = _zero_of(bases[holder][0], matrices)
         if zero:

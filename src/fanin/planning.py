@@ -34,7 +34,7 @@ from fanin.shut import shut
 from fanin.summary import table, to_text
 from fanin.trace import reject_refusing
 from fanin.tried import at_risk, trying
-from fanin.unsharded import is_sharded, unsharded, with_values
+from fanin.unsharded import give_values_, is_sharded, unsharded, with_values
 
 __all__ = ["Plan", "closed_forms", "init_", "plan"]
 
@@ -242,14 +242,15 @@ def plan(
     architecture = reading(model, batch)
     found = roles(architecture, model)
     meta = any(p.is_meta for p in spread.parameters())
+    if sharded and not meta:
+        give_values_(spread, model)
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
         meant = meant_offsets(model, found, architecture) | meant_maps(model, found, architecture)
         meant |= meant_points(model, found, architecture)
         recipe = _without(recipe, at_rest(model, found) | meant)
     recipe = _without_unfit(recipe, model)
-    if not sharded:  # of a sharded model this copy has no values
-        recipe = _with_copies(_without(recipe, shut(model, found)), model)
+    recipe = _with_copies(_without(recipe, shut(model, found)), model)
     if name == "auto" and not meta and not sharded and at_risk(architecture, recipe, model):
         recipe = _finite(recipe, model, batch, total, seed=seed, frozen=frozen)
     wanted = targets(recipe, found)

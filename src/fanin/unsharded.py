@@ -1,4 +1,4 @@
-"""The whole model behind one that is spread over processes: without values, to be read."""
+"""The whole model behind one that is spread over processes: on meta, to be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch import nn
 from fanin.errors import ModelError
 from fanin.placement import held, is_spread
 
-__all__ = ["is_sharded", "unsharded", "with_values"]
+__all__ = ["give_values_", "is_sharded", "unsharded", "with_values"]
+
+#: Bytes that are gathered to look at them: of a model of 10¹² parameters the small ones.
+GATHERED = 256 << 20
 
 # Hooks of these packages gather, scatter or convert; without shards there is nothing to do so for.
 _PARALLEL = ("torch.distributed.",)
@@ -62,27 +65,53 @@ def unsharded(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def give_values_(model: nn.Module, whole: nn.Module) -> None:
+    """Give the small parameters of the copy of a sharded model the values that they have.
+
+    What an author chose is seen in small ones: offsets, tokens, masks, adapters.  Every process has
+    to call it: shards are gathered, the smallest first.
+    """
+    left, chosen = GATHERED, set()
+    for name, parameter in sorted(model.named_parameters(), key=lambda named: named[1].nbytes):
+        left -= parameter.nbytes
+        if left < 0:
+            break
+        own: Any = parameter
+        elsewhere = is_spread(own) and own.device_mesh.get_coordinate() is None
+        if not elsewhere and not held(own).is_meta:
+            chosen.add(name)
+    _give_(model, whole, chosen)
+
+
 def with_values(model: nn.Module, whole: nn.Module, names: set[str]) -> nn.Module:
     """Give the copy of a sharded model memory, and to the parameters of these names values.
 
     The others are left unwritten.  Every process has to call it: shards are gathered.
     """
+    _give_(model, whole, names)
+    _give_(model, whole, {name for name, _ in model.named_parameters()} - names, values=False)
+    return whole
+
+
+def _give_(model: nn.Module, whole: nn.Module, names: set[str], *, values: bool = True) -> None:
+    """Give parameters of the copy memory in the place of meta, and their values on request."""
     spread = dict(model.named_parameters())
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in whole.modules():
         for key, parameter in module._parameters.items():
             places.setdefault(id(parameter), []).append((module, key))
     for name, empty in list(whole.named_parameters()):
+        if name not in names:
+            continue
         like: Any = spread[name]
-        if name in names:
-            values = like.detach()
-            data = values.full_tensor() if is_spread(like) else values.clone()
+        if values:
+            own = like.detach()
+            data = own.full_tensor() if is_spread(like) else own.clone()
         else:
             data = torch.empty(like.shape, dtype=like.dtype, device=held(like).device)
         made = nn.Parameter(data, requires_grad=empty.requires_grad)
         for module, key in places[id(empty)]:
             module._parameters[key] = made
-    return whole
 
 
 def _original(module: nn.Module) -> type[nn.Module] | None:

@@ -250,6 +250,42 @@ def normed() -> nn.Module:
     )
 
 
+class Adapted(nn.Module):
+    """Frozen weights and an adapter of three factors, which changes nothing at first."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.base = nn.Linear(width, width).requires_grad_(False)
+        self.tall = nn.Parameter(torch.randn(rank, width))
+        self.small = nn.Parameter(torch.randn(rank, rank))
+        self.wide = nn.Parameter(torch.zeros(width, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + F.linear(F.linear(F.linear(x, self.tall), self.small), self.wide)
+
+
+class Meant(nn.Module):
+    """With what its author chose: an adapter at rest, a shut gate, a mask, a prior, a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapted = Adapted(13, 3)
+        self.gate, self.hidden = nn.Linear(13, 29), nn.Linear(13, 29)
+        self.teacher = nn.Linear(13, 29).requires_grad_(False)
+        self.moves = nn.Parameter(torch.randn(29, 29))
+        self.rare = nn.Linear(29, 7)
+        with torch.no_grad():
+            self.gate.bias.fill_(-2.0)
+            self.moves[:, :3] = -10000.0
+            self.rare.bias.fill_(-4.6)
+            self.teacher.load_state_dict(self.hidden.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.adapted(x)
+        h = torch.relu(self.hidden(x)) * torch.sigmoid(self.gate(x)) + self.teacher(x).detach()
+        return self.rare(torch.logsumexp(h[:, :, None] + self.moves, 1))
+
+
 @dataclass(frozen=True)
 class Model:
     """How a model is built, what it is run on, and how tensor parallelism cuts it.
@@ -330,6 +366,7 @@ MODELS = {
     "mlp": Model(mlp, _floats(13), lambda: {"0": ColwiseParallel(), "2": RowwiseParallel()}),
     "cnn": Model(cnn, _floats(3, 9, 9)),
     "normed": Model(normed, _floats(3, 9, 9)),
+    "meant": Model(Meant, _floats(13)),
     "joined llama": Model(joined, _tokens(37), apart="llama", fused=JOINED, join=join),
     "grouped llama": Model(
         joined, _tokens(37), apart="llama", fused=GROUPED, join=partial(join, groups=2)

@@ -10,12 +10,12 @@ from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.kinds import PASSIVE, PRODUCTS, RECURRENT, SUMS
 
-__all__ = ["gain", "large_inputs", "live"]
+__all__ = ["TAME", "gain", "large_inputs", "live"]
 
 # Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
 LARGE_INPUT = 10.0
-# Weights of this gain (std · √fan_in) put half of the units of a tanh into its flat part by
-# themselves, when inputs have an rms of 1: P(|3.2 z| > 2.178) = 0.5.
+#: Weights of this gain (std · √fan_in) put half of the units of a tanh into its flat part by
+#: themselves, when inputs have an rms of 1: P(|3.2 z| > 2.178) = 0.5.
 TAME = 3.2
 
 
