@@ -3307,3 +3307,14 @@ def temperature_of_a_contrastive_loss():
             return F.normalize(self.body(x), dim=1) / self.temperature
 
     return Net(), torch.randn(32, 16), classify(32, 4)
+
+
+@TRAPS(absent=("P203", "S102"))
+def zero_layer_between_leaky_ones():
+    """It grows at the first step; until then slopes of 0.01 keep the others from moving."""
+    model = mlp(20, *[32] * 7, 5, act=nn.LeakyReLU)
+    for layer in model[::2]:
+        nn.init.kaiming_normal_(layer.weight, a=0.01)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(model[6].weight)
+    return model, torch.randn(64, 20), classify(64, 5)

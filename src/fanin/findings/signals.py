@@ -235,29 +235,52 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
 
 def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
     """A loss that pulls at the output, while what reaches all weights together is rounding."""
+    layers = evidence.seen.architecture.layers
     counts = {p.name: math.prod(p.shape) for p in evidence.seen.architecture.parameters}
     given = evidence.seen.gradients.items()
-    found = [g * math.sqrt(counts[name]) for name, g in given if g is not None]  # norms
+    norms = {name: g * math.sqrt(counts[name]) for name, g in given if g is not None}
     last = next((s for s in reversed(evidence.trunk) if s.layer is not None and s.norm), None)
-    largest = max(found, default=0.0)
-    # Behind zeros that train only biases have a gradient, which balanced classes cancel.
-    weights = {name for y in evidence.seen.architecture.layers for name in y.weight}
+    # Behind zeros that train only biases have a gradient, which balanced classes cancel, and the
+    # flat sides of leaky units let the zeros' own through: they grow, and then all do.
+    weights = {name for y in layers for name in y.weight}
     only_biases = weights.isdisjoint(name for name, g in given if g)
-    if only_biases and not weights.isdisjoint(evidence.zeros - evidence.frozen):
+    zeros = not weights.isdisjoint(evidence.zeros - evidence.frozen)
+    if last is None or (only_biases and zeros):
         return
-    if last is not None and 0.0 < largest < CANCELLED * (last.norm or 0.0):
-        yield finding(
-            "P203",
-            "error",
-            [last.place],
-            measured=f"gradient of the output: norm {last.norm:.3g}; of any weight: at most "
-            f"{largest:.3g}",
-            expected=f"at least one gradient above ×{CANCELLED:g} that of the output",
-            message="The gradient cancels on its way to the weights: none of them moves.",
-            why="The loss compares outputs that are the same at every place, as scores that do "
-            "not depend on what they score; equal changes of all of them leave it as it is.",
-            fix="Look for a layer at zero, or frozen there, that was to make the outputs differ.",
-        )
+    biases = {name for y in layers for name in y.parameters[len(y.weight) :]}
+    largest = max(norms.values(), default=0.0)
+    inside = max((g for name, g in norms.items() if name not in biases), default=0.0)
+    limit = CANCELLED * (last.norm or 0.0)
+    if 0.0 < largest < limit:
+        told = _CANCELLED
+    elif 0.0 < inside < limit and not zeros:
+        told = _LOST
+    else:
+        return
+    yield finding(
+        "P203",
+        "error",
+        [last.place],
+        measured=f"gradient of the output: norm {last.norm:.3g}; of any weight: at most "
+        f"{inside or largest:.3g}",
+        expected=f"at least one gradient above ×{CANCELLED:g} that of the output",
+        **told,
+    )
+
+
+_CANCELLED = {
+    "message": "The gradient cancels on its way to the weights: none of them moves.",
+    "why": "The loss compares outputs that are the same at every place, as scores that do not "
+    "depend on what they score; equal changes of all of them leave it as it is.",
+    "fix": "Look for a layer at zero, or frozen there, that was to make the outputs differ.",
+}
+_LOST = {
+    "message": "Next to nothing of the gradient reaches a weight: only biases move.",
+    "why": "What the weights compute reaches the loss times factors that are next to zero, each of "
+    "which keeps the gradient from the others.",
+    "fix": "Look for gates or scales next to zero that are multiplied with one another, and bring "
+    "all but one of them to about one.",
+}
 
 
 def vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:

@@ -13,11 +13,13 @@ from fanin.kinds import NORMS
 from fanin.repair.case import DRAWN, Case
 from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire
-from fanin.symmetry import NO_SLOPE, UNUSED
+from fanin.symmetry import NO_SLOPE, STILL, UNUSED
 from fanin.wording import listed
 
 __all__ = ["dead_units", "gradient_deadlock"]
 
+# No default bias is larger: that of one input lies within ± 1, with an rms of 0.58.
+_LARGE_BIAS = 0.6
 _NO_START = (UNUSED, NO_SLOPE)  # no values of the parameters end these
 # How much a zero is meant: what comes first is given a value first.
 _ORDINARY, _SCALE, _LAST, _MEANT = range(4)
@@ -40,6 +42,10 @@ def gradient_deadlock(case: Case, _finding: Finding, level: int) -> list[Assignm
         drowning = list(without_bias(case, case.roles, DROWNED, least=1.0))
         if drowning:  # so may one beside a layer that its biases hold dead (LoRA's B)
             return drowning
+    if level == 0 and any(d.cause == STILL for d in held):
+        shut = list(without_bias(case, case.roles, DROWNED, least=_LARGE_BIAS))
+        if shut:  # a gate, or what else stands last before the loss
+            return shut
     chosen = {name: group for group in _groups(case) for name in _chosen(case, group)}
     if any(_meant(case, name) < _LAST for name in chosen):
         # those that have a purpose wait: what is given a value now may free them
