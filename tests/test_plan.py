@@ -653,6 +653,7 @@ def test_every_rule_of_the_table_is_tested():
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
         "single numbers that the model's own code uses",
+        "zeros and ones in front of a product with another signal",
         "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates, above zero under a root",
         "step sizes of state-space models",
         "what is added or looked up, with one number below −1000 among ordinary ones",
@@ -2185,13 +2186,86 @@ def test_a_transform_that_changes_nothing_at_first_stays():
 
 @pytest.mark.parametrize(
     ("bias", "weight"),
-    [(torch.linspace(-0.3, 0.4, 9), 0.0), (torch.ones(9), 0.0), (torch.eye(3).flatten(), 0.1)],
+    [
+        (torch.linspace(-0.3, 0.4, 9), 0.0),
+        (torch.full((9,), 0.5), 0.0),
+        (torch.eye(3).view(9) / 2, 0.1),
+    ],
     ids=["no pattern", "one number", "weights"],
 )
 def test_zero_weights_and_patterns_of_other_kinds_are_drawn(bias: Tensor, weight: float):
     found = plan(*turned(bias, weight))
     assert found["maker.weight"].std > 0
     assert found["maker.bias"].std == 0
+
+
+class Streams(nn.Module):
+    """Two streams that a layer mixes by numbers of its own, and writes back to (Zhu 2024)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.dynamic = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.body = mlp(width, 2 * width, width)
+        self.mix = nn.Parameter(torch.tensor([[1.0, 1, 0], [0, 0, 1]]))
+        self.back = nn.Parameter(torch.ones(2))
+        self.mixing, self.giving = (nn.Linear(width, n, bias=False) for n in (3, 1))
+
+    def forward(self, h):
+        x = self.dynamic(h)
+        mix = 0.01 * self.mixing(x).tanh() + self.mix
+        back = 0.01 * self.giving(x).tanh() + self.back[:, None]
+        mixed = mix.transpose(-1, -2) @ h
+        return self.body(self.norm(mixed[..., 0, :]))[..., None, :] * back + mixed[..., 1:, :]
+
+
+class HyperConnected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 1)
+        self.blocks = nn.Sequential(*(Streams(16) for _ in range(4)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.first(x)[:, None].expand(-1, 2, -1)).sum(1))
+
+
+def test_what_mixes_streams_by_an_identity_stays():
+    model, batch = HyperConnected(), torch.randn(64, 8)
+    found = init_(model, batch)
+    told = {n.rpartition(".")[2]: why for n, why in found.untouched.items()}
+    assert told == {
+        "mix": "zeros and ones of its author: they scale another signal",
+        "back": "ones of its author: they scale another signal",
+    }
+    assert fanin.check(model, batch, lambda o: o.square().mean()).ok
+
+
+class Film(nn.Module):
+    """Scales and shifts made of a condition; ones stand at the scales, or before a sigmoid."""
+
+    def __init__(self, act: nn.Module, place: int):
+        super().__init__()
+        self.body, self.maker, self.head = nn.Linear(10, 24), nn.Linear(6, 48), nn.Linear(24, 4)
+        self.act = act
+        with torch.no_grad():
+            ones = (self.maker.bias, self.body.bias, self.head.bias)[place]
+            ones.zero_()[:4].fill_(1.0)
+
+    def forward(self, x, condition):
+        scale, shift = self.act(self.maker(condition)).chunk(2, -1)
+        return self.head((scale * self.body(x) + shift).relu())
+
+
+@pytest.mark.parametrize(
+    ("act", "place", "kept"),
+    [
+        (nn.Identity(), 0, ["maker.bias"]),
+        (nn.Identity(), 2, []),  # nothing is multiplied with it
+        (nn.Sigmoid(), 0, []),  # a gate is told by one number
+    ],
+)
+def test_ones_at_scales_that_are_made_of_a_condition_stay(act: nn.Module, place: int, kept: list):
+    found = plan(Film(act, place), (torch.randn(32, 10), torch.randn(32, 6)))
+    assert list(found.untouched) == kept
 
 
 def test_zeros_under_a_pattern_that_a_nonlinearity_follows_are_a_layer_that_nobody_drew():

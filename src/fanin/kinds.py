@@ -74,9 +74,11 @@ SUMS = frozenset({"add", "sub", "radd", "rsub"})
 PRODUCTS = frozenset({"mul", "rmul", "multiply"})
 QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
-# Functions that take the shape of a tensor, and none of its values.
+# Functions that take the shape of a tensor, and none of its values; or sizes, which may be numbers
+# of a tensor, as those of the sequences that are packed.
 _SHAPED = frozenset({
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "zeros", "ones", "empty", "rand", "randn",
 })  # fmt: skip
 # Functions that give several parts of a tensor at once.
 SPLITS = frozenset({
@@ -123,5 +125,5 @@ def derived(node: Any) -> str:
 
 
 def takes_shape(name: str) -> bool:
-    """Whether a function takes the shape of a tensor, and none of its values."""
+    """Whether a function takes a shape or sizes, and no values."""
     return name in _SHAPED or name.startswith("new_")

@@ -26,7 +26,7 @@ from fanin.placement import agreement, held, is_spread, prepared
 from fanin.plain import as_json, to_plain
 from fanin.policies import decide
 from fanin.policies.targets import targets
-from fanin.priors import meant_maps, meant_offsets, meant_points
+from fanin.priors import meant
 from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
@@ -246,9 +246,7 @@ def plan(
         give_values_(spread, model)
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
-        meant = meant_offsets(model, found, architecture) | meant_maps(model, found, architecture)
-        meant |= meant_points(model, found, architecture)
-        recipe = _without(recipe, at_rest(model, found) | meant)
+        recipe = _without(recipe, at_rest(model, found) | meant(model, found, architecture))
     recipe = _without_unfit(recipe, model)
     recipe = _with_copies(_without(recipe, shut(model, found)), model)
     if name == "auto" and not meta and not sharded and at_risk(architecture, recipe, model):

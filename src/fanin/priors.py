@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture
-from fanin.kinds import BENDING
+from fanin.kinds import BENDING, PRODUCTS
 from fanin.roles import Role
 
-__all__ = ["meant_maps", "meant_offsets", "meant_points"]
+__all__ = ["meant"]
 
 # Odds of 27 % and of 3e-7: above, an offset says little; below, it is no prior but a mask.
 PRIOR = (-15.0, -1.0)
@@ -33,11 +33,16 @@ _SAME = 1e-6  # of the largest: what a pattern's sines and cosines are rounded b
 _HYPERBOLIC = frozenset({"acosh", "arccosh", "atanh", "arctanh"})
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
+_PRODUCTS = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
 
 
-def meant_offsets(
-    model: nn.Module, roles: Sequence[Role], architecture: Architecture
-) -> dict[str, str]:
+def meant(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
+    """Parameters that keep what their author gave them → why; empty on the meta device."""
+    rules = (_factors, _offsets, _maps, _points)
+    return {name: told for rule in rules for name, told in rule(model, roles, architecture).items()}
+
+
+def _offsets(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
     """Biases of one number by their author's choice → why; empty on the meta device.
 
     >>> import torch
@@ -45,7 +50,7 @@ def meant_offsets(
     >>> layer = nn.Linear(8, 3)
     >>> _ = nn.init.constant_(layer.bias, -4.6)
     >>> read = reading(layer, torch.randn(4, 8))
-    >>> meant_offsets(layer, [Role("bias", (3,), True, "bias", call=0)], read)
+    >>> _offsets(layer, [Role("bias", (3,), True, "bias", call=0)], read)
     {'bias': 'its author made it -4.6: the prior of a rare class'}
     """
     found = {}
@@ -70,9 +75,7 @@ def meant_offsets(
     return found
 
 
-def meant_maps(
-    model: nn.Module, roles: Sequence[Role], architecture: Architecture
-) -> dict[str, str]:
+def _maps(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
     """Weights that are all zero, and the bias with a pattern over each → why; empty on meta.
 
     What a nonlinearity follows, or a gate, is no map: there zeros are a layer that nobody drew.
@@ -82,7 +85,7 @@ def meant_maps(
     >>> _ = nn.init.zeros_(layer.weight)
     >>> layer.bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])
     >>> both = [Role(name, (6,), True, name, call=0) for name in ("weight", "bias")]
-    >>> meant_maps(layer, both, reading(layer, torch.randn(4, 8)))["weight"]
+    >>> _maps(layer, both, reading(layer, torch.randn(4, 8)))["weight"]
     'zero by design: for every input it gives the pattern of bias'
     """
     weights = {role.call: role for role in roles if role.kind == "weight" and role.trainable}
@@ -104,9 +107,43 @@ def meant_maps(
     return found
 
 
-def meant_points(
-    model: nn.Module, roles: Sequence[Role], architecture: Architecture
-) -> dict[str, str]:
+def _factors(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
+    """What is added in front of a product and holds zeros and ones → why; empty on meta.
+
+    It says what passes at the start: hyper-connections mix their streams by an identity (Zhu 2024),
+    a layer that makes scales and shifts of a condition has ones in one half of its bias (Perez
+    2018, FiLM).
+
+    >>> from fanin.reading import reading
+    >>> class Scaled(nn.Linear):
+    ...     def forward(self, x):
+    ...         return x * super().forward(x)
+    >>> layer = Scaled(8, 8)
+    >>> _ = nn.init.ones_(layer.bias)
+    >>> read = reading(layer, torch.randn(4, 8))
+    >>> _factors(layer, [Role("bias", (8,), True, "bias", call=0)], read)
+    {'bias': 'ones of its author: they scale another signal'}
+    """
+    calls = architecture.trace.calls
+    products = {c.index for c in calls if c.op in _PRODUCTS and len(set(c.sources)) > 1}
+    others = {c.index for c in calls if c.op in BENDING or "i" in c.layout} - products
+    own = dict(model.named_parameters())
+    found = {}
+    for role in roles:
+        values = own.get(role.parameter)
+        if role.kind not in ("bias", "token") or not role.trainable or values is None:
+            continue
+        if values.is_meta or not bool((values == 1).any()):
+            continue
+        if not bool(((values == 0) | (values == 1)).all()):
+            continue
+        if architecture.first_met({role.call}, products | others, onward=True) & products:
+            told = "ones" if bool((values == 1).all()) else "zeros and ones"
+            found[role.parameter] = f"{told} of its author: they scale another signal"
+    return found
+
+
+def _points(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
     """Tables of points in a hyperbolic space → why they stay; empty on the meta device.
 
     Poincaré embeddings (Nickel 2017) start next to the origin and have to stay inside of a ball;

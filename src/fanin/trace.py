@@ -305,8 +305,8 @@ class Watch(TorchFunctionMode):
         weight, as that of an expert.
         """
         base = self._record_of(operands[0]) if operands else None
-        if base is None or base.call is not None:
-            return False
+        if base is None or base.call is not None or not base.parameters:
+            return False  # what picks sequences out of a state of zeros hands nothing on
         indices = [t for t in operands[1:] if not t.is_floating_point() and self._is_signal(t)]
         one = operands[0].dim() > 2 and all(t.dim() == 0 for t in indices)
         return bool(indices) and not one

@@ -2568,3 +2568,26 @@ def two_parameters_in_one_memory():
     model = mlp(16, 16, 16, 4)
     model[2].weight = nn.Parameter(model[0].weight.data)
     return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(codes=("S101",), layers=("rnn.weight_ih_l0",), **ERROR)
+def constant_gru_whose_sequences_are_packed():
+    """The lengths decide the size of its first state, and nothing of its values."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(8, 16, 2, bidirectional=True, batch_first=True)
+            self.head = nn.Linear(32, 6)
+            for parameter in self.rnn.parameters():
+                nn.init.constant_(parameter, 0.05)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths, batch_first=True, enforce_sorted=False
+            )
+            made, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+            return self.head(made.mean(1))
+
+    lengths = torch.tensor([9, 3, 7, 9] * 4)
+    return Net(), (torch.randn(16, 9, 8), lengths), classify(16, 6)

@@ -144,6 +144,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "their value is the author's choice",
     ),
     (
+        "zeros and ones in front of a product with another signal",
+        "left alone",
+        "they say what passes at the start: streams mixed by an identity, scales of a condition",
+    ),
+    (
         "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates, above zero under a root",
         "left alone",
         "the prior of a rare class, gates open or shut, divisive norms: no default makes such a "
