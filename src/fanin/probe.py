@@ -141,7 +141,10 @@ class Recorder:
     def _flat(
         self, cell: Cell, source: Call, call: Call, inputs: Tensor, dims: tuple[int, ...]
     ) -> None:
-        dead, saturated = flat_parts(call.curve, inputs, dims)
+        curve = call.curve
+        if call.op == "glu":
+            inputs, curve, dims = _gates(inputs, call.shape), "sigmoid", ()
+        dead, saturated = flat_parts(curve, inputs, dims)
         if source.index in self._bent:  # units that pass another nonlinearity too are not dead
             cell.dead = None if cell.dead is None else min(cell.dead, dead or 0.0)
             return
@@ -149,7 +152,7 @@ class Recorder:
         cell.dead, cell.dead_at = dead, call.index
         if cell.saturated is None:  # the gates of a recurrent layer were looked at
             cell.saturated = saturated
-            cell.offset = call.op == "sigmoid" and _close_together(inputs)
+            cell.offset = curve == "sigmoid" and _close_together(inputs)
         between = self.cells.get(max(call.behind))  # a norm that stands between the two
         if between is not None and between is not cell:
             between.dead = dead
@@ -251,6 +254,12 @@ _WHOLE = frozenset({
 # Inputs of a sigmoid that an offset of its own moves, as that of a gate which starts shut or open:
 # they differ by less than the width of its bend, and float32 still knows its distance from 0 or 1.
 _BEND, _FAINT = 2.0, 16.0
+
+
+def _gates(inputs: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The half of what a gated linear unit is given that its sigmoid takes."""
+    halved = [d for d, size in enumerate(shape) if size != inputs.shape[d]]
+    return inputs.chunk(2, halved[0])[1] if halved else inputs
 
 
 def _close_together(inputs: Tensor) -> bool:

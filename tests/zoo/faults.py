@@ -983,6 +983,26 @@ def gate_shut_for_good():
     return _Gate(1.0, -100.0), torch.randn(64, 16), classify(64, 3)
 
 
+@FAULTS(codes=("P206",), layers=("1.wide", "2.wide"), words=("biases",), **WARNING)
+def gated_linear_units_shut_for_good():
+    """Half of the bias of a Conformer's first convolution is that of its gates."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.wide = nn.LayerNorm(24), nn.Conv1d(24, 48, 1)
+            self.deep = nn.Conv1d(24, 24, 5, padding=2, groups=24)
+            self.out = nn.Conv1d(24, 24, 1)
+            nn.init.constant_(self.wide.bias[24:], -30.0)
+
+        def forward(self, x):
+            h = F.glu(self.wide(self.norm(x).transpose(1, 2)), 1)
+            return x + self.out(F.silu(self.deep(h))).transpose(1, 2)
+
+    model = nn.Sequential(nn.Linear(8, 24), Block(), Block(), nn.Linear(24, 2))
+    return model, torch.randn(16, 20, 8), regress(16, 20, 2)
+
+
 @FAULTS(codes=("P206",), layers=("0", "2"), **EITHER)
 def hardtanh_net_with_weights_of_ten():
     """Beyond its bounds of ± 2 on either side."""

@@ -509,7 +509,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-_GATES = frozenset({"sigmoid", "hardsigmoid"})
+_GATES = frozenset({"sigmoid", "hardsigmoid", "glu"})
 _SMALLER = "Draw smaller weights: nn.init.xavier_normal_(w), with a gain of 1, biases near zero."
 _NO_BIAS = "Set the biases of this layer near zero: nn.init.zeros_(b)."
 # Of the mean square that a layer gives; the rest is what it makes of its inputs.
