@@ -2611,3 +2611,31 @@ def constant_gru_whose_sequences_are_packed():
 
     lengths = torch.tensor([9, 3, 7, 9] * 4)
     return Net(), (torch.randn(16, 9, 8), lengths), classify(16, 6)
+
+
+class _Energy(nn.Module):
+    """The forward differentiates: what every layer of the energy makes is on the only way."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.energy = mlp(6, 32, 32, 1, act=act)
+        self.energy[4].bias = None  # no derivative depends on it
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+@FAULTS(codes=("P205",), layers=("energy.2",), **ERROR)
+def dead_layer_of_an_energy():
+    model = _Energy(nn.Softplus)
+    nn.init.constant_(model.energy[2].bias, -30.0)
+    return model, torch.randn(24, 6), regress(24, 6)
+
+
+@FAULTS(codes=("P206",), layers=("energy.2",), **ERROR)
+def saturated_layer_of_an_energy():
+    model = _Energy(nn.Tanh)
+    nn.init.normal_(model.energy[2].weight, std=20.0)
+    return model, torch.randn(24, 6), regress(24, 6)

@@ -245,7 +245,7 @@ def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
     weights = {name for y in layers for name in y.weight}
     only_biases = weights.isdisjoint(name for name, g in given if g)
     zeros = not weights.isdisjoint(evidence.zeros - evidence.frozen)
-    if last is None or (only_biases and zeros):
+    if last is None or (only_biases and zeros) or _is_flat(evidence):
         return
     biases = {name for y in layers for name in y.parameters[len(y.weight) :]}
     largest = max(norms.values(), default=0.0)
@@ -266,6 +266,12 @@ def _cancelling_gradient(evidence: Evidence) -> Iterator[Finding]:
         expected=f"at least one gradient above ×{CANCELLED:g} that of the output",
         **told,
     )
+
+
+def _is_flat(evidence: Evidence) -> bool:
+    """Whether a layer on the trunk is dead or saturated, which is said of it already."""
+    cells = [s.cell for s in evidence.trunk]
+    return any((c.dead or 0.0) >= DEAD or (c.saturated or 0.0) >= SATURATED for c in cells)
 
 
 _CANCELLED = {
