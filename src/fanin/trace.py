@@ -259,7 +259,7 @@ class Watch(TorchFunctionMode):
         if not outputs or takes_shape(name) or name == "bernoulli":  # which hands no value on
             return
         operands = list(tensors_in((args, kwargs)))
-        if name == "grad" and len(args) > 1:  # on the way of what is derived; where, is no way
+        if name == "grad" and len(args) > 1:  # made of what is derived; by what is asked alone
             places = [t for t in tensors_in(args[1]) if not self._is_signal(t)]
             operands = [*tensors_in(args[0]), *places]
         values = [v for t in operands if (v := self.provenance.value(t)) is not None]
