@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import seeded
+from zoo.blocks import Routed
 from zoo.checks import QUIET
 from zoo.faults import FAULTS
 
@@ -43,25 +44,6 @@ class Quantized(nn.Module):
         return F.linear(x, whole * self.step, self.layer.bias)
 
 
-class Gated(nn.Module):
-    """Blocks that a gate relu(tanh(g)) multiplies, with no way around them."""
-
-    def __init__(self, bias: float) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(20, 32), nn.Linear(32, 5)
-        self.gates = nn.ModuleList(nn.Linear(32, 1) for _ in range(2))
-        self.blocks = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
-        for gate in self.gates:
-            nn.init.normal_(gate.weight, std=0.01)
-            nn.init.constant_(gate.bias, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x).relu()
-        for gate, block in zip(self.gates, self.blocks, strict=True):
-            x = gate(x).tanh().relu() * block(x).relu()
-        return self.last(x)
-
-
 def normed(norm: Callable[[], nn.Module], depth: int = 8) -> nn.Module:
     layers: list[nn.Module] = [nn.Linear(20, 32)]
     for _ in range(depth):
@@ -93,7 +75,11 @@ CAUSES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "weight that is computed from 0.layer.weight, 0.step",
         "quantization",
     ),
-    "gates that are shut": (lambda: Gated(-1.0), "between them (gates.0, blocks.0", "a gate"),
+    "gates that are shut": (
+        lambda: Routed(-1.0, 32, 2),
+        "between them (gates.0, blocks.0",
+        "a gate",
+    ),
     "eps that is the width": (
         lambda: normed(lambda: nn.BatchNorm1d(32, 32)),
         "0.1 at 1, 0.006",
@@ -117,7 +103,7 @@ def test_what_shuts_the_difference_out_is_named(name: str):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: Gated(1.5),
+        lambda: Routed(1.5, 32, 2),
         lambda: normed(lambda: nn.BatchNorm1d(32)),
         lambda: normed(lambda: scaled(1.0)),
         lambda: nn.Sequential(Quantized(20, 32, 0.01), nn.ReLU(), Quantized(32, 5, 0.01)),

@@ -2242,13 +2242,12 @@ def test_what_mixes_streams_by_an_identity_stays():
 class Film(nn.Module):
     """Scales and shifts made of a condition; ones stand at the scales, or before a sigmoid."""
 
-    def __init__(self, act: nn.Module, place: int):
+    def __init__(self, act: nn.Module, place: str):
         super().__init__()
         self.body, self.maker, self.head = nn.Linear(10, 24), nn.Linear(6, 48), nn.Linear(24, 4)
         self.act = act
         with torch.no_grad():
-            ones = (self.maker.bias, self.body.bias, self.head.bias)[place]
-            ones.zero_()[:4].fill_(1.0)
+            self.get_parameter(place).zero_()[:4].fill_(1.0)
 
     def forward(self, x, condition):
         scale, shift = self.act(self.maker(condition)).chunk(2, -1)
@@ -2258,12 +2257,12 @@ class Film(nn.Module):
 @pytest.mark.parametrize(
     ("act", "place", "kept"),
     [
-        (nn.Identity(), 0, ["maker.bias"]),
-        (nn.Identity(), 2, []),  # nothing is multiplied with it
-        (nn.Sigmoid(), 0, []),  # a gate is told by one number
+        (nn.Identity(), "maker.bias", ["maker.bias"]),
+        (nn.Identity(), "head.bias", []),  # nothing is multiplied with it
+        (nn.Sigmoid(), "maker.bias", []),  # a gate is told by one number
     ],
 )
-def test_ones_at_scales_that_are_made_of_a_condition_stay(act: nn.Module, place: int, kept: list):
+def test_ones_at_scales_that_are_made_of_a_condition_stay(act: nn.Module, place: str, kept: list):
     found = plan(Film(act, place), (torch.randn(32, 10), torch.randn(32, 6)))
     assert list(found.untouched) == kept
 

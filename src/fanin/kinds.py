@@ -12,6 +12,7 @@ __all__ = [
     "ACTIVATIONS",
     "ADDING",
     "BENDING",
+    "BILINEAR",
     "JOINS",
     "NORMS",
     "PARTIAL",
@@ -72,6 +73,8 @@ PARTIAL = frozenset({
 # Arithmetic of signals.
 SUMS = frozenset({"add", "sub", "radd", "rsub"})
 PRODUCTS = frozenset({"mul", "rmul", "multiply"})
+# The same, and those that sum up products of two signals.
+BILINEAR = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
 QUOTIENTS = frozenset({"div", "divide", "true_divide"})
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 # Functions that take the shape of a tensor, and none of its values; or sizes, which may be numbers

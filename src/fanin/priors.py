@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture
-from fanin.kinds import BENDING, PRODUCTS
+from fanin.kinds import BENDING, BILINEAR
 from fanin.roles import Role
 
 __all__ = ["meant"]
@@ -33,7 +33,6 @@ _SAME = 1e-6  # of the largest: what a pattern's sines and cosines are rounded b
 _HYPERBOLIC = frozenset({"acosh", "arccosh", "atanh", "arctanh"})
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
-_PRODUCTS = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
 
 
 def meant(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
@@ -125,7 +124,7 @@ def _factors(model: nn.Module, roles: Sequence[Role], architecture: Architecture
     {'bias': 'ones of its author: they scale another signal'}
     """
     calls = architecture.trace.calls
-    products = {c.index for c in calls if c.op in _PRODUCTS and len(set(c.sources)) > 1}
+    products = {c.index for c in calls if c.op in BILINEAR and len(set(c.sources)) > 1}
     others = {c.index for c in calls if c.op in BENDING or "i" in c.layout} - products
     own = dict(model.named_parameters())
     found = {}

@@ -358,6 +358,25 @@ def ensemble():
     return Ensemble(), torch.randn(32, 8), classify(32, 4)
 
 
+class Routed(nn.Module):
+    """Blocks that a gate relu(tanh(·)) multiplies (dynamic routing), with no way around them."""
+
+    def __init__(self, bias, width=16, depth=3):
+        super().__init__()
+        self.first, self.head = nn.Linear(20, width), nn.Linear(width, 5)
+        self.gates = nn.ModuleList(nn.Linear(width, 1) for _ in range(depth))
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        for gate in self.gates:
+            nn.init.normal_(gate.weight, std=0.01)
+            nn.init.constant_(gate.bias, bias)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for gate, block in zip(self.gates, self.blocks, strict=True):
+            x = gate(x).tanh().relu() * block(x).relu()
+        return self.head(x)
+
+
 class Actor(nn.Module):
     """A policy that draws: normal about a mean, of a learned size, and bounded by tanh (SAC)."""
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import Actor, Stepwise, classify, mlp, regress, zero_
+from zoo.blocks import Actor, Routed, Stepwise, classify, mlp, regress, zero_
 
 __all__ = ["FAULTS"]
 
@@ -2238,35 +2238,22 @@ def hard_concrete_gates_that_are_all_shut():
     return Net(), torch.randn(64, 20), classify(64, 5)
 
 
-class _Routed(nn.Module):
-    """Dynamic routing with the gate relu(tanh(·)): behind a bias of −1 it has no slope."""
-
-    def __init__(self, bias):
-        super().__init__()
-        self.first, self.head = nn.Linear(20, 16), nn.Linear(16, 5)
-        self.gates = nn.ModuleList(nn.Linear(16, 1) for _ in range(3))
-        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
-        for gate in self.gates:
-            nn.init.normal_(gate.weight, std=0.01)
-            nn.init.constant_(gate.bias, bias)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x):
-        x = self.first(x).relu()
-        for gate, block in zip(self.gates, self.blocks, strict=True):
-            x = gate(x).tanh().relu() * block(x).relu()
-        return self.head(x)
+def _routed(bias):
+    model = Routed(bias)
+    nn.init.zeros_(model.head.bias)
+    return model, torch.randn(64, 20), classify(64, 5)
 
 
 @FAULTS(layers=("first",), **_STILL, **ERROR)
 def gates_of_every_block_shut():
-    return _Routed(-1.0), torch.randn(64, 20), classify(64, 5)
+    """Behind a bias of −1 they have no slope."""
+    return _routed(-1.0)
 
 
 @FAULTS(codes=("P203",), layers=("head",), words=("only biases move",), **ERROR)
 def gates_next_to_zero_in_a_row():
     """Each lets a hundredth through of what the one before it has let through."""
-    return _Routed(0.0), torch.randn(64, 20), classify(64, 5)
+    return _routed(0.0)
 
 
 @FAULTS(layers=("centres",), **_STILL, **ERROR)

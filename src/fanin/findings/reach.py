@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fanin.architecture import Layer
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
-from fanin.kinds import PASSIVE, PRODUCTS, RECURRENT, SUMS
+from fanin.kinds import BILINEAR, PASSIVE, RECURRENT, SUMS
 
 __all__ = ["TAME", "gain", "large_inputs", "live"]
 
@@ -57,7 +57,7 @@ def _constant(evidence: Evidence) -> set[int]:
     for call in read.trace.calls if found else ():
         given = {i for i in call.inputs if i < 0 or read.trace.calls[i].varies}
         handed = call.op in PASSIVE or (call.op in SUMS and len(set(call.sources)) > 1)
-        factor = call.op in _PRODUCTS and not zero.isdisjoint(given)
+        factor = call.op in BILINEAR and not zero.isdisjoint(given)
         if (given and found >= given) or factor:
             found.add(call.index)
         if factor or (handed and given and zero >= given and not call.operands):
@@ -74,10 +74,6 @@ def _is_closed(call: Call, zeros: frozenset[str]) -> bool:
     main = call.operands[0]
     plain = len(main.parameters) == 1 and main.offset == 0.0
     return plain and main.parameters[0] in zeros and call.op not in RECURRENT
-
-
-# What is zero where one of its factors is.
-_PRODUCTS = PRODUCTS | {"matmul", "mm", "bmm", "einsum"}
 
 
 def gain(evidence: Evidence, layer: Layer) -> float:
