@@ -51,6 +51,7 @@ ORDER = (
     "trace",
     "architecture",
     "towers",
+    "sides",
     "attention",
     "branches",
     "written",

@@ -118,18 +118,25 @@ class Architecture:
         """The calls that the gradient starts from: the loss, or the outputs without one."""
         return self.trace.outputs if self.trace.loss is None else (self.trace.loss,)
 
-    def reached(self, without: Collection[int], through: Collection[int]) -> bool:
+    def reached(
+        self,
+        without: Collection[int],
+        through: Collection[int],
+        start: Collection[int] | None = None,
+    ) -> bool:
         """Whether the batch reaches the output around the calls in `without`.
 
-        Only paths that pass at least one of the calls in `through` count.
+        Only paths that pass at least one of the calls in `through` count; with `start`, only those
+        that enter at one of these calls.
         """
+        entries = self.entries if start is None else start
         plain: set[int] = set()
         layered: set[int] = set()
         for call in self.trace.calls:
             if call.index in without:
                 continue
             passed = any(i in layered for i in call.behind)
-            if call.entry or passed or any(i in plain for i in call.behind):
+            if call.index in entries or passed or any(i in plain for i in call.behind):
                 (layered if passed or call.index in through else plain).add(call.index)
         return any(i in layered for i in self.goal)
 
@@ -172,8 +179,17 @@ class Architecture:
         return frozenset(found)
 
     @cached_property
+    def entries(self) -> frozenset[int]:
+        """The calls where the samples enter."""
+        return frozenset(call.index for call in self.trace.calls if call.entry)
+
+    @cached_property
     def trunk(self) -> tuple[int, ...]:
-        """Calls that every path from the batch to the output (or the loss) passes, in order.
+        """Calls that every path from the batch to the output (or the loss) passes, in order."""
+        return self.shared(self.entries)
+
+    def shared(self, entries: Collection[int]) -> tuple[int, ...]:
+        """Calls that every path from some entries to the output (or the loss) passes, in order.
 
         A call is on every path when the paths through it are all the paths there are; they are
         counted modulo a prime, so that their number stays small.
@@ -181,7 +197,8 @@ class Architecture:
         calls = self.trace.calls
         into, onward = [0] * len(calls), [0] * len(calls)
         for call in calls:
-            into[call.index] = (call.entry + sum(into[i] for i in call.behind)) % _PRIME
+            here = call.index in entries
+            into[call.index] = (here + sum(into[i] for i in call.behind)) % _PRIME
         for index in self.goal:
             onward[index] = 1
         for call in reversed(calls):

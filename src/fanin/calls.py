@@ -76,6 +76,7 @@ class Call:
         padding: row of a table that stands for padding.
         option: the number that a signal is multiplied with, divided by or raised to.
         curve: a nonlinearity as `fanin.moments` takes it, with its arguments.
+        given: numbers of the batch's tensors (`nested.tensors_in`) among what it is given.
         terms: what it is given, in order, where that is signals and numbers alone: an int is the
             index of the call that made a signal, a float a number.  Of what keeps values, or is a
             `curve`, the signal; empty where anything else is given.
@@ -101,6 +102,7 @@ class Call:
     option: float | None = None
     curve: str | None = None
     terms: tuple[int | float, ...] = ()
+    given: tuple[int, ...] = ()
 
     @cached_property
     def behind(self) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class Record:
         axes: which dimensions of the parameter each of its dimensions holds, where that is known.
         value: the one number of a constant that was made of it, as the zeros of a first state.
         multiple: what a parameter was multiplied with, where that is all that was done to it.
+        given: which of the batch's tensors it is; None for anything that was made.
     """
 
     call: int | None
@@ -74,6 +75,7 @@ class Record:
     axes: Axes | None = None
     value: float | None = None
     multiple: Multiple | None = None
+    given: int | None = None
 
 
 class Provenance:

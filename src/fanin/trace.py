@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -101,8 +101,9 @@ class Watch(TorchFunctionMode):
     def note_batch(self, batch: Any) -> None:
         """Mark every tensor of the batch, as a signal or as integers."""
         signals = {id(tensor) for tensor in signals_in(batch)}
-        for tensor in tensors_in(batch):
-            self.provenance.set(tensor, Record(BATCH if id(tensor) in signals else INTEGERS))
+        for number, tensor in enumerate(tensors_in(batch)):
+            made = BATCH if id(tensor) in signals else INTEGERS
+            self.provenance.set(tensor, Record(made, given=number))
 
     def producers(self, value: Any) -> tuple[int, ...]:
         """Indices of the calls that made the tensors of `value`."""
@@ -118,14 +119,12 @@ class Watch(TorchFunctionMode):
     def _unseen(self, tensor: Tensor) -> Record:
         """Note a tensor made by something that torch functions do not show."""
         found = self.provenance.behind(tensor)
-        inputs = tuple(sorted({r.call for r in found if r.call is not None}))
+        signals = [r for r in found if r.call is not None]
         names = names_of(found)
-        if not inputs and names:
+        if not signals and names:
             return self.provenance.note([tensor], Record(None, names, varies=False, offset=None))
-        call = self._unnamed(
-            derived(tensor.grad_fn), names, inputs or (BATCH,), tensor, varies=True
-        )
-        return self.provenance.note([tensor], Record(call.index))
+        call = self._unnamed(derived(tensor.grad_fn), names, signals or [Record(BATCH)], tensor)
+        return self.provenance.note([tensor], Record(call.index, varies=call.varies))
 
     def learned(self, value: Any) -> bool:
         """Whether a value is a parameter or computed from parameters alone."""
@@ -291,12 +290,11 @@ class Watch(TorchFunctionMode):
                 self._seen(name, args, kwargs, out)
                 return
             known = [r for t in operands if (r := self._record_of(t)) is not None]
-            sources = tuple(dict.fromkeys(r.call for r in known if r.call is not None))
+            signals = [r for r in known if r.call is not None]
             outputs = list(tensors_in(out))
-            if sources and outputs:
-                varies = any(r.varies for r in known)
-                call = self._unnamed(name, names_of(known), sources, outputs[0], varies)
-                self.provenance.note(outputs, Record(call.index, varies=varies))
+            if signals and outputs:
+                call = self._unnamed(name, names_of(known), signals, outputs[0])
+                self.provenance.note(outputs, Record(call.index, varies=call.varies))
             elif outputs:
                 names = names_of(known)
                 self.provenance.note(outputs, Record(None, names, varies=False, offset=None))
@@ -331,14 +329,12 @@ class Watch(TorchFunctionMode):
         weighted = describe(name, args, kwargs, self.learned) if names else None
         if weighted is not None and not weighted.weights:
             weighted = None
-        inputs = tuple(r.call for r in signals if r.call is not None)
-        varies = any(r.varies for r in signals)
         if names and weighted is None:
-            call = self._unnamed(name, names, inputs, outputs[0], varies)
+            call = self._unnamed(name, names, signals, outputs[0])
         else:
             op, curve = traced(weighted.op if weighted else name, args, kwargs)
             factor = option(name, args, kwargs)
-            call = self._add_call(op, inputs, outputs[0], weighted, varies, factor, curve)
+            call = self._add_call(op, signals, outputs[0], weighted, factor, curve)
             if weighted is None:
                 one = curve is not None or op in PASSIVE
                 terms = args[:1] if one else in_order(op, args, kwargs)
@@ -346,7 +342,7 @@ class Watch(TorchFunctionMode):
                     terms = ()  # numbers are cut to integers, or to true and false
                 call = replace(call, terms=self._terms(terms))
                 self.calls[call.index] = call
-        self.provenance.note(outputs, Record(call.index, varies=varies))
+        self.provenance.note(outputs, Record(call.index, varies=call.varies))
         self._report(call, weighted, args, outputs[0])
 
     def _terms(self, values: tuple[Any, ...]) -> tuple[int | float, ...]:
@@ -369,10 +365,8 @@ class Watch(TorchFunctionMode):
         """One layer of a fused recurrent call."""
         with torch._C.DisableTorchFunction():  # what is looked up is not part of what is watched
             records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
-            inputs = tuple(r.call for r in records if r.call is not None)
-            varies = any(r.varies for r in records)
-            call = self._add_call(weighted.op, inputs, outputs[0], weighted, varies)
-        self.provenance.note(outputs, Record(call.index, varies=varies))
+            call = self._add_call(weighted.op, records, outputs[0], weighted)
+        self.provenance.note(outputs, Record(call.index, varies=call.varies))
         self._observed(self._report, call, weighted, (), outputs[0])
 
     def _report(
@@ -399,12 +393,11 @@ class Watch(TorchFunctionMode):
         self,
         function: str,
         names: tuple[str, ...],
-        sources: tuple[int, ...],
+        signals: Sequence[Record],
         output: Tensor,
-        varies: bool,
     ) -> Call:
         """Record a call that uses parameters in a way that is not known here."""
-        call = self._add_call(f"unnamed:{function}", sources, output, None, varies)
+        call = self._add_call(f"unnamed:{function}", signals, output, None)
         if names:
             call = replace(call, operands=(Operand("unknown", names, ()),))
             self.calls[call.index] = call
@@ -413,10 +406,9 @@ class Watch(TorchFunctionMode):
     def _add_call(
         self,
         op: str,
-        sources: tuple[int, ...],
+        signals: Sequence[Record],
         output: Tensor,
         weighted: Weighted | None,
-        varies: bool,
         option: float | None = None,
         curve: str | None = None,
     ) -> Call:
@@ -431,6 +423,7 @@ class Watch(TorchFunctionMode):
             units = math.prod(
                 output.shape[d] if -output.dim() <= d < output.dim() else 1 for d in uses.unit_dims
             )
+        sources = tuple(r.call for r in signals if r.call is not None)
         call = Call(
             index=len(self.calls),
             op=op,
@@ -449,9 +442,10 @@ class Watch(TorchFunctionMode):
             units=units,
             fan_in=uses.fan_in,
             fan_out=uses.fan_out,
-            varies=varies,
+            varies=any(r.varies for r in signals),
             inside=self._inside[-1] if self._inside else None,
             sources=sources,
+            given=tuple(dict.fromkeys(r.given for r in signals if r.given is not None)),
             layout=uses.layout,
             blocks=uses.blocks,
             mean_fan_in=uses.mean_fan_in,

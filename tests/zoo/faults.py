@@ -2626,3 +2626,108 @@ def saturated_layer_of_an_energy():
     model = _Energy(nn.Tanh)
     nn.init.normal_(model.energy[2].weight, std=20.0)
     return model, torch.randn(24, 6), regress(24, 6)
+
+
+class _Pair(nn.Module):
+    """Two encoders, of two tensors, that meet in one product."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), *mlp(784, 48, 24)
+        )
+        self.table = nn.Embedding(50, 32)
+        self.text = mlp(32, 48, 24)
+
+    def forward(self, image, tokens):
+        read = F.normalize(self.text(self.table(tokens).mean(1)), dim=-1)
+        return 10 * F.normalize(self.image(image), dim=-1) @ read.T
+
+
+def _constant_(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.constant_(layer.weight, 0.05)
+        nn.init.zeros_(layer.bias)
+
+
+@FAULTS(codes=("S101",), layers=("image.3",), **ERROR)
+def one_of_two_encoders_has_collapsed():
+    """What comes in by one tensor has to pass it, although the other goes around."""
+    model = _Pair()
+    _constant_(model.image[3], model.image[5])
+    batch = (torch.randn(16, 3, 16, 16), torch.randint(0, 50, (16, 5)))
+    return model, batch, lambda out: F.cross_entropy(out, torch.arange(16))
+
+
+class _Adversaries(nn.Module):
+    """A generator in front of a discriminator, which is given real samples as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Sequential(*mlp(16, 48, 48, 24), nn.Tanh())
+        self.discriminator = mlp(24, 48, 48, 1, act=nn.LeakyReLU)
+
+    def forward(self, noise, real):
+        return self.discriminator(self.generator(noise)), self.discriminator(real)
+
+    @staticmethod
+    def loss(out):
+        return F.softplus(out[0]).mean() + F.softplus(-out[1]).mean()
+
+    @staticmethod
+    def batch():
+        return torch.randn(32, 16), torch.randn(32, 24).tanh()
+
+
+@FAULTS(codes=("S101",), layers=("generator.2",), **ERROR)
+def collapsed_generator():
+    model = _Adversaries()
+    _constant_(model.generator[2], model.generator[4])
+    return model, model.batch(), model.loss
+
+
+@FAULTS(codes=("P205",), layers=("generator.2",), **ERROR)
+def dead_generator():
+    model = _Adversaries()
+    nn.init.constant_(model.generator[2].bias, -30.0)
+    return model, model.batch(), model.loss
+
+
+@FAULTS(codes=("P206",), layers=("generator.4",), **ERROR)
+def saturated_generator():
+    model = _Adversaries()
+    nn.init.constant_(model.generator[4].bias, 20.0)
+    return model, model.batch(), model.loss
+
+
+@FAULTS(codes=("S101",), layers=("time.0",), **WARNING)
+def collapsed_embedding_of_a_time():
+    """A small part beside the network: without it, most of what there is to learn is learned."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time, self.read, self.body = mlp(8, 16, 32), nn.Linear(12, 32), mlp(32, 96, 12)
+            _constant_(self.time[0], self.time[2])
+
+        def forward(self, x, time):
+            return self.body(self.read(x) + self.time(time))
+
+    return Net(), (torch.randn(32, 12), torch.randn(32, 8)), regress(32, 12)
+
+
+@FAULTS(codes=("S101",), layers=("first.2",), **WARNING)
+def one_of_two_critics_has_collapsed():
+    """Both are given the same, so that the other learns what there is to learn."""
+
+    class Critics(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = mlp(12, 32, 32, 1), mlp(12, 32, 32, 1)
+            _constant_(self.first[2], self.first[4])
+
+        def forward(self, state, action):
+            x = torch.cat([state, action], 1)
+            return self.first(x) + self.second(x)
+
+    return Critics(), (torch.randn(24, 8), torch.randn(24, 4)), regress(24, 1)

@@ -14,6 +14,7 @@ from fanin.layers import Depth, LayerStats
 from fanin.numbers import Audit
 from fanin.passes import Pass
 from fanin.probe import Cell
+from fanin.sides import Side, sides
 from fanin.symmetry import RowSet, Symmetry
 from fanin.towers import towers
 
@@ -115,6 +116,17 @@ class Evidence:
     shared: tuple[tuple[str, str], ...] = ()
     thrown: tuple[str, ...] = ()
     refused: str = ""
+
+    @cached_property
+    def sides(self) -> tuple[Side, ...]:
+        """What single tensors of the batch go through alone."""
+        return sides(self.seen.architecture)
+
+    @cached_property
+    def passed(self) -> frozenset[int]:
+        """Calls that every path from the batch, or from the tensor of a side, passes."""
+        read = self.seen.architecture
+        return frozenset(read.trunk).union(*(side.passed for side in self.sides))
 
     @cached_property
     def zeros(self) -> frozenset[str]:

@@ -434,7 +434,8 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
         places = sum(c.count for c in cells) // layer.units
         if places >= FEW or (min(shares) == 1.0 and layer.units >= FEW):
             flat = {c.dead_at for c in cells if c.dead_at is not None}
-            severity = "warning" if flat.union(layer.calls).isdisjoint(read.trunk) else "error"
+            beside = flat.union(layer.calls).isdisjoint(evidence.passed)
+            severity = "warning" if beside else "error"
             found[severity].append((layer.name, min(shares)))
             terms[severity] += _summed(read, flat)
     for severity, dying in found.items():
@@ -482,7 +483,7 @@ def _behind_closed_norm(evidence: Evidence, layer: Layer, zero: frozenset[str]) 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """P206: layers that work in the flat part of a bounded activation."""
     read = evidence.seen.architecture
-    heads, trunk = read.heads, {s.index for s in evidence.trunk}
+    heads, trunk = read.heads, evidence.passed
     found: dict[tuple[str, tuple[str, str | None], bool], list[tuple[str, float, float]]] = {}
     for layer in read.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
@@ -497,7 +498,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):
-            on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(read.trunk)
+            on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(trunk)
             severity = "error" if on_trunk and share >= full else "warning"
             gate = layer.op in RECURRENT or layer.activation in _GATES
             kind = (severity, _cause(evidence, layer, rms), gate)

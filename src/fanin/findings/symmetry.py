@@ -37,7 +37,7 @@ _OVER_ONE = frozenset({"softmax", "log_softmax", "normalize", "layer_norm", "rms
 
 
 def locked_units(evidence: Evidence) -> Iterator[Finding]:
-    """S101: an error where every path from input to output passes a collapsed layer."""
+    """S101: an error where all paths from the inputs, or from one, pass a collapsed layer."""
     by_layer: dict[str, list[UnitClass]] = {}
     for unit_class in evidence.symmetry.classes:
         if unit_class.kind == "locked" and not unit_class.rows:
@@ -58,7 +58,17 @@ def locked_units(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
-    """Whether what must be learned has to pass a collapsed layer.
+    """Whether what must be learned, of all the batch or of one side, passes a collapsed layer."""
+    read = evidence.seen.architecture
+    return _barred(evidence, collapsed, read.layers, read.entries) or any(
+        _barred(evidence, collapsed, side.layers, side.entries) for side in evidence.sides
+    )
+
+
+def _barred(
+    evidence: Evidence, collapsed: set[str], layers: Sequence[Layer], entries: frozenset[int]
+) -> bool:
+    """Whether every path from some entries through these layers passes a collapsed one of them.
 
     A collapsed layer that works on many positions (a convolution, a token-wise layer) still hands
     on as many numbers as there are positions: it is fatal only where most of its kind have
@@ -66,15 +76,16 @@ def _fatal(evidence: Evidence, collapsed: set[str]) -> bool:
     """
     read = evidence.seen.architecture
     last = read.heads
-    hidden = [y for y in read.layers if y.trainable and (y.units or 0) > 1 and y not in last]
+    hidden = [y for y in layers if y.trainable and (y.units or 0) > 1 and y not in last]
     hidden = [y for y in hidden if not _idle(evidence, y)]
-    gone = [y for y in read.layers if y.name in collapsed]
+    gone = [y for y in layers if y.name in collapsed]
     wide = [y for y in gone if _positions(evidence, y) > 1]
     tokenwise = [y for y in hidden if _positions(evidence, y) > 1]
     if 2 * len([y for y in tokenwise if y in wide]) < len(tokenwise):
         gone = [y for y in gone if y not in wide]
     calls = {i for y in gone for i in y.calls}
-    return bool(gone) and not read.reached(calls, {i for y in hidden for i in y.calls})
+    learned = {i for y in hidden for i in y.calls}
+    return bool(gone) and not read.reached(calls, learned, entries)
 
 
 def _idle(evidence: Evidence, layer: Layer) -> bool:
