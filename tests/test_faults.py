@@ -603,3 +603,52 @@ def test_a_norm_of_what_is_the_same_everywhere_is_no_base_of_a_growth():
     codes = {f.code for f in fanin.check(Pooled(), torch.randn(64, 8), classify(8, 4)).findings}
     assert "P205" in codes
     assert "P202" not in codes
+
+
+class _Sparse(nn.Module):
+    """Words with sparse gradients, and a residual branch whose end starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 8, sparse=True)
+        self.body = nn.Sequential(nn.LayerNorm(8), *mlp(8, 16, 8))
+        nn.init.zeros_(self.body[-1].weight)
+        nn.init.zeros_(self.body[-1].bias)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.table(tokens).mean(1)
+        return self.head(x + self.body(x))
+
+
+def test_zeros_open_after_one_step_where_gradients_are_sparse():
+    report = fanin.check(_Sparse(), torch.randint(0, 50, (16, 5)), classify(16, 3))
+    assert not report.findings
+    assert (report.symmetry.steps, report.symmetry.dtype) == (1, "float32")
+
+
+def test_copies_are_proven_where_gradients_are_sparse():
+    model = _Sparse()
+    for parameter in (*model.body[1].parameters(), model.body[3].weight):
+        nn.init.constant_(parameter, 0.1)
+    report = fanin.check(model, torch.randint(0, 50, (16, 5)), classify(16, 3))
+    assert {"S101"} <= {finding.code for finding in report.findings}
+    assert report.symmetry.dtype == "float64"
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-8])
+def test_a_norm_over_one_unit_is_found_whatever_its_rounding(eps: float):
+    """A look in float32 takes what rounding leaves of its gradient for one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            norm = nn.LayerNorm(1, eps=eps)
+            self.body = nn.Sequential(nn.Linear(16, 1), norm, *mlp(1, 64, 64, 3))
+            self.around = nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.around(x) + self.body(x)
+
+    report = fanin.check(Net(), torch.randn(64, 16), classify(64, 3))
+    assert "S102" in {finding.code for finding in report.findings}

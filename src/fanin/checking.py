@@ -155,12 +155,12 @@ def _look(
 ) -> Evidence:
     """Everything the rules judge; a second pass only where the first made something not finite."""
     tell("running forward and backward")
-    seen, rows = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
+    seen, gradients, rows = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
     if not _finite(seen) and seen.first_bad is None:
         tell("looking for the first value that is not finite")
-        seen, rows = _first_pass(subject, torch.finfo(torch.float32).max)
+        seen, gradients, rows = _first_pass(subject, torch.finfo(torch.float32).max)
     _blame_loss(subject, seen, audits)
-    symmetry, distinct = examine(subject, seen, rows, tell)
+    symmetry, distinct = examine(subject, seen, gradients, rows, tell)
     trunk = stations(seen, seen.architecture.trunk)
     branches, inside = residual_branches(seen.architecture)
     return Evidence(
@@ -213,15 +213,19 @@ def _layers(
     return tuple(found)
 
 
-def _first_pass(subject: Subject, limit: float | None) -> tuple[Pass, tuple[RowSet, ...]]:
-    """The watched pass of the model itself, and the parameters whose rows look like copies in it.
+def _first_pass(
+    subject: Subject, limit: float | None
+) -> tuple[Pass, dict[str, Tensor | None], tuple[RowSet, ...]]:
+    """The watched pass of the model itself, its gradients where any of them is zero, and the
+    parameters whose rows look like copies in it.
 
     With a limit, the first call beyond it is found.
     """
     recorder = Recorder(subject.seed, subject.samples, limit=limit)
     seen, gradients = run_pass(subject, recorder)
     subject.guard.reject_changed("a check")
-    return seen, alike_rows(subject.model, seen, gradients)
+    rows = alike_rows(subject.model, seen, gradients)
+    return seen, gradients if 0.0 in seen.gradients.values() else {}, rows
 
 
 def _blame_loss(subject: Subject, seen: Pass, audits: tuple[Audit, ...]) -> None:

@@ -287,6 +287,23 @@ def layer_scale_1e_6():
     return model, torch.randn(32, 10), classify(32, 4)
 
 
+@TRAPS(absent=("P201", "P203"))
+def layer_scale_behind_an_attention_that_averages():
+    """Small weights make the mean of many tokens, and of that a hundred-thousandth is added."""
+    blocks_ = []
+    for _ in range(4):
+        attention = blocks.Attention(24, 2)
+        zero_(attention)
+        for weight in (attention.qkv.weight, attention.proj.weight):
+            nn.init.normal_(weight, std=0.004)
+        mixer = blocks.Scaled(nn.LayerNorm(24), attention, start=1e-5, channels=24)
+        body = (nn.LayerNorm(24), nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        blocks_ += [mixer, blocks.Scaled(*body, start=1e-5, channels=24)]
+    ends = (blocks.Lambda(lambda x: x.mean(1)), nn.LayerNorm(24), nn.Linear(24, 4))
+    model = nn.Sequential(nn.Linear(10, 24), *blocks_, *ends)
+    return model, torch.randn(16, 64, 10), classify(16, 4)
+
+
 @TRAPS(absent=("S101", "S102"))
 def zero_head_over_layer_scale():
     """Two intended small factors on the path of every block, one of them exactly zero."""

@@ -46,6 +46,8 @@ def beside_the_trunk(evidence: Evidence) -> Iterator[Finding]:
 
 def _judged(evidence: Evidence, tower: Tower) -> Iterator[Finding]:
     run = [s for s in live(evidence, tower.run) if s.rms > 0]
+    while run and not tower.apart and _is_scale(run[-1]):
+        run.pop()  # how little of a branch is added is its author's choice: LayerScale, ReZero
     if sum(s.layer is not None for s in run) < LEAST:
         return
     stretch = [s for s in run if s.index >= tower.reset]
@@ -55,6 +57,10 @@ def _judged(evidence: Evidence, tower: Tower) -> Iterator[Finding]:
     heard = [s for s in run if s.norm and math.isfinite(s.norm)]
     if len(heard) > 2:
         yield from vanishing_gradient(heard)
+
+
+def _is_scale(station: Station) -> bool:
+    return station.layer is not None and station.layer.op == "scale"
 
 
 def _exploding_signal(run: Sequence[Station]) -> Iterator[Finding]:

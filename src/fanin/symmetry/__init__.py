@@ -4,7 +4,7 @@ Units whose pre-activations and cotangents agree are candidates.  On a float64 c
 parameters a few steps of permutation-equivariant training (per-tensor normalized gradients) are
 taken: what is still equal is locked, what has separated was breaking by itself, and a parameter
 that never received a gradient is deadlocked.  A model without candidates pays for no copy and no
-step.
+step, and one whose zeros open for a step or two in float32.
 
 result      what is found
 steps       the virtual steps

@@ -19,7 +19,7 @@ from fanin.symmetry.result import (
 )
 from fanin.symmetry.steps import VirtualRun
 
-__all__ = ["deadlocks"]
+__all__ = ["deadlocks", "has_no_slope"]
 
 # A cotangent below the least float32 is zero there: the far tail of GELU has one in float64.
 LEAST = 1e-45
@@ -153,7 +153,7 @@ class _Holders:
                 elif call.index not in seen:
                     seen.add(call.index)
                     queue.append(call.index)
-        known = [c for c in met if _has_no_slope(c) or not self._run.moved]
+        known = [c for c in met if has_no_slope(c) or not self._run.moved]
         return tuple(dict.fromkeys(f"{c.op} in {c.module}" if c.module else c.op for c in known))
 
 
@@ -161,7 +161,8 @@ def _dead_at(seen: Pass, index: int) -> bool:
     return index in seen.cells and seen.cells[index].dead == 1.0
 
 
-def _has_no_slope(call: Call) -> bool:
+def has_no_slope(call: Call) -> bool:
+    """Whether a call hands no gradient on: exactly, or but for rounding."""
     return call.op in _FLAT or (call.op in _RELATIVE and 1 in call.shape[1:])
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from fanin.architecture import Key
 from fanin.clones import clones
-from fanin.errors import ForwardError
+from fanin.errors import ForwardError, LossError
 from fanin.passes import Pass, Subject
 from fanin.symmetry.copies import suspects, unit_classes
-from fanin.symmetry.deadlocks import deadlocks
+from fanin.symmetry.deadlocks import deadlocks, has_no_slope
 from fanin.symmetry.result import UNUSED, Deadlock, Symmetry
 from fanin.symmetry.rows import row_classes
 from fanin.symmetry.steps import DOUBLE, SINGLE, Precision, RowSet, VirtualRun
@@ -19,13 +21,18 @@ __all__ = ["examine"]
 
 
 def examine(
-    subject: Subject, seen: Pass, rows: Sequence[RowSet], progress: Callable[[str], None]
+    subject: Subject,
+    seen: Pass,
+    gradients: dict[str, Tensor | None],
+    rows: Sequence[RowSet],
+    progress: Callable[[str], None],
 ) -> tuple[Symmetry, dict[Key, int]]:
     """Find copies in a pass that was seen, and prove them by virtual steps.
 
     Args:
         subject: what was seen.
         seen: its first pass.
+        gradients: of that pass, where any of them is zero; given up.
         rows: parameters that looked in it like sets of rows with copies among them.
         progress: told in a few words what is under way.
 
@@ -48,19 +55,46 @@ def examine(
     if not alike and not stuck and not rows:
         return Symmetry(deadlocks=unused, clones=twins), {}
     progress("proving symmetry")
+    opened = None if alike or rows else _opened(subject, seen, gradients, stuck)
+    gradients.clear()
+    if opened is not None:
+        steps, dtype = opened.steps, _shown(opened)
+        return Symmetry(steps=steps, dtype=dtype, deadlocks=unused, clones=twins), {}
     run = _trained(subject, seen, alike, rows)
     found, distinct = unit_classes(run)
     held = deadlocks(run, stuck)  # of the passes of the run, before rows ask for more
     return (
         Symmetry(
             steps=run.steps,
-            dtype=str(run.precision.dtype).removeprefix("torch."),
+            dtype=_shown(run),
             classes=(*found, *row_classes(run)),
             deadlocks=(*held, *unused),
             clones=twins,
         ),
         distinct,
     )
+
+
+def _shown(run: VirtualRun) -> str:
+    return str(run.precision.dtype).removeprefix("torch.")
+
+
+def _opened(
+    subject: Subject, seen: Pass, gradients: dict[str, Tensor | None], stuck: Sequence[str]
+) -> VirtualRun | None:
+    """A run that brings each of some parameters a gradient; None where a closer look is needed.
+
+    Zeros that an author means, as those at the end of residual branches, open after a step or two:
+    that takes neither float64 nor a measurement.  Rounding of what hands no gradient on would look
+    like one: a norm over a single unit multiplies it by one over the root of its eps.
+    """
+    if any(has_no_slope(call) for call in seen.architecture.trace.calls):
+        return None
+    with contextlib.suppress(ForwardError, LossError):
+        run = VirtualRun(subject, seen, frozenset(), (), SINGLE)
+        if run.opens(stuck, gradients):
+            return run
+    return None
 
 
 def _trained(
