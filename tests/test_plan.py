@@ -655,6 +655,8 @@ def test_every_rule_of_the_table_is_tested():
         "single numbers that the model's own code uses",
         "zeros and ones in front of a product with another signal",
         "biases of one number: −1 to −15 at outputs, ±1 to ±4 at gates, above zero under a root",
+        "biases of one sign, of mean size 1 to 8, whose sigmoid or exponential multiplies a state; "
+        "such ones at the gate of an LSTM or a GRU that keeps its state",
         "step sizes of state-space models",
         "what is added or looked up, with one number below −1000 among ordinary ones",
     }
@@ -2293,6 +2295,88 @@ def test_zeros_under_the_offsets_of_gates_are_a_layer_that_nobody_drew():
             return self.head(state)
 
     assert plan(Cell(), torch.randn(32, 4, 6))["given.weight"].std > 0
+
+
+class Remembers(nn.Module):
+    """A state that decays by what a function makes of some offsets, channel by channel."""
+
+    def __init__(self, decay, offsets, weights: float = 1.0) -> None:
+        super().__init__()
+        self.read, self.rate, self.head = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+        self.rate.weight.data *= weights
+        self.rate.bias.data = torch.as_tensor(offsets).expand(16).clone()
+        self.decay = decay
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 16)
+        for step in x.unbind(1):
+            state = self.decay(self.rate(step)) * state + self.read(step)
+        return self.head(state)
+
+
+RAMP = torch.linspace(3, 6, 16)
+DECAYS = {
+    "sigmoid": (torch.sigmoid, RAMP),
+    "update": (lambda x: 1 - torch.sigmoid(x), -RAMP),
+    "rwkv": (lambda x: torch.exp(-torch.exp(x)), torch.linspace(-6.5, -1.5, 16)),
+    "griffin": (lambda x: torch.exp(-F.softplus(x)), -RAMP),
+    "gla": (lambda x: torch.exp(F.logsigmoid(x) / 16), RAMP),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DECAYS))
+@pytest.mark.parametrize("weights", [1.0, 0.0], ids=["drawn", "zero"])
+def test_how_long_each_channel_remembers_stays(name: str, weights: float):
+    found = plan(Remembers(*DECAYS[name], weights), torch.randn(8, 5, 6))
+    assert "how long each channel remembers" in found.untouched["rate.bias"]
+    assert ("rate.weight" in found.untouched) == (weights == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("decay", "offsets"),
+    [
+        (torch.sigmoid, 2 * torch.randn(16)),  # of both signs: a draw
+        (torch.sigmoid, torch.rand(16)),  # small
+        (torch.sigmoid, -20 - torch.rand(16)),  # shut
+        (torch.sigmoid, 6.0),  # one number
+        (torch.relu, RAMP),  # hidden units
+        (lambda x: x.tanh().exp(), RAMP),
+    ],
+    ids=["both-signs", "small", "shut", "one-number", "hidden-units", "bent-before"],
+)
+def test_other_offsets_of_a_state_start_at_zero(decay, offsets):
+    found = plan(Remembers(decay, offsets), torch.randn(8, 5, 6))
+    assert found["rate.bias"].scheme == "zeros"
+
+
+def test_a_spread_of_offsets_that_no_product_follows_starts_at_zero():
+    model = mlp(6, 16, 16, 3, act=nn.Sigmoid)
+    model[2].bias.data = RAMP.clone()
+    assert plan(model, torch.randn(32, 6))["2.bias"].scheme == "zeros"
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU], ids=["lstm", "gru"])
+def test_chrono_initialization_of_a_recurrent_layer_stays(layer):
+    """Tallec and Ollivier 2018: log U(1, T) at the gate that keeps the state."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = layer(6, 16, 2, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x)[0][:, -1])
+
+    model = Net()
+    for name, bias in model.body.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(bias)
+    spread = (torch.rand(16) * 48 + 1).log() + 0.1
+    model.body.bias_ih_l1.data[16:32] = spread
+    found = init_(model, torch.randn(8, 5, 6))
+    told = {n for n, why in found.untouched.items() if "how long each channel" in why}
+    assert told == {"body.bias_ih_l1", "body.bias_hh_l1"}
+    assert torch.equal(model.body.bias_ih_l1[16:32], spread)
 
 
 def test_a_scheme_that_was_asked_for_asks_no_author():

@@ -4,7 +4,9 @@ No default start makes a bias that is one number other than zero.  Below an outp
 logarithm of odds, which keeps the many negatives of a detector from drowning the loss (Lin 2017,
 focal loss: −4.6 for 1 %); at a gate it says what passes at the start (Srivastava 2015, highway
 networks: −1 to −3; Jozefowicz 2015, forget gates: 1); under a root it keeps the slope finite (Ballé
-2016, divisive normalization: 1).  A pattern over weights that are all zero is what a layer gives
+2016, divisive normalization: 1).  Numbers of one sign that differ from channel to channel, in front
+of what a state is multiplied with, say how long each remembers (Tallec 2018, chrono initialization;
+Peng 2023, RWKV; Beck 2024, xLSTM).  A pattern over weights that are all zero is what a layer gives
 for every input at first: a transform that changes nothing (Jaderberg 2015), positions in a grid
 (Zhu 2021, deformable attention).
 """
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture
-from fanin.kinds import BENDING, BILINEAR
+from fanin.kinds import BENDING, BILINEAR, RECURRENT
 from fanin.roles import Role
 
 __all__ = ["meant"]
@@ -31,13 +33,20 @@ _DISTINCT = 0.75
 _SAME = 1e-6  # of the largest: what a pattern's sines and cosines are rounded by
 # What distances in a hyperbolic space are made by.
 _HYPERBOLIC = frozenset({"acosh", "arccosh", "atanh", "arctanh"})
+# What makes a share of a state that is kept, or a rate at which it decays.
+_RATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid", "softplus", "exp", "exp2"})
+# Mean of the sizes of such offsets: default biases lie within ±1, uniform ones in [0, 1) have 0.5.
+# Published: 2.9 (chrono over 48 steps), 3.5 (RWKV), 4.5 (xLSTM, retention), 6.9 at most (chrono
+# over a thousand).  Beyond, a gate is shut.
+SPREAD = (1.0, 8.0)
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
+_BIASES = ("bias", "recurrent_bias")
 
 
 def meant(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
     """Parameters that keep what their author gave them → why; empty on the meta device."""
-    rules = (_factors, _offsets, _maps, _points)
+    rules = (_factors, _offsets, _maps, _points, _rates)
     return {name: told for rule in rules for name, told in rule(model, roles, architecture).items()}
 
 
@@ -140,6 +149,62 @@ def _factors(model: nn.Module, roles: Sequence[Role], architecture: Architecture
             told = "ones" if bool((values == 1).all()) else "zeros and ones"
             found[role.parameter] = f"{told} of its author: they scale another signal"
     return found
+
+
+def _rates(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
+    """Offsets that say how long each channel remembers → why; empty on the meta device.
+
+    They are added in front of a sigmoid or an exponential that a state is multiplied with, or are
+    the second block of a bias of an LSTM (the forget gate's) or a GRU (the update gate's).  Weights
+    in front of them that are all zero stay as well.
+
+    >>> from fanin.reading import reading
+    >>> class Decay(nn.Linear):
+    ...     def forward(self, x):
+    ...         return x * super().forward(x).sigmoid()
+    >>> layer = Decay(8, 8)
+    >>> layer.bias.data = torch.linspace(3, 6, 8)
+    >>> read = reading(layer, torch.randn(4, 8))
+    >>> _rates(layer, [Role("bias", (8,), True, "bias", call=0)], read)
+    {'bias': 'its author spread it from 3 to 6: how long each channel remembers'}
+    """
+    own = dict(model.named_parameters())
+    spread: dict[int | None, str] = {}
+    for role in roles:
+        offsets = own.get(role.parameter)
+        if role.kind not in _BIASES or not role.trainable or offsets is None or offsets.is_meta:
+            continue
+        values = offsets.detach()
+        if role.op in RECURRENT:
+            values = values.chunk(4 if role.op.startswith("lstm") else 3)[1]
+        low, high = (float(v) for v in values.aminmax())
+        size = float(values.abs().mean())
+        if low == high or low * high < 0 or not SPREAD[0] <= size <= SPREAD[1]:
+            continue
+        if role.op in RECURRENT or _is_rate(role, architecture):
+            spread[role.call] = f"its author spread it from {low:.3g} to {high:.3g}"
+    found = {}
+    for role in roles:
+        if role.call not in spread:
+            continue
+        if role.kind in _BIASES:
+            found[role.parameter] = f"{spread[role.call]}: how long each channel remembers"
+        elif role.kind == "weight" and not own[role.parameter].count_nonzero():
+            found[role.parameter] = "zero by design: every input is forgotten at the same rate"
+    return found
+
+
+def _is_rate(role: Role, architecture: Architecture) -> bool:
+    """Whether what a bias is added to goes through a sigmoid or an exponential into a product."""
+    calls = architecture.trace.calls
+    rates = {c.index for c in calls if c.op in _RATES}
+    ends = {c.index for c in calls if c.op in BILINEAR and len(set(c.sources)) > 1}
+    layers = {c.index for c in calls if "i" in c.layout}
+    others = {c.index for c in calls if c.op in BENDING} | ends | layers
+    first = architecture.first_met({role.call}, rates | others, onward=True)
+    if not first or not first <= rates:
+        return False
+    return bool(architecture.first_met(first, ends | layers, onward=True) & ends)
 
 
 def _points(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:

@@ -155,6 +155,12 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "bias",
     ),
     (
+        "biases of one sign, of mean size 1 to 8, whose sigmoid or exponential multiplies a state; "
+        "such ones at the gate of an LSTM or a GRU that keeps its state",
+        "left alone",
+        "how long each channel remembers: chrono initialization, RWKV, retention, xLSTM",
+    ),
+    (
         "weights that are all zero, under a bias with a pattern, and that bias",
         "left alone",
         "what a layer gives for every input at first: the identity of a transform, positions in a "
