@@ -169,14 +169,32 @@ class Architecture:
 
     @cached_property
     def labels(self) -> frozenset[int]:
-        """Calls that make something of the batch's integers alone: shifted labels, masks."""
+        """Calls that make something of targets, or of the batch's integers alone.
+
+        Targets are tensors of the batch that no layer reads; of integers, labels may be shifted
+        tokens, and one-hot where no layer reads those.
+        """
+        read = frozenset[int]().union(
+            *(self.given[c.index] for c in self.trace.calls if c.operands)
+        )
         found: set[int] = set()
         for call in self.trace.calls:
-            whole = INTEGERS in call.inputs or bool(call.behind)
-            made = all(i == INTEGERS or i in found for i in call.inputs)
-            if whole and made and not call.entry and not call.operands:
+            if call.operands or not call.inputs:
+                continue
+            targets = self.given[call.index] and read.isdisjoint(self.given[call.index])
+            integers = all(i == INTEGERS or i in found for i in call.inputs)
+            apart = not call.entry or call.index not in self.inner
+            if targets or (integers and apart):
                 found.add(call.index)
         return frozenset(found)
+
+    @cached_property
+    def given(self) -> Mapping[int, frozenset[int]]:
+        """The numbers of the batch's tensors that each call depends on."""
+        found: dict[int, frozenset[int]] = {}
+        for call in self.trace.calls:
+            found[call.index] = frozenset(call.given).union(*(found[i] for i in call.behind))
+        return found
 
     @cached_property
     def entries(self) -> frozenset[int]:

@@ -3335,3 +3335,50 @@ def zero_layer_between_leaky_ones():
         nn.init.zeros_(layer.bias)
     nn.init.zeros_(model[6].weight)
     return model, torch.randn(64, 20), classify(64, 5)
+
+
+class _Binned(nn.Module):
+    """A head of zeros, and a loss inside of the model: of bins that the batch lacks, none is one
+    with another for ever."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.body, self.head, self.loss = mlp(16, 32, 32), nn.Linear(32, 60), loss
+        zero_(self.head)
+
+    def forward(self, x, target):
+        return self.loss(self.head(self.body(x).relu()), target)
+
+
+def _soft(out, target):
+    return -(target * out.log_softmax(-1)).sum(-1).mean()
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_under_a_loss_of_one_hot_labels():
+    def loss(out, labels):
+        return _soft(out, F.one_hot(labels, 60))
+
+    return _Binned(loss), (torch.randn(32, 16), torch.randint(0, 60, (32,))), lambda out: out
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_under_a_loss_of_two_hot_bins():
+    """DreamerV3: a number as shares of the two bins around it."""
+
+    def loss(out, number):
+        place = number.clamp(-3, 3) * 8 + 28
+        low = place.floor().long()
+        share = (place - low)[:, None]
+        target = F.one_hot(low, 60) * (1 - share) + F.one_hot(low + 1, 60) * share
+        return _soft(out, target)
+
+    return _Binned(loss), (torch.randn(32, 16), torch.randn(32)), lambda out: out
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_head_under_binary_labels_made_of_classes():
+    def loss(out, labels):
+        return F.binary_cross_entropy_with_logits(out, F.one_hot(labels, 60).float())
+
+    return _Binned(loss), (torch.randn(32, 16), torch.randint(0, 60, (32,))), lambda out: out
