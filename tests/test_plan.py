@@ -34,7 +34,7 @@ from fanin.assignment import Assignment, Recipe
 from fanin.errors import ArgumentError, BatchError, FaninError, ModelError
 from fanin.planning import Plan, init_, plan
 from fanin.policies import decide
-from fanin.policies.auto import HEAD_GAIN, TABLE, auto, target_size
+from fanin.policies.auto import HEAD_GAIN, MODULATION, TABLE, auto, target_size
 from fanin.policies.choice import blueprint
 from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
@@ -379,6 +379,28 @@ def near(value: float) -> Any:
 NORMED = stream(4, lambda: nn.LayerNorm(8), line, nn.ReLU, line)
 BARE = stream(4, line, nn.ReLU, line)
 
+
+class Conditioned(nn.Module):
+    """A signal that a layer scales and shifts by a condition."""
+
+    def __init__(self, used=None) -> None:
+        super().__init__()
+        self.read, self.made, self.body = nn.Linear(10, 12), nn.Linear(8, 24), mlp(12, 24, 12)
+        self.head, self.used = nn.Linear(12, 3), used or film
+
+    def forward(self, x, condition):
+        return self.head(self.body(self.used(self, self.read(x), condition)).relu())
+
+
+def film(model: Conditioned, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    scale, shift = model.made(condition).chunk(2, -1)
+    return x * (1 + scale) + shift
+
+
+def conditions() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(32, 10), torch.randn(32, 8)
+
+
 RULES: dict[str, Rule] = {
     "output layer": Rule(
         chain(3, nn.ReLU),
@@ -631,6 +653,14 @@ RULES: dict[str, Rule] = {
         "rows",
         "each copy of the signal",
         lambda a: (a.scheme, a.std) == ("normal", 1.0),
+    ),
+    "scales, shifts and gates other signals: FiLM, adaptive norms": Rule(
+        lambda: (Conditioned(), conditions()),
+        "made.weight",
+        lambda: (Conditioned(lambda m, x, c: x * m.made(c)[:, :12]), conditions()),
+        "made.weight",
+        "it scales and shifts other signals",
+        lambda a: a.std == pytest.approx(MODULATION / math.sqrt(8)),
     ),
     "gates on branches without norms": Rule(
         lambda: scaled(0.3, 1),
@@ -2382,6 +2412,84 @@ def test_chrono_initialization_of_a_recurrent_layer_stays(layer):
 def test_a_scheme_that_was_asked_for_asks_no_author():
     found = plan(Gated(-2.0), torch.randn(32, 6), "he_normal")
     assert found["gate.bias"].scheme == "zeros"
+
+
+# ── scales and shifts of a condition ─────────────────────────────────────────────────────────
+
+
+MODULATES = {
+    "film": film,
+    "scales-of-one-and-it": lambda m, x, c: x * (m.made(c)[:, :12] + 1),
+    "added-back": lambda m, x, c: x + x * m.made(c)[:, :12],
+    "normed": lambda m, x, c: film(m, F.layer_norm(x, (12,)), c),
+    "gate-of-a-branch": lambda m, x, c: x + m.made(c)[:, :12] * m.body(x),
+    "in-place": lambda m, x, c: x.mul(m.made(c)[:, :12].add_(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULATES))
+def test_what_scales_and_shifts_by_a_condition_starts_small(name: str):
+    found = plan(Conditioned(MODULATES[name]), conditions())
+    assert "it scales and shifts other signals" in found["made.weight"].because
+    assert found["made.weight"].std == pytest.approx(MODULATION / math.sqrt(8), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        lambda m, x, c: x * m.made(c)[:, :12],  # zero would leave nothing of x
+        lambda m, x, c: x + m.made(c)[:, :12],  # another reading that is added
+        lambda m, x, c: x * (1 + m.made(c)[:, :12].tanh()),  # bent
+        lambda m, x, c: x * (1 + m.made(c)[:, :12]) + m.body(m.made(c)[:, 12:]),  # read on
+        lambda m, x, c: x * m.made(c)[:, :12].sigmoid(),
+        lambda m, x, c: m.made(c)[:, :12],
+        lambda m, x, c: x * (2 + m.made(c)[:, :12]),
+    ],
+    ids=["product", "sum", "bent", "read-on", "sigmoid", "signal", "two"],
+)
+def test_what_only_looks_like_a_modulation_keeps_its_scale(used):
+    found = plan(Conditioned(used), conditions())
+    assert "scales and shifts" not in found["made.weight"].because
+
+
+class AdaptiveBlock(nn.Module):
+    """A block of a diffusion transformer: scales, shifts and gates are made of a condition."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.mixer, self.made = blocks.Attention(width, 2), nn.Linear(width, 6 * width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 48), nn.GELU(), nn.Dropout(0.1), nn.Linear(48, width)
+        )
+
+    def forward(self, x, condition):
+        parts = self.made(F.silu(condition))[:, None].chunk(6, -1)
+        size = x.shape[-1:]
+        x = x + parts[0] * self.mixer(F.layer_norm(x, size) * (1 + parts[1]) + parts[2])
+        return x + parts[3] * self.mlp(F.layer_norm(x, size) * (1 + parts[4]) + parts[5])
+
+
+def test_the_gates_of_adaptive_norms_are_no_layers_that_add_to_the_stream():
+    class Transformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.time = nn.Linear(10, 24), mlp(8, 24, 24, act=nn.SiLU)
+            self.blocks = nn.ModuleList(AdaptiveBlock() for _ in range(3))
+            self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 10)
+
+        def forward(self, x, time):
+            x, condition = self.read(x), self.time(time)
+            for block in self.blocks:
+                x = block(x, condition)
+            return self.head(self.norm(x))
+
+    found = plan(Transformer(), (torch.randn(8, 5, 10), torch.randn(8, 8)))
+    for i in range(3):
+        assert "it scales and shifts" in found[f"blocks.{i}.made.weight"].because
+        for last in ("mixer.proj", "mlp.3"):
+            because = found[f"blocks.{i}.{last}.weight"].because
+            assert "one of 6 residual branches: × 1/√6" in because
+        assert "without norms" not in found[f"blocks.{i}.mixer.qkv.weight"].because
 
 
 # ── parameters that refuse torch's functions ─────────────────────────────────────────────────

@@ -181,12 +181,12 @@ def _branch(
     around, through = sorted(ways, key=lambda way: way.depth)
     if through.depth == 0 or not _goes_around(calls, around, through, start):
         return None
-    region = through.calls - around.calls
+    region = _onward(calls, through.calls - around.calls, start)
     layers = tuple(sorted(i for i in region if _counts(calls[i])))
     last = _first_behind(calls, through.end, region)
     if not last:
         return None
-    norm = _norm(architecture, add, region, layers, through.end)
+    norm = _norm(architecture, add, region, layers, start, through.end)
     adders = len(set(last.values()))
     branch = Branch(start, add.index, 0, adders, through.depth, norm, layers, tuple(sorted(last)))
     return branch, region
@@ -264,6 +264,17 @@ def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
             seen.add(index)
             queue += calls[index].behind
     return seen
+
+
+def _onward(calls: tuple[Call, ...], region: set[int], start: int) -> set[int]:
+    """The calls of a region that depend on its start: not what makes gates of a condition."""
+    if start < 0:
+        return region
+    found: set[int] = set()
+    for index in sorted(region):
+        if any(i == start or i in found for i in calls[index].behind):
+            found.add(index)
+    return found
 
 
 def _longest(calls: tuple[Call, ...], region: set[int], start: int) -> int:
@@ -365,13 +376,20 @@ def _squashes(calls: Sequence[Call], call: Call) -> bool:
 
 
 def _norm(
-    architecture: Architecture, add: Call, region: set[int], layers: tuple[int, ...], end: int
+    architecture: Architecture,
+    add: Call,
+    region: set[int],
+    layers: tuple[int, ...],
+    start: int,
+    end: int,
 ) -> str:
     calls = architecture.trace.calls
     norms = [i for i in region if architecture.normalizes(calls[i])]
     if any(i > max(layers) for i in norms):
         return "last"
-    held = _all_pass(calls, end, region, {*norms})  # one in the middle holds what is behind it
+    held = _all_pass(
+        calls, start, end, region, {*norms}
+    )  # one in the middle holds what is behind it
     norms += [i for i in region if _squashes(calls, calls[i])]
     if held or any(i < min(layers) for i in norms):
         return "before"
@@ -379,7 +397,9 @@ def _norm(
     return "after" if len(ahead) == 1 and architecture.normalizes(ahead[0]) else "none"
 
 
-def _all_pass(calls: Sequence[Call], end: int, region: set[int], norms: set[int]) -> bool:
+def _all_pass(
+    calls: Sequence[Call], start: int, end: int, region: set[int], norms: set[int]
+) -> bool:
     """Whether every way through a branch, from its end back to its start, passes a norm."""
     seen, waiting = {end}, [end]
     while waiting:
@@ -387,6 +407,8 @@ def _all_pass(calls: Sequence[Call], end: int, region: set[int], norms: set[int]
         if index in norms:
             continue
         before = calls[index].behind
+        if index not in region and index != start and start >= 0:
+            continue  # a condition, which is no part of the stream
         if index not in region or calls[index].entry:
             return False
         waiting += [i for i in before if i not in seen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fanin.architecture import Architecture, Key, key_of
@@ -28,6 +29,7 @@ __all__ = [
     "Input",
     "generated",
     "input_of",
+    "modulates",
     "nonlinearity_after",
     "reaches_softmax",
     "sets_scale",
@@ -360,6 +362,45 @@ def sets_scale(architecture: Architecture, call: Call) -> bool:
                 seen.add(after.index)
                 waiting.append(after)
     return False
+
+
+def modulates(architecture: Architecture, call: Call, ends: Collection[int]) -> bool:
+    """Whether a layer's output does nothing but scale other signals, by one and it, and shift them.
+
+    So do FiLM (Perez 2018) and adaptive norms (Peebles 2023), whose gates stand in front of the
+    sums in `ends`.
+    """
+    waiting, scales = [(call.index, False)], False
+    while waiting:
+        index, added = waiting.pop()
+        for after in architecture.followers.get(index, ()):
+            others = [i for i in after.behind if i != index]
+            if not others and after.op in PASSIVE | SPLITS:
+                waiting.append((after.index, added))
+            elif not others and after.op in SUMS and 1.0 in after.terms:
+                waiting.append((after.index, True))
+            elif others and after.op in PRODUCTS:
+                if not added and not _joins(architecture, after, {*others}, ends):
+                    return False
+                scales = True
+            elif not others or after.op not in SUMS:
+                return False
+    return scales
+
+
+def _joins(
+    architecture: Architecture, product: Call, others: set[int], ends: Collection[int]
+) -> bool:
+    """Whether a product is added to a signal in it (x + x·a), or at the end of a branch."""
+    while True:
+        after = architecture.followers.get(product.index, ())
+        if len(after) != 1:
+            return False
+        (product,) = after
+        if product.op in SUMS:
+            return product.index in ends or not others.isdisjoint(product.behind)
+        if product.op not in PASSIVE:
+            return False
 
 
 def unrolled(architecture: Architecture) -> set[int]:

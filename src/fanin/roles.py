@@ -25,6 +25,7 @@ from fanin.neighbours import (
     Input,
     generated,
     input_of,
+    modulates,
     nonlinearity_after,
     reaches_softmax,
     sets_scale,
@@ -87,6 +88,7 @@ class Role:
         beside: what of unit size is added to the rows of a table (sines of positions, features),
             None where nothing is.
         log_scale: whether an exponential of its output multiplies the signal (coupling layers).
+        modulates: whether its output scales, shifts and gates other signals (FiLM, adaptive norms).
         generates: the weights that its output is (a hypernetwork), None where it is a signal.
         offset: what the model adds to the parameter before it uses it (1 in norms with 1 + weight).
         times: size of the constants that the model multiplies it with before it uses it (equalized
@@ -135,6 +137,7 @@ class Role:
     chain: int = 1
     repeated: bool = False
     log_scale: bool = False
+    modulates: bool = False
     beside: Beside | None = None
     generates: Generated | None = None
     offset: float = 0.0
@@ -168,11 +171,11 @@ class _Reader:
         self.low_rank = low_rank_pairs(architecture)
         self.heads = {i for layer in architecture.heads for i in layer.calls}
         self.attention, self.mixed_at = attention_parts(architecture)
-        ends = {b.end for b in self.branches}
+        self.ends = {b.end for b in self.branches}
         norms = {c.index for c in self.calls if architecture.normalizes(c)}
         self.again = unrolled(architecture)
-        self.place, self.ahead = stretches(architecture, ends | norms, self.again)
-        self.chained = stretches(architecture, ends, self.again)
+        self.place, self.ahead = stretches(architecture, self.ends | norms, self.again)
+        self.chained = stretches(architecture, self.ends, self.again)
         self.unnamed = dict(architecture.unnamed)
         self.normed = any(b.norm != "none" for b in self.branch_of.values())
         self.drawn = {p.name for p in architecture.parameters if p.trainable}
@@ -455,6 +458,8 @@ class _Reader:
             generates=generates,
             head=role.head and (generates is None or generates.last),
             log_scale=not attention and not role.head and sets_scale(self.architecture, call),
+            modulates=not (attention or role.head or call.index in self.branch_of)
+            and all(modulates(self.architecture, c, self.ends) for c in (call, late)),
             low_rank=self.low_rank.get(call.index, ""),
             features=round(fan_in / role.kept) if fan_in else None,
             **self._standing(call),
