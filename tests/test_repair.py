@@ -1311,3 +1311,11 @@ def test_parameters_in_one_memory_are_mended_once_under_the_first_name():
 def test_norms_that_are_small_and_not_zero_are_not_called_swapped():
     told = [c.because for c in by_name("norms-drawn-like-weights").repair.changes]
     assert not any("its scale was zero" in text for text in told)
+
+
+def test_a_gate_that_the_shift_of_a_norm_shuts_is_opened_by_that_shift_alone():
+    case = next(c for c in FAULTS if c.name == "gates-shut-by-the-shift-of-a-norm")
+    model, batch, loss = case.build()
+    done = fanin.repair_(model, batch, loss, warnings=True)
+    assert done.changed == ("norm.bias",)
+    assert "P206" not in {finding.code for finding in done.after.findings}

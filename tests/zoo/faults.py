@@ -2731,3 +2731,26 @@ def one_of_two_critics_has_collapsed():
             return self.first(x) + self.second(x)
 
     return Critics(), (torch.randn(24, 8), torch.randn(24, 4)), regress(24, 1)
+
+
+class _NormedGates(nn.Module):
+    """A recurrent cell by hand, whose gates are normalized."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.norm, self.head = nn.Linear(24, 48), nn.LayerNorm(48), nn.Linear(16, 3)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 16)
+        for step in x.unbind(1):
+            reset, update, new = self.norm(self.made(torch.cat([step, state], 1))).chunk(3, 1)
+            update = update.sigmoid()
+            state = update * (reset.sigmoid() * new).tanh() + (1 - update) * state
+        return self.head(state)
+
+
+@FAULTS(codes=("P206",), layers=("made", "norm"), words=("shifts of the norm",), **EITHER)
+def gates_shut_by_the_shift_of_a_norm():
+    model = _NormedGates()
+    nn.init.constant_(model.norm.bias[16:32], -20.0)
+    return model, torch.randn(24, 6, 8), classify(24, 3)

@@ -485,6 +485,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     read = evidence.seen.architecture
     heads, trunk = read.heads, evidence.passed
     found: dict[tuple[str, tuple[str, str | None], bool], list[tuple[str, float, float]]] = {}
+    norms: dict[str, list[str]] = {}
     for layer in read.layers:
         cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
         shares = [c.saturated for c in cells if c.saturated is not None]
@@ -501,14 +502,16 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(trunk)
             severity = "error" if on_trunk and share >= full else "warning"
             gate = layer.op in RECURRENT or layer.activation in _GATES
-            kind = (severity, _cause(evidence, layer, rms), gate)
+            norms[layer.name] = _shifting(evidence, layer)
+            told = _SHIFTED if norms[layer.name] else _cause(evidence, layer, rms)
+            kind = (severity, told, gate)
             found.setdefault(kind, []).append((layer.name, share, rms))
     for (severity, (cause, fix), gate), flat in found.items():
         shown = (f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in flat)
         yield finding(
             "P206",
             severity,
-            (n for n, _, _ in flat),
+            [*(n for n, _, _ in flat), *(n for name, _, _ in flat for n in norms[name])],
             measured=listed(shown, 4, apart="; "),
             expected=f"below {SATURATING:.0%}",
             message=f"{cause} units sit where their activation is flat.",
@@ -519,6 +522,10 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
 _GATES = frozenset({"sigmoid", "hardsigmoid", "glu"})
 _SMALLER = "Draw smaller weights: nn.init.xavier_normal_(w), with a gain of 1, biases near zero."
 _NO_BIAS = "Set the biases of this layer near zero: nn.init.zeros_(b)."
+_SHIFTED = (
+    "The shifts of the norm behind them are so large that most",
+    "Set the shift of this norm near zero: nn.init.zeros_(norm.bias).",
+)
 # Of the mean square that a layer gives; the rest is what it makes of its inputs.
 _BY_BIASES = 0.5
 
@@ -533,6 +540,20 @@ def _cause(evidence: Evidence, layer: Layer, rms: float) -> tuple[str, str | Non
     if moved > _BY_BIASES * rms**2 and gain(evidence, layer) < TAME:
         return "The biases are so large that most", _NO_BIAS
     return "Most", None
+
+
+def _shifting(evidence: Evidence, layer: Layer) -> list[str]:
+    """Norms between a layer and its activation whose shift is larger than their scale, and 1."""
+    read, sizes = evidence.seen.architecture, evidence.sizes
+    norms = {i: y for y in read.layers if y.op in NORMS for i in y.calls}
+    layers = {i for y in read.layers for i in y.calls if y.units is not None}
+    met = read.first_met(set(layer.calls), norms.keys() | layers, onward=True)
+    behind = dict.fromkeys(norms[i] for i in sorted(met & norms.keys()))
+    return [
+        norm.name
+        for norm in behind
+        if any(sizes[n] > max(1.0, sizes[norm.weight[0]]) for n in norm.parameters[1:])
+    ]
 
 
 def _is_beside(evidence: Evidence, layer: Layer) -> bool:
