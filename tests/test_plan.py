@@ -272,8 +272,8 @@ def test_rows_beside_positions_that_keep_their_values_are_no_smaller(size: float
     assert found["tokens.weight"].std == std
 
 
-def test_positions_beside_what_a_layer_makes_are_as_small_as_published():
-    """As in CLIP and ViT: the index is the same for every batch."""
+def test_positions_beside_what_a_layer_makes_are_as_large():
+    """The index is the same for every batch.  ViTs publish 0.02, and learn it late."""
 
     class Patches(nn.Module):
         def __init__(self) -> None:
@@ -285,7 +285,7 @@ def test_positions_beside_what_a_layer_makes_are_as_small_as_published():
             h = self.patch(x) + self.places(torch.arange(9))
             return self.head((h + self.mix(self.norm(h))).mean(1))
 
-    assert plan(Patches(), torch.randn(8, 9, 12))["places.weight"].std == near(0.02)
+    assert plan(Patches(), torch.randn(8, 9, 12))["places.weight"].std == 1.0
 
 
 def test_a_table_beside_the_output_is_small():
@@ -378,6 +378,27 @@ def near(value: float) -> Any:
 
 NORMED = stream(4, lambda: nn.LayerNorm(8), line, nn.ReLU, line)
 BARE = stream(4, line, nn.ReLU, line)
+
+
+class Words(nn.Module):
+    """A small language model with learned positions."""
+
+    def __init__(self, factor=1.0, tied=False, norm=nn.LayerNorm, read=None) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(20, 16), nn.Parameter(torch.zeros(9, 16))
+        self.start = nn.Parameter(torch.zeros(1, 1, 16))
+        self.read = read or nn.Identity()
+        self.body = nn.ModuleList(Residual(norm(16), *mlp(16, 32, 16)) for _ in range(2))
+        self.norm, self.head, self.factor = norm(16), nn.Linear(16, 20, bias=False), factor
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        x = self.read(self.table(tokens) * self.factor + self.places)
+        x = torch.cat([self.start.expand(len(x), 1, 16), x], 1)
+        for block in self.body:
+            x = block(x)
+        return self.head(self.norm(x))
 
 
 class Conditioned(nn.Module):
@@ -598,7 +619,15 @@ RULES: dict[str, Rule] = {
         "learned input",
         lambda a: (a.scheme, a.std) == ("normal", 1.0),
     ),
-    "learned token or position": Rule(
+    "tables, learned tokens and positions in a residual stream, norms being first to read it": Rule(
+        lambda: (Words(), torch.randint(0, 20, (8, 9))),
+        "table.weight",
+        lambda: (Words(tied=True), torch.randint(0, 20, (8, 9))),
+        "places",
+        "in a stream that norms read",
+        lambda a: (a.scheme, a.std) == ("normal", 1.0),
+    ),
+    "other learned tokens and positions": Rule(
         lambda: (Token(), torch.randn(12, 6, 16)),
         "token",
         lambda: (Prefix(), torch.randn(12, 6, 16)),
@@ -2412,6 +2441,26 @@ def test_chrono_initialization_of_a_recurrent_layer_stays(layer):
 def test_a_scheme_that_was_asked_for_asks_no_author():
     found = plan(Gated(-2.0), torch.randn(32, 6), "he_normal")
     assert found["gate.bias"].scheme == "zeros"
+
+
+# ── rows in a stream ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("build", "sizes"),
+    [
+        (Words, (1.0, 1.0, 1.0)),
+        (partial(Words, factor=4.0), (0.25, 1.0, 1.0)),
+        (partial(Words, tied=True), (0.3 / 4, 0.02, 0.02)),
+        (partial(Words, norm=lambda _: nn.Identity()), (1.0, 0.02, 0.02)),
+        (lambda: Words(read=nn.Linear(16, 16)), (0.02, 0.02, 1.0)),
+    ],
+    ids=["stream", "factor", "tied", "no-norms", "read-by-a-layer"],
+)
+def test_rows_that_norms_read_first_have_unit_size(build, sizes: tuple[float, ...]):
+    found = plan(build(), torch.randint(0, 20, (8, 9)))
+    names = ("table.weight", "places", "start")
+    assert tuple(found[n].std for n in names) == pytest.approx(sizes)
 
 
 # ── scales and shifts of a condition ─────────────────────────────────────────────────────────

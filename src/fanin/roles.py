@@ -19,7 +19,7 @@ from fanin.attention import attention_parts
 from fanin.axes import letters
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
-from fanin.kinds import ADDING, JOINS, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.kinds import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
 from fanin.neighbours import (
     Generated,
     Input,
@@ -33,8 +33,8 @@ from fanin.neighbours import (
     unrolled,
 )
 from fanin.reparametrized import Part, parts
-from fanin.stretches import stretches, terms
-from fanin.tables import Beside, beside, picking
+from fanin.stretches import stretches
+from fanin.tables import Beside, beside, is_direct, picking, stream
 
 __all__ = ["Role", "roles"]
 
@@ -101,6 +101,8 @@ class Role:
         low_rank: "A" or "B" in a low-rank pair beside another layer (LoRA), else "".
         features: size of the signal it reads (weights) or makes (tables).
         feeds_scores: whether it ends up as a bias on attention scores.
+        stream: of a table or token: what its rows are multiplied with before they are added to a
+            residual stream, whose norms are the first to read them; 0 where they are not.
         direct: whether rows of a table reach the output past every layer, for more than to be
             returned, in a model without norms; of a weight that reads tables: whether theirs do.
         seen: torch functions that use it, where its role is not known.
@@ -150,6 +152,7 @@ class Role:
     low_rank: str = ""
     features: int | None = None
     feeds_scores: bool = False
+    stream: float = 0.0
     direct: bool = False
     seen: str = ""
 
@@ -172,7 +175,7 @@ class _Reader:
         self.heads = {i for layer in architecture.heads for i in layer.calls}
         self.attention, self.mixed_at = attention_parts(architecture)
         self.ends = {b.end for b in self.branches}
-        norms = {c.index for c in self.calls if architecture.normalizes(c)}
+        self.norms = norms = {c.index for c in self.calls if architecture.normalizes(c)}
         self.again = unrolled(architecture)
         self.place, self.ahead = stretches(architecture, self.ends | norms, self.again)
         self.chained = stretches(architecture, self.ends, self.again)
@@ -253,11 +256,14 @@ class _Reader:
                 padding=call.padding,
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
-                direct=self._direct(call),
+                direct=not self.normed and is_direct(self.architecture, call, self.layered),
+                stream=self._stream(call),
                 beside=beside(self.architecture, call, self.model),
             )
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
+        if kind == "token":
+            role = replace(role, stream=self._stream(call))
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
 
     def _are_codes(self, role: Role, uses: list[tuple[Call, Operand]]) -> bool:
@@ -291,20 +297,8 @@ class _Reader:
         after = self.followers.get(call.index, ())
         return bool(after) and all(a.op in SUMS and len(a.inputs) > 1 for a in after)
 
-    def _direct(self, call: Call) -> bool:
-        """Whether rows of a table reach the output past every layer, in a model without norms.
-
-        Where a layer reads them too, that they are returned, or a term of the loss is made of
-        them (one number for the whole batch), asks nothing of their size.
-        """
-        if self.normed:
-            return False
-        start, stops = {call.index}, self.layered
-        if self.architecture.first_met(start, stops, onward=True):
-            stops = stops | terms(self.architecture)
-            acting = {c.index for c in self.calls if c.op not in PASSIVE | JOINS}
-            start = self.architecture.first_met(start, acting, onward=True) - stops
-        return self.architecture.open_way(start, stops, onward=True)
+    def _stream(self, call: Call) -> float:
+        return stream(self.architecture, call, self.layered, self.norms) if self.normed else 0.0
 
     def _makes_output(self, kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
         """Whether the calls that use a parameter make the model's output.
@@ -503,7 +497,11 @@ class _Reader:
         near = near or self.architecture.first_met({signal}, self.tables, onward=False)
         names = {p for i in near for p in self.calls[i].parameters}
         weights = {p for i in self.layered for p in self.calls[i].parameters}
-        return names <= self.drawn - weights and all(self._direct(self.calls[i]) for i in near)
+        return (
+            names <= self.drawn - weights
+            and not self.normed
+            and all(is_direct(self.architecture, self.calls[i], self.layered) for i in near)
+        )
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = set(call.layout) == {"i", "o"} and call.layout.count("i") == 1 and not attention

@@ -9,9 +9,10 @@ from torch import nn
 
 from fanin.architecture import Architecture
 from fanin.calls import BATCH, INTEGERS, Call
-from fanin.kinds import PASSIVE, PRODUCTS, SUMS
+from fanin.kinds import JOINS, PASSIVE, PRODUCTS, SUMS
+from fanin.stretches import terms
 
-__all__ = ["Beside", "beside", "picking"]
+__all__ = ["Beside", "beside", "is_direct", "picking", "stream"]
 
 # Calls that are followed at most from a table to what is added to its rows.
 _NEAR = 12
@@ -75,6 +76,54 @@ def _added(architecture: Architecture, call: Call) -> Beside | None:
         elif call.op not in PASSIVE | SUMS | {"shift"}:
             return None
     return None
+
+
+def is_direct(architecture: Architecture, call: Call, layered: Collection[int]) -> bool:
+    """Whether rows of a table reach the output past every layer.
+
+    Where a layer reads them too, that they are returned, or a term of the loss is made of them (one
+    number for the whole batch), asks nothing of their size.
+    """
+    start, stops = {call.index}, set(layered)
+    if architecture.first_met(start, stops, onward=True):
+        stops |= terms(architecture)
+        acting = {c.index for c in architecture.trace.calls if c.op not in PASSIVE | JOINS}
+        start = architecture.first_met(start, acting, onward=True) - stops
+    return architecture.open_way(start, stops, onward=True)
+
+
+def stream(
+    architecture: Architecture, call: Call, layered: Collection[int], norms: Collection[int]
+) -> float:
+    """What rows are multiplied with before norms read them, which do so first; 0 elsewhere.
+
+    So it is beside rows of a table that is the output layer too, or beside positions that keep
+    their values: the sizes of those decide.
+    """
+    readers = {*layered, *norms}
+    first = architecture.first_met({call.index}, readers, onward=True).intersection(norms)
+    if not first or architecture.open_way({call.index}, readers, onward=True):
+        return 0.0
+    found = _added(architecture, call)
+    if found is not None and found.kept:
+        return 0.0
+    calls = architecture.trace.calls
+    tables = {c.index for c in calls if "v" in c.layout}
+    near = architecture.first_met(first, tables.union(layered), onward=False) & tables
+    tied = {n for i in near for n in calls[i].parameters}
+    if not tied.isdisjoint(n for i in layered for n in calls[i].parameters):
+        return 0.0
+    factor = 1.0
+    for _ in range(_NEAR):
+        after = architecture.followers.get(call.index, ())
+        if len(after) != 1 or len(set(after[0].sources)) != 1:
+            break
+        (call,) = after
+        if call.op in PRODUCTS and call.option:
+            factor *= abs(call.option)
+        elif call.op not in PASSIVE:
+            break
+    return factor
 
 
 def _has_size(architecture: Architecture, index: int) -> bool:

@@ -120,9 +120,19 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "features of the same sample have unit size, and their kind (type, label, time) counts as "
         "much",
     ),
-    ("other tables", "normal, std 0.02 before norms, else 1", "one row is looked up: fan_in is 1"),
+    (
+        "tables, learned tokens and positions in a residual stream, norms being first to read it",
+        "normal, std 1 over the factor between",
+        "as large as what layers add (Takase 2023); rows of 0.02 drown beside it, and positions of "
+        "0.02 beside features are learned late",
+    ),
+    (
+        "other tables",
+        "normal, std 0.02 in models with norms, else 1",
+        "one row is looked up: fan_in is 1",
+    ),
     ("learned input of a layer", "normal, std 1", "the layer expects unit variance of its input"),
-    ("learned token or position", "normal, std 0.02", "small beside the signal"),
+    ("other learned tokens and positions", "normal, std 0.02", "small beside the signal"),
     (
         "rows that a signal is copied for (centres, tasks)",
         "normal, std 1",
