@@ -595,8 +595,16 @@ RULES: dict[str, Rule] = {
         "what a layer makes is added",
         lambda a: (a.scheme, a.std) == ("normal", 0.5),
     ),
-    "other tables": Rule(
+    "table whose rows layers read, and nothing else takes, no norms": Rule(
         lambda: looked_up(nn.Linear(8, 8), nn.Tanh()),
+        "0.weight",
+        lambda: looked_up(Residual(*square()), nn.Linear(8, 8)),
+        "0.weight",
+        "a table whose rows layers read",
+        lambda a: (a.scheme, a.std) == ("normal", 0.1),
+    ),
+    "other tables": Rule(
+        lambda: looked_up(Residual(*square()), nn.Linear(8, 8)),
         "0.weight",
         zoo("language-model-tied"),
         "tokens.weight",
@@ -1382,7 +1390,7 @@ def test_rows_that_are_multiplied_into_the_output_are_small():
     assert [found[n].std for n in ("table.weight", "weights.weight")] == [0.3, 0.3]
     logits = model(batch).detach()
     assert float(F.binary_cross_entropy_with_logits(logits, (logits < 0).float())) < 1.2
-    assert plan(Fields(False), batch)["table.weight"].std == 1.0
+    assert plan(Fields(False), batch)["table.weight"].std == 0.1
 
 
 @pytest.mark.parametrize("end", [nn.Linear(8, 3), nn.Conv1d(6, 3, 1), nn.GRU(8, 8)])
@@ -1505,11 +1513,13 @@ class Rows(nn.Module):
     ("beside", "size"),
     [
         (lambda y, rows: y + (rows[:, :8] * rows[:, 8:]).sum(-1, keepdim=True), 0.3),
-        (lambda y, rows: (y, rows.flatten(1)), 1.0),
+        (lambda y, rows: (y, rows.flatten(1)), 0.1),
+        (lambda y, rows: y, 0.1),
+        (lambda y, rows: y * rows.mean(1, keepdim=True).exp(), 0.3),
         (lambda y, rows: (y, rows.pow(2).mean()), 1.0),
         (lambda y, rows: y.square().mean() + rows.pow(2).mean(), 1.0),
     ],
-    ids=["product", "returned", "penalty", "penalty-in-the-loss"],
+    ids=["product", "returned", "read", "taken", "penalty", "penalty-in-the-loss"],
 )
 def test_the_layer_that_reads_a_table_knows_its_size(beside, size: float):
     model = Rows(beside).to("meta")

@@ -8,7 +8,7 @@ branch, in which attention, at which depth of a stretch without norms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from fanin.neighbours import (
 )
 from fanin.reparametrized import Part, parts
 from fanin.stretches import stretches
-from fanin.tables import Beside, beside, is_direct, picking, stream
+from fanin.tables import Beside, beside, is_direct, is_read, picking, sources, stream
 
 __all__ = ["Role", "roles"]
 
@@ -105,6 +105,7 @@ class Role:
             residual stream, whose norms are the first to read them; 0 where they are not.
         direct: whether rows of a table reach the output past every layer, for more than to be
             returned, in a model without norms; of a weight that reads tables: whether theirs do.
+        read: the same of rows that layers read, and nothing else takes.
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -154,6 +155,7 @@ class Role:
     feeds_scores: bool = False
     stream: float = 0.0
     direct: bool = False
+    read: bool = False
     seen: str = ""
 
 
@@ -256,7 +258,8 @@ class _Reader:
                 padding=call.padding,
                 input=Input("tokens"),
                 feeds_scores=reaches_softmax(self.architecture, call),
-                direct=not self.normed and is_direct(self.architecture, call, self.layered),
+                direct=self._reads(call.index, is_direct),
+                read=self._reads(call.index, is_read),
                 stream=self._stream(call),
                 beside=beside(self.architecture, call, self.model),
             )
@@ -432,6 +435,7 @@ class _Reader:
         generates = self._generated(call, attention)
         learned = bool(late.learned) and not late.sources
         signal, source = self._input(late)
+        rows = source.kind == "table" and not learned
         if source.kind in ("sum", "layer", "table") and self._reads_codes(signal):
             source = Input("codes")
         return replace(
@@ -442,7 +446,8 @@ class _Reader:
             fan_in=None if fan_in is None else float(fan_in),
             fan_out=None if fan_out is None else float(fan_out),
             input=Input("learned") if learned else source,
-            direct=not learned and source.kind == "table" and self._reads_direct(signal),
+            direct=rows and self._reads(signal, is_direct),
+            read=rows and self._reads(signal, is_read),
             attention=attention,
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
@@ -491,17 +496,11 @@ class _Reader:
         met = self.architecture.first_met({signal}, self.layered | self.tables, onward=False)
         return not self.codes.isdisjoint({signal} | met)
 
-    def _reads_direct(self, signal: int) -> bool:
-        """Whether all tables that a signal comes from are `direct`, and none is a weight too."""
-        near = {signal} & self.tables
-        near = near or self.architecture.first_met({signal}, self.tables, onward=False)
-        names = {p for i in near for p in self.calls[i].parameters}
-        weights = {p for i in self.layered for p in self.calls[i].parameters}
-        return (
-            names <= self.drawn - weights
-            and not self.normed
-            and all(is_direct(self.architecture, self.calls[i], self.layered) for i in near)
-        )
+    def _reads(self, signal: int, how: Callable[..., bool]) -> bool:
+        """Whether all tables that a signal comes from are so, in a model without norms."""
+        read, layered = self.architecture, self.layered
+        near = [] if self.normed else sources(read, signal, layered, self.drawn)
+        return bool(near) and all(how(read, call, layered) for call in near)
 
     def _generated(self, call: Call, attention: str) -> Generated | None:
         plain = set(call.layout) == {"i", "o"} and call.layout.count("i") == 1 and not attention

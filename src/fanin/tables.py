@@ -12,13 +12,14 @@ from fanin.calls import BATCH, INTEGERS, Call
 from fanin.kinds import JOINS, PASSIVE, PRODUCTS, SUMS
 from fanin.stretches import terms
 
-__all__ = ["Beside", "beside", "is_direct", "picking", "stream"]
+__all__ = ["Beside", "beside", "is_direct", "is_read", "picking", "sources", "stream"]
 
 # Calls that are followed at most from a table to what is added to its rows.
 _NEAR = 12
 # Root mean square of learned positions from which rows of 0.02 drown beside them: those of 0.02, as
 # published, are below it, those of a unit normal above.
 _LARGE = 0.1
+_MEANS = frozenset({"mean", "sum"})
 # What picks one of several; shares of all of them (softmax) train what they are taken of.
 _PICKS = frozenset({"argmin", "argmax", "min", "max", "topk", "sort", "argsort", "multinomial"})
 # What brings picks to the form that they are used in.
@@ -90,6 +91,38 @@ def is_direct(architecture: Architecture, call: Call, layered: Collection[int]) 
         acting = {c.index for c in architecture.trace.calls if c.op not in PASSIVE | JOINS}
         start = architecture.first_met(start, acting, onward=True) - stops
     return architecture.open_way(start, stops, onward=True)
+
+
+def is_read(architecture: Architecture, call: Call, layered: Collection[int]) -> bool:
+    """Whether all that becomes of rows is to be read by layers, beside other rows or added to them.
+
+    A mean over rows, as of a bag of words, is read like these.
+    """
+    waiting, seen, read = [call.index], set[int](), False
+    while waiting:
+        for after in architecture.followers.get(waiting.pop(), ()):
+            others = [i for i in after.behind if i != call.index]
+            added = after.op in SUMS and not any(_has_size(architecture, i) for i in others)
+            if after.index in layered:
+                read = True
+            elif after.op not in PASSIVE | JOINS | _MEANS and not added:
+                return False
+            elif after.index not in seen:
+                seen.add(after.index)
+                waiting.append(after.index)
+    return read
+
+
+def sources(
+    architecture: Architecture, signal: int, layered: Collection[int], drawn: Collection[str]
+) -> list[Call]:
+    """The tables that a signal comes from; none where one is frozen, or a weight too."""
+    calls = architecture.trace.calls
+    tables = {c.index for c in calls if "v" in c.layout}
+    near = {signal} & tables or architecture.first_met({signal}, tables, onward=False)
+    names = {n for i in near for n in calls[i].parameters}
+    weights = {n for i in layered for n in calls[i].parameters}
+    return [calls[i] for i in near] if names <= set(drawn) - weights else []
 
 
 def stream(

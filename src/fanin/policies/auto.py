@@ -127,6 +127,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "0.02 beside features are learned late",
     ),
     (
+        "table whose rows layers read, and nothing else takes, no norms",
+        "normal, std 0.1; × 10 in the layers",
+        "steps of Adam move rows against their size, and most are seen rarely",
+    ),
+    (
         "other tables",
         "normal, std 0.02 in models with norms, else 1",
         "one row is looked up: fan_in is 1",

@@ -9,16 +9,16 @@ import math
 
 from fanin.kinds import NORMS
 from fanin.policies.choice import Blueprint, Choice, Leave, counted, words
-from fanin.policies.signal import DIRECT_STD
+from fanin.policies.signal import DIRECT_STD, READ_STD
 from fanin.roles import Role
 
 __all__ = ["rest", "stays"]
 
-# The size of tokens beside a signal, and of tables in models with norms, as GPT-2, BERT and ViT have
-# it.  Not of rows that norms are the first to read: ten language models of 2023 to 2026 train as
-# well or better from unit rows as from 0.02 (a gated delta net ends at 1.37 for 2.08), transformers
-# reverse a sequence as soon, and a ViT that has to tell positions does so in 200 steps (0.07 for
-# 2.77, which is guessing) where positions of 0.3 end at 0.9.
+# The size of tokens beside a signal, and of tables in models with norms (as in GPT-2, BERT and ViT)
+# that something else than norms reads.  Where norms are the first, ten language models of 2023 to
+# 2026 train as well or better from unit rows (a gated delta net ends at 1.37 for 2.08), and a ViT
+# that has to tell positions does so in 200 steps (0.07 for 2.77, which is guessing; from positions
+# of 0.3 it is at 0.9).  Transformers reverse a sequence as soon from either.
 STREAM_STD = 0.02
 # Logits of a tied table get this std: the loss starts within 0.05 nats of guessing (½·0.3²).
 TIED_LOGITS = 0.3
@@ -165,6 +165,12 @@ def _table(role: Role, drawn: Blueprint) -> Choice:
             f"a table whose rows reach the output past every layer: std {DIRECT_STD}, small beside "
             f"a unit, and products of rows smaller still{note}",
             gain=DIRECT_STD,
+        )
+    if role.read:
+        return Choice(
+            "normal",
+            f"a table whose rows layers read: std {READ_STD}, so that steps can move them{note}",
+            gain=READ_STD,
         )
     return Choice(
         "normal",
