@@ -1,6 +1,6 @@
 """Cost: what ``fanin.check`` takes, beside one forward + backward of the same model and batch.
 
-    python benchmarks/check_cost.py              GPT-2 124M, ResNet-50, one family at three sizes
+    python benchmarks/check_cost.py              GPT-2 124M, two ResNet-50, one family at three sizes
     python benchmarks/check_cost.py --json -     the same as JSON
     python benchmarks/check_cost.py gpt2-124m    only what is named
 
@@ -62,8 +62,10 @@ def gpt2(layers: int, width: int, heads: int, samples: int = 2, tokens: int = 12
     return Problem(model, {"input_ids": ids, "labels": ids}, None)
 
 
-def resnet50(samples: int = 4, side: int = 224, classes: int = 1000) -> Problem:
-    """[3, 4, 6, 3] bottleneck blocks, 25.6 M parameters."""
+def resnet50(
+    samples: int = 4, side: int = 224, classes: int = 1000, closed: bool = False
+) -> Problem:
+    """[3, 4, 6, 3] bottleneck blocks, 25.6 M parameters; `closed`: their last norms start at 0."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -105,6 +107,8 @@ def resnet50(samples: int = 4, side: int = 224, classes: int = 1000) -> Problem:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if closed and isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
     target = torch.randint(classes, (samples,))
     return Problem(
         model, torch.randn(samples, 3, side, side), lambda output: F.cross_entropy(output, target)
@@ -114,6 +118,7 @@ def resnet50(samples: int = 4, side: int = 224, classes: int = 1000) -> Problem:
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "gpt2-124m": partial(gpt2, 12, 768, 12),
     "resnet-50": resnet50,
+    "resnet-50-closed": partial(resnet50, closed=True),
     **{name: partial(gpt2, int(name.split("-")[1]), WIDTH, 8) for name in FAMILY},
 }
 
