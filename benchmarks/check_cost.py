@@ -1,6 +1,6 @@
 """Cost: what ``fanin.check`` takes, beside one forward + backward of the same model and batch.
 
-    python benchmarks/check_cost.py              GPT-2 124M, two ResNet-50, one family at three sizes
+    python benchmarks/check_cost.py              GPT-2, two ResNet-50, one family at three sizes
     python benchmarks/check_cost.py --json -     the same as JSON
     python benchmarks/check_cost.py gpt2-124m    only what is named
 
