@@ -12,7 +12,7 @@ from fanin.policies.choice import Blueprint, Choice, Leave, counted, words
 from fanin.policies.signal import DIRECT_STD, READ_STD
 from fanin.roles import Role
 
-__all__ = ["rest", "stays"]
+__all__ = ["STREAM_STD", "rest", "stays"]
 
 # The size of tokens beside a signal, and of tables in models with norms (as in GPT-2, BERT and ViT)
 # that something else than norms reads.  Where norms are the first, ten language models of 2023 to

@@ -13,6 +13,7 @@ from fanin.kinds import NORMS, RECURRENT
 from fanin.measuring import DIGITS, Target, measure_
 from fanin.policies.auto import head_gain, target_size
 from fanin.policies.deep import BIASED
+from fanin.policies.rest import STREAM_STD
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import DRAWN, GROSS, TINY, Case
 from fanin.repair.odd import OVERSIZED
@@ -174,7 +175,7 @@ def drowned(case: Case, finding: Finding, level: int) -> list[Assignment]:
     for name in tables:
         plan, own = case.planned.get(name), case.audits[name].rms
         beside = min((case.audits[n].rms for n in tables if n != name), default=0.0)
-        wanted = max(beside, plan.std) if plan is not None else beside
+        wanted = max(beside, min(plan.std, STREAM_STD)) if plan is not None else beside
         if 0 < OVERSIZED * wanted < own:
             because = f"too large for what it is added to: scaled down to {wanted:.3g}"
             made.append(case.scaled(name, _short(wanted / own), because))

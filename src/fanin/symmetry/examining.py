@@ -15,7 +15,7 @@ from fanin.symmetry.copies import suspects, unit_classes
 from fanin.symmetry.deadlocks import deadlocks, has_no_slope
 from fanin.symmetry.result import UNUSED, Deadlock, Symmetry
 from fanin.symmetry.rows import row_classes
-from fanin.symmetry.steps import DOUBLE, SINGLE, Precision, RowSet, VirtualRun
+from fanin.symmetry.steps import DOUBLE, FAINT, SINGLE, Precision, RowSet, VirtualRun
 
 __all__ = ["examine"]
 
@@ -85,10 +85,12 @@ def _opened(
     """A run that brings each of some parameters a gradient; None where a closer look is needed.
 
     Zeros that an author means, as those at the end of residual branches, open after a step or two:
-    that takes neither float64 nor a measurement.  Rounding of what hands no gradient on would look
-    like one: a norm over a single unit multiplies it by one over the root of its eps.
+    that takes neither float64 nor a measurement.  Of gradients that have vanished float32 knows
+    nothing, and the rounding of what hands none on looks like one: a norm over a single unit
+    multiplies it by one over the root of its eps.
     """
-    if any(has_no_slope(call) for call in seen.architecture.trace.calls):
+    sizes = [g for g in seen.gradients.values() if g is not None]
+    if any(has_no_slope(call) for call in seen.architecture.trace.calls) or max(sizes) < FAINT:
         return None
     single = all(p.dtype == SINGLE.dtype for p in subject.model.parameters())
     other = () if single else (ForwardError, LossError)  # something that takes no float32

@@ -22,6 +22,7 @@ from fanin.probe import Cell, Recorder
 
 __all__ = [
     "DOUBLE",
+    "FAINT",
     "LOCK_TOLERANCE",
     "SINGLE",
     "STEPS",
@@ -64,6 +65,8 @@ DOUBLE = Precision(torch.float64, LOCK_TOLERANCE, NOISE)
 # Zeros that open leave 2e-4 and more in nearly all of tests/zoo; the rounding of a norm over a
 # single unit, which hands no gradient on, 1.5e-5.
 OPENED = 1e-4
+# Gradients below this are next to the least that float32 holds, one over them above the largest.
+FAINT = 1e-30
 # For a model that takes no float64, such as one with a kernel of its own.  Of the 101 faults and
 # traps of tests/zoo that take steps, 99 get the same findings in either, two an S103 (info) more.
 SINGLE = Precision(torch.float32, 1e-4, 1e-6)
@@ -355,6 +358,8 @@ class VirtualRun:
             parameter = self._copies[name]
             largest = float(gradient.abs().max())
             rms = largest * float((gradient / largest).abs().square().mean().sqrt())
+            if rms < FAINT:
+                gradient, rms = gradient / largest, rms / largest
             scale = float(parameter.abs().square().mean().sqrt())
             if scale == 0.0:
                 width = parameter[0].numel() if parameter.dim() > 1 else 100
