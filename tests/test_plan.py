@@ -2448,6 +2448,18 @@ def test_chrono_initialization_of_a_recurrent_layer_stays(layer):
     assert torch.equal(model.body.bias_ih_l1[16:32], spread)
 
 
+def test_complex_biases_are_planned_as_others_are():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8, dtype=torch.cfloat), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x.to(torch.cfloat)).abs())
+
+    assert plan(Spectral(), torch.randn(16, 6))["body.bias"].scheme == "zeros"
+
+
 def test_a_scheme_that_was_asked_for_asks_no_author():
     found = plan(Gated(-2.0), torch.randn(32, 6), "he_normal")
     assert found["gate.bias"].scheme == "zeros"

@@ -387,9 +387,7 @@ def _norm(
     norms = [i for i in region if architecture.normalizes(calls[i])]
     if any(i > max(layers) for i in norms):
         return "last"
-    held = _all_pass(
-        calls, start, end, region, {*norms}
-    )  # one in the middle holds what is behind it
+    held = _all_pass(calls, start, end, region, {*norms})  # one in the middle holds what follows
     norms += [i for i in region if _squashes(calls, calls[i])]
     if held or any(i < min(layers) for i in norms):
         return "before"

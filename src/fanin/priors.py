@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture
-from fanin.kinds import BENDING, BILINEAR, RECURRENT
+from fanin.kinds import BENDING, BILINEAR
 from fanin.roles import Role
 
 __all__ = ["meant"]
@@ -66,7 +66,7 @@ def _offsets(model: nn.Module, roles: Sequence[Role], architecture: Architecture
         if role.kind != "bias" or not role.trainable:
             continue
         values = model.get_parameter(role.parameter).detach()
-        if values.is_meta or values.numel() == 0:
+        if values.is_meta or values.numel() == 0 or values.is_complex():
             continue
         low, high = (float(v) for v in values.aminmax())
         if low != high:
@@ -174,14 +174,15 @@ def _rates(model: nn.Module, roles: Sequence[Role], architecture: Architecture) 
         offsets = own.get(role.parameter)
         if role.kind not in _BIASES or not role.trainable or offsets is None or offsets.is_meta:
             continue
-        values = offsets.detach()
-        if role.op in RECURRENT:
-            values = values.chunk(4 if role.op.startswith("lstm") else 3)[1]
+        gates = 4 if role.op.startswith("lstm") else 3 if role.op.startswith("gru") else 1
+        values = offsets.detach().chunk(gates)[min(1, gates - 1)]
+        if values.numel() == 0 or values.is_complex():
+            continue
         low, high = (float(v) for v in values.aminmax())
         size = float(values.abs().mean())
         if low == high or low * high < 0 or not SPREAD[0] <= size <= SPREAD[1]:
             continue
-        if role.op in RECURRENT or _is_rate(role, architecture):
+        if gates > 1 or _is_rate(role, architecture):
             spread[role.call] = f"its author spread it from {low:.3g} to {high:.3g}"
     found = {}
     for role in roles:
