@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,14 +157,18 @@ class Architecture:
 
     @cached_property
     def heads(self) -> tuple[Layer, ...]:
-        """Layers whose output goes to the goal alone, never meeting another signal on its way."""
+        """Layers whose output goes to the goal alone, never meeting another signal on its way.
+
+        Other terms of a loss, which are one number, are no such signals.
+        """
         found = []
         for layer in self.layers:
             if self.inner.isdisjoint(layer.calls):
                 after = self.descendants(layer.calls)
                 later = after.difference(layer.calls)
-                met = (i for index in later for i in self.trace.calls[index].behind)
-                if all(i in after or i in self.labels for i in met):
+                met = {i for index in later for i in self.trace.calls[index].behind}
+                other = met.difference(after, self.labels)
+                if all(math.prod(self.trace.calls[i].shape) == 1 for i in other):
                     found.append(layer)
         return tuple(found)
 

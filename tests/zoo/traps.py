@@ -3377,6 +3377,25 @@ def zero_head_under_a_loss_of_two_hot_bins():
 
 
 @TRAPS(absent=("S101", "S102"))
+def zero_head_under_one_of_several_losses():
+    """A world model: what it makes of the next state is another term of the loss."""
+
+    class World(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.next, self.head = mlp(16, 32, 32), mlp(32, 32, 16), nn.Linear(32, 60)
+            zero_(self.head)
+
+        def forward(self, x, after, labels):
+            h = self.body(x).relu()
+            reward = _soft(self.head(h), F.one_hot(labels, 60))
+            return 0.5 * F.mse_loss(self.next(h), after) + reward
+
+    batch = (torch.randn(32, 16), torch.randn(32, 16), torch.randint(0, 60, (32,)))
+    return World(), batch, lambda out: out
+
+
+@TRAPS(absent=("S101", "S102"))
 def zero_head_under_binary_labels_made_of_classes():
     def loss(out, labels):
         return F.binary_cross_entropy_with_logits(out, F.one_hot(labels, 60).float())

@@ -542,8 +542,12 @@ def _cause(evidence: Evidence, layer: Layer, rms: float) -> tuple[str, str | Non
     return "Most", None
 
 
+# A norm gives a signal of unit size: a smaller shift leaves some of it where its activation bends.
+_SHIFT = 1.0
+
+
 def _shifting(evidence: Evidence, layer: Layer) -> list[str]:
-    """Norms between a layer and its activation whose shift is larger than their scale, and 1."""
+    """Norms between a layer and its activation whose shift is large, also beside their scale."""
     read, sizes = evidence.seen.architecture, evidence.sizes
     norms = {i: y for y in read.layers if y.op in NORMS for i in y.calls}
     layers = {i for y in read.layers for i in y.calls if y.units is not None}
@@ -552,7 +556,7 @@ def _shifting(evidence: Evidence, layer: Layer) -> list[str]:
     return [
         norm.name
         for norm in behind
-        if any(sizes[n] > max(1.0, sizes[norm.weight[0]]) for n in norm.parameters[1:])
+        if any(sizes[n] > max(_SHIFT, sizes[norm.weight[0]]) for n in norm.parameters[1:])
     ]
 
 
