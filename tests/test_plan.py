@@ -1363,6 +1363,15 @@ def test_what_else_is_computed_of_a_learned_input_is_left_with_that_reason():
     assert "no call that was watched on this batch reads it" in told["first"]
 
 
+def test_a_bias_that_is_multiplied_is_left_and_told_as_a_bias():
+    class Slow(nn.Linear):  # an equalized learning rate of the mapping network in StyleGAN
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight * 0.01, self.bias * 0.01)
+
+    told = plan(nn.Sequential(Slow(6, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(4, 6)).untouched
+    assert told["0.bias"].startswith("the bias of a layer is computed from it")
+
+
 # ── tables ───────────────────────────────────────────────────────────────────────────────────
 
 

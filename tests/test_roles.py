@@ -1799,6 +1799,29 @@ def test_what_has_one_number_for_each_unit_is_a_bias(function, shape, kind: str)
     assert kinds(Offset(function, *shape), torch.randn(7, 6))["added"] == kind
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("shape", [(16,), (16, 1, 1), (1, 16, 1, 1)])
+def test_one_number_for_each_channel_of_a_computed_convolution_is_a_bias(shape, noisy: bool):
+    class Modulated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 3, 3, 3))
+            self.style, self.added = nn.Linear(6, 3), nn.Parameter(torch.zeros(shape))
+            self.noise = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, style):
+            kernels = self.weight * self.style(style)[:, None, :, None, None]
+            maps = x.reshape(1, -1, 8, 8)
+            made = F.conv2d(maps, kernels.reshape(-1, 3, 3, 3), padding=1, groups=len(x))
+            made = made.view(len(x), 16, 8, 8)
+            if noisy:
+                made = made + self.noise * torch.randn(len(x), 1, 8, 8)
+            return F.leaky_relu(made + self.added.view(1, -1, 1, 1), 0.2)
+
+    found = kinds(Modulated(), (torch.randn(4, 3, 8, 8), torch.randn(4, 6)))
+    assert found["added"] == "bias"
+
+
 def test_the_only_number_that_is_added_to_the_only_output_is_a_bias():
     class One(nn.Module):
         def __init__(self):

@@ -40,7 +40,8 @@ __all__ = ["Role", "roles"]
 
 _UNTOLD = Input("other")
 # Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
-_OVER_IMAGES = frozenset({"batch_norm", "group_norm", "instance_norm"})  # units come second
+_OVER_IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")  # units come second
+_WITH_UNITS = ("conv", *NORMS)  # without a weight, too: StyleGAN computes its kernels
 _ASIDE = ("token", "unknown")
 
 
@@ -238,7 +239,8 @@ class _Reader:
         if self._are_codes(role, uses):
             return replace(role, kind="codes", layout="v" * (len(bare.shape) - 1) + "o")
         if operand.offset is None and part is None and not _is_multiple(kind, kinds):
-            return replace(role, kind="computed", seen=kind if operand in call.learned else call.op)
+            named = operand in call.learned or kind == "bias"
+            return replace(role, kind="computed", seen=kind if named else call.op)
         if kind in ("input", "token") and self._is_state(bare, call, operand):
             return replace(role, kind="state")
         if kind in ("bias", "token") and sets_steps(self.architecture, call):
@@ -345,7 +347,7 @@ class _Reader:
         if call.op == "attention":
             return "score_bias" if operand.role == "attn_mask" else "token"
         if call.op in ADDING:
-            return self._added(bare, call)
+            return self._added(bare, call, operand)
         return "unknown"
 
     # ---- parameters of elementwise calls ---------------------------------------------------------
@@ -387,7 +389,7 @@ class _Reader:
                 return False
             index = after[0].index
 
-    def _added(self, bare: Role, call: Call) -> str:
+    def _added(self, bare: Role, call: Call, operand: Operand) -> str:
         before = [self.calls[i] for i in call.behind]
         if not before:
             return "token"
@@ -396,12 +398,12 @@ class _Reader:
             return "norm_shift"
         if reaches_softmax(self.architecture, call):
             return "score_bias"
-        if call.op == "shift" and self._is_offset(bare, call):
+        if call.op == "shift" and self._is_offset(bare, call, operand):
             return "bias"
         copies = math.prod(call.shape) > math.prod(before[0].shape)
         return "rows" if call.op == "shift" and copies else "token"
 
-    def _is_offset(self, bare: Role, call: Call) -> bool:
+    def _is_offset(self, bare: Role, call: Call, operand: Operand) -> bool:
         """Whether what is added has one number for each unit, and not for each position."""
         source = self.calls[call.behind[0]]
         while source.op in PASSIVE | PRODUCTS | {"scale"} and len(source.behind) == 1:
@@ -409,15 +411,16 @@ class _Reader:
         weighted = source.units is not None and "v" not in source.layout
         if weighted and math.prod(bare.shape) == source.units:
             return True
-        places = [i - len(bare.shape) for i, size in enumerate(bare.shape) if size > 1]
-        while source.units is None and source.op not in NORMS and source.behind:
+        shape = operand.shape  # as it is added: [1, units, 1, 1] of a bias [units]
+        places = [i - len(shape) for i, size in enumerate(shape) if size > 1]
+        while source.units is None and not source.op.startswith(_WITH_UNITS) and source.behind:
             source = self.calls[source.behind[-1]]
-        images = "k" in source.layout or source.op in _OVER_IMAGES
+        images = source.op.startswith(_OVER_IMAGES)
         unit = 1 - len(call.shape) if images and len(call.shape) > 2 else -1
         if places != [unit] or len(call.shape) < -unit:  # one number: a loss, and a penalty of it
             return False
         # A step of learning (MAML) is added to a parameter of any shape, and has no samples.
-        return bare.shape != call.shape and max(bare.shape) == call.shape[unit]
+        return shape != call.shape and max(shape) == call.shape[unit]
 
     # ---- weights ---------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ _USED = {
     "clamp": "a bound of the signal",
     "similarity": "what the signal is compared with",
     "attention": "what is added to attention scores",
+    "bias": "the bias of a layer",
 }
 
 
