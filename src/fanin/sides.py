@@ -37,19 +37,17 @@ class Side:
 def sides(architecture: Architecture) -> tuple[Side, ...]:
     """The sides with at least a quarter of all trained entries; none where one tensor is given."""
     entries: dict[int, set[int]] = {}
-    reach: dict[int, frozenset[int]] = {}  # call → the tensors that it depends on
     for call in architecture.trace.calls:
-        own = frozenset(call.given if call.entry else ())
-        for number in own:
+        for number in call.given if call.entry else ():
             entries.setdefault(number, set()).add(call.index)
-        reach[call.index] = own.union(*(reach[i] for i in call.behind))
     if len(entries) < 2:
         return ()
+    reach = {number: architecture.descendants(starts) for number, starts in entries.items()}
     sizes = {p.name: math.prod(p.shape) for p in architecture.parameters if p.trainable}
     found = []
     for number, starts in entries.items():
-        alone = frozenset({number})
-        layers = tuple(y for y in architecture.layers if all(reach[i] == alone for i in y.calls))
+        alone = reach[number].difference(*(reach[other] for other in reach if other != number))
+        layers = tuple(y for y in architecture.layers if alone.issuperset(y.calls))
         names = {name for layer in layers for name in layer.parameters}
         if sum(sizes.get(n, 0) for n in names) >= _SHARE * sum(sizes.values()):
             found.append(Side(layers, frozenset(starts), architecture.shared(starts)))
