@@ -142,6 +142,11 @@ class Architecture:
         return any(i in layered for i in self.goal)
 
     @cached_property
+    def layer_of(self) -> Mapping[int, Layer]:
+        """The layer that each call of one belongs to."""
+        return {index: layer for layer in self.layers for index in layer.calls}
+
+    @cached_property
     def followers(self) -> Mapping[int, Sequence[Call]]:
         """The calls that take the result of each call, in order of execution."""
         return _followers(self.trace)
@@ -279,13 +284,12 @@ class Architecture:
 
     def first_met(self, start: Collection[int], stops: Collection[int], onward: bool) -> set[int]:
         """The first of the calls in `stops` on every way from `start`, onward or back."""
-        after = self.followers if onward else {}
         met: set[int] = set()
         seen, queue = set(start), list(start)
         while queue:
             index = queue.pop()
             behind = self.trace.calls[index].behind
-            for other in (c.index for c in after.get(index, ())) if onward else behind:
+            for other in (c.index for c in self.followers[index]) if onward else behind:
                 if other in stops and other not in start:
                     met.add(other)
                 elif other not in seen:
@@ -300,7 +304,7 @@ class Architecture:
             call = self.trace.calls[queue.pop()]
             if call.index in self.goal if onward else call.entry:
                 return True
-            ways = [c.index for c in self.followers.get(call.index, ())] if onward else call.behind
+            ways = [c.index for c in self.followers[call.index]] if onward else call.behind
             new = {i for i in ways if i not in stops} - seen
             seen |= new
             queue += new
@@ -435,23 +439,23 @@ def _above(path: str) -> list[str]:
 
 
 def _followers(trace: Trace) -> dict[int, list[Call]]:
-    followers: dict[int, list[Call]] = {}
+    followers: dict[int, list[Call]] = {call.index: [] for call in trace.calls}
     for call in trace.calls:
         for index in call.behind:
-            followers.setdefault(index, []).append(call)
+            followers[index].append(call)
     return followers
 
 
 def _activation(call: Call, followers: dict[int, list[Call]]) -> str | None:
     """The first nonlinearity downstream, through norms, reshapes and sums."""
-    queue, seen = list(followers.get(call.index, ())), 0
+    queue, seen = list(followers[call.index]), 0
     while queue and seen < _TO_ACTIVATION:
         after = queue.pop(0)
         seen += 1
         if after.op in BENDING:
             return after.op
         if after.op in _CARRIERS and after.units is None:
-            queue += followers.get(after.index, ())
+            queue += followers[after.index]
     return None
 
 

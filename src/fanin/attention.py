@@ -70,7 +70,7 @@ def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], 
     mixed: Call | None = softmax
     weights = softmax.index
     for _ in range(_NEAR):
-        after = architecture.followers.get(weights, ())
+        after = architecture.followers[weights]
         mixed = next((c for c in after if c.op in MIXES and len(c.sources) > 1), None)
         if mixed is not None or len(after) != 1:
             break
@@ -98,7 +98,7 @@ def source_of(architecture: Architecture, index: int) -> int | None:
 
 def _next_weighted(architecture: Architecture, call: Call) -> Iterable[int]:
     for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
+        after = architecture.followers[call.index]
         weighted = [c.index for c in after if c.units is not None]
         if weighted:
             return weighted

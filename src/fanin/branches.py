@@ -80,7 +80,7 @@ def residual_branches(
 ) -> tuple[tuple[ResidualBranch, ...], dict[str, int]]:
     """The branches with the names of their layers, and the innermost one of each layer inside."""
     found, inside, _ = branches(architecture)
-    names = {i: layer.name for layer in architecture.layers for i in layer.calls}
+    names = {i: layer.name for i, layer in architecture.layer_of.items()}
 
     def told(calls: tuple[int, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(names[i] for i in calls if i in names))
@@ -391,7 +391,7 @@ def _norm(
     norms += [i for i in region if _squashes(calls, calls[i])]
     if held or any(i < min(layers) for i in norms):
         return "before"
-    ahead = architecture.followers.get(add.index, ())
+    ahead = architecture.followers[add.index]
     return "after" if len(ahead) == 1 and architecture.normalizes(ahead[0]) else "none"
 
 

@@ -142,7 +142,7 @@ def unit_labels(layer: Layer, cells: Mapping[int, Cell], tolerance: float) -> np
 
 def layer_stats(layer: Layer, seen: Pass, distinct: int | None) -> LayerStats:
     """Everything measured about one layer, over all its calls."""
-    cells = [seen.cells[i] for i in layer.calls if i in seen.cells]
+    cells = seen.cells_of(layer)
     count = sum(c.count for c in cells)
     squares = [c.cotangent_squares for c in cells if c.cotangent_squares is not None]
     gradients = [g for n in layer.weight if (g := seen.gradients.get(n)) is not None]

@@ -199,7 +199,7 @@ def nonlinearity_after(architecture: Architecture, call: Call) -> After:
     """The nonlinearity that follows a call, through norms and what keeps each value."""
     normed, factor = False, 1.0
     for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
+        after = architecture.followers[call.index]
         bends = written_after(architecture, call.index)
         if bends is not None:
             return After(bends.name, bends.curve, normed, factor)
@@ -228,7 +228,7 @@ def _norm_written_out(architecture: Architecture, call: Call) -> Call | None:
         if not later.behind or not inside.issuperset(later.behind) or later.units is not None:
             continue
         if architecture.normalizes(later):
-            after = (c.index for i in inside for c in architecture.followers.get(i, ()))
+            after = (c.index for i in inside for c in architecture.followers[i])
             return later if inside.issuperset(set(after) - {later.index}) else None
         inside.add(later.index)
     return None
@@ -239,7 +239,7 @@ def generated(architecture: Architecture, call: Call) -> Generated | None:
     waiting = [call]
     while waiting:
         made = waiting.pop()
-        for after in architecture.followers.get(made.index, ()):
+        for after in architecture.followers[made.index]:
             if after.op in PASSIVE:
                 # What is turned stays a matrix; heads that change places with tokens are none.
                 if after.op not in _TURNS or after.shape[-2:] == made.shape[:-3:-1]:
@@ -258,7 +258,7 @@ def _is_last(architecture: Architecture, call: Call) -> bool:
     """Whether no layer or norm is behind a call, and no product with a matrix that was made."""
     seen, waiting = {call.index}, [call]
     while waiting:
-        for after in architecture.followers.get(waiting.pop().index, ()):
+        for after in architecture.followers[waiting.pop().index]:
             if after.op in _ENDS or after.units is not None:
                 return False
             if after.index not in seen:
@@ -298,7 +298,7 @@ def _summed(architecture: Architecture, layer: Call, made: Call, after: Call) ->
 def reaches_softmax(architecture: Architecture, call: Call) -> bool:
     """Whether a call ends up in attention scores, or is their mask."""
     for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
+        after = architecture.followers[call.index]
         if any(c.op in _DISTANCES for c in after):
             return False  # centres, of which the nearest is looked for
         if any(c.op == "softmax" for c in after):
@@ -315,7 +315,7 @@ def reaches_softmax(architecture: Architecture, call: Call) -> bool:
 def sets_steps(architecture: Architecture, call: Call) -> bool:
     """Whether softplus makes step sizes of a sum, and their exponential is a decay."""
     for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
+        after = architecture.followers[call.index]
         if any(c.op == "softplus" for c in after):
             return any(_decays(architecture, c) for c in after if c.op == "softplus")
         if len(after) != 1 or after[0].op not in PASSIVE:
@@ -335,7 +335,7 @@ def _reached(architecture: Architecture, call: Call) -> list[Call]:
     found: dict[int, Call] = {}
     waiting = [call]
     while waiting:
-        for after in architecture.followers.get(waiting.pop().index, ()):
+        for after in architecture.followers[waiting.pop().index]:
             if after.index not in found and (after.units is None or after.op == "scale"):
                 found[after.index] = after
                 waiting.append(after)
@@ -351,9 +351,9 @@ def sets_scale(architecture: Architecture, call: Call) -> bool:
     own = architecture.descendants([call.index])
     seen, waiting = {call.index}, [call]
     while waiting:
-        for after in architecture.followers.get(waiting.pop().index, ()):
+        for after in architecture.followers[waiting.pop().index]:
             if after.op == "exp":
-                scaled = architecture.followers.get(after.index, ())
+                scaled = architecture.followers[after.index]
                 others = {i for c in scaled if c.op in PRODUCTS | QUOTIENTS for i in c.sources}
                 if not others <= own:
                     return True
@@ -373,7 +373,7 @@ def modulates(architecture: Architecture, call: Call, ends: Collection[int]) -> 
     waiting, scales = [(call.index, False)], False
     while waiting:
         index, added = waiting.pop()
-        for after in architecture.followers.get(index, ()):
+        for after in architecture.followers[index]:
             others = [i for i in after.behind if i != index]
             if not others and after.op in PASSIVE | SPLITS:
                 waiting.append((after.index, added))
@@ -393,7 +393,7 @@ def _joins(
 ) -> bool:
     """Whether a product is added to a signal in it (x + x·a), or at the end of a branch."""
     while True:
-        after = architecture.followers.get(product.index, ())
+        after = architecture.followers[product.index]
         if len(after) != 1:
             return False
         (product,) = after

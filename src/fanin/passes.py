@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fanin.architecture import Architecture, read
+from fanin.architecture import Architecture, Layer, read
 from fanin.calls import Call, Trace
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, private, reseed
@@ -135,6 +135,10 @@ class Pass:
     first_bad: tuple[Call, float] | None = None
     first_bad_gradient: Call | None = None
     heard: frozenset[int] = frozenset()
+
+    def cells_of(self, layer: Layer) -> list[Cell]:
+        """What was measured at the calls of one of its layers."""
+        return [self.cells[i] for i in layer.calls if i in self.cells]
 
 
 def run_pass(

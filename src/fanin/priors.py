@@ -77,7 +77,7 @@ def _offsets(model: nn.Module, roles: Sequence[Role], architecture: Architecture
         elif role.activation in _GATES and GATE[0] <= abs(low) <= GATE[1]:
             state = "open" if low > 0 else "shut"
             found[role.parameter] = f"its author made it {low:.3g}: a gate that starts {state}"
-        elif low > 0 and any(c.partial for c in architecture.followers.get(role.call, ())):
+        elif low > 0 and any(c.partial for c in architecture.followers[role.call]):
             told = "what keeps a root or a logarithm from zero"
             found[role.parameter] = f"its author made it {low:.3g}: {told}"
     return found

@@ -47,6 +47,11 @@ class Cell:
     offset: bool = False  # a sigmoid's inputs lie close together, in a part that is not quite flat
     kept: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def rms(self) -> float:
+        """Root mean square of the output's entries; 0 without any."""
+        return float((self.squares / self.count) ** 0.5) if self.count else 0.0
+
 
 class Recorder:
     """Measures every weighted call while the pass runs; keeps numbers, not tensors.

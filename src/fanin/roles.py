@@ -287,7 +287,7 @@ class _Reader:
         if 1 not in (sum(s > 1 for s in shape) for shape in (bare.shape, operand.shape)):
             return False  # several learned rows are queries, which zeros would make alike
         if call.op == "token" and call.shape[-1] > operand.shape[-1]:
-            after = self.followers.get(call.index, ())
+            after = self.followers[call.index]
             if len(after) != 1:
                 return False
             call = after[0]
@@ -299,7 +299,7 @@ class _Reader:
 
     def _is_added_to(self, call: Call) -> bool:
         """Whether all that a call gives is added to something before anything else is done."""
-        after = self.followers.get(call.index, ())
+        after = self.followers[call.index]
         return bool(after) and all(a.op in SUMS and len(a.inputs) > 1 for a in after)
 
     def _stream(self, call: Call) -> float:
@@ -380,7 +380,7 @@ class _Reader:
         """Whether `call` goes to its branch's end alone, through nothing that mixes."""
         index = call.index
         while True:
-            after = self.followers.get(index, ())
+            after = self.followers[index]
             if len(after) != 1:
                 return False
             if after[0].index == branch.end:
@@ -454,7 +454,7 @@ class _Reader:
             attention=attention,
             attention_at=self.mixed_at.get(call.index),
             heads=self._heads(call.index),
-            shuffled=any(c.op == "pixel_shuffle" for c in self.followers.get(call.index, ())),
+            shuffled=any(c.op == "pixel_shuffle" for c in self.followers[call.index]),
             expert=layout.startswith("b") and role.shape[0] > 1,
             repeated=repeated,
             generates=generates,

@@ -60,7 +60,7 @@ def beside(architecture: Architecture, call: Call, model: nn.Module) -> Beside |
 def _added(architecture: Architecture, call: Call) -> Beside | None:
     factor, varies = 1.0, call.varies  # rows that are the same for every batch are positions
     for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
+        after = architecture.followers[call.index]
         if len(after) != 1:
             return None
         others = [i for i in dict.fromkeys(after[0].sources) if i != call.index]
@@ -100,7 +100,7 @@ def is_read(architecture: Architecture, call: Call, layered: Collection[int]) ->
     """
     waiting, seen, read = [call.index], set[int](), False
     while waiting:
-        for after in architecture.followers.get(waiting.pop(), ()):
+        for after in architecture.followers[waiting.pop()]:
             others = [i for i in after.behind if i != call.index]
             added = after.op in SUMS and not any(_has_size(architecture, i) for i in others)
             if after.index in layered:
@@ -148,7 +148,7 @@ def stream(
         return 0.0
     factor = 1.0
     for _ in range(_NEAR):
-        after = architecture.followers.get(call.index, ())
+        after = architecture.followers[call.index]
         if len(after) != 1 or len(set(after[0].sources)) != 1:
             break
         (call,) = after

@@ -124,7 +124,7 @@ def written_after(architecture: Architecture, start: int) -> Written | None:
             ends.append(call.index)
     for end in reversed(ends):
         before = {i for i in inside if i < end}
-        after = {c.index for i in before for c in architecture.followers.get(i, ())}
+        after = {c.index for i in before for c in architecture.followers[i]}
         if after <= {i for i in inside if i <= end} and _is_read(architecture, calls[end]):
             written = written_before(architecture, end)
             return written if written is not None and written.start == start else None
@@ -147,7 +147,7 @@ def _is_read(architecture: Architecture, call: Call) -> bool:
     """Whether a layer takes what a call gives, as it is or in another shape."""
     seen, waiting = {call.index}, [call]
     while waiting:
-        for after in architecture.followers.get(waiting.pop().index, ()):
+        for after in architecture.followers[waiting.pop().index]:
             if after.units is not None and "i" in after.layout:
                 return True
             if after.op in PASSIVE and after.index not in seen:

@@ -145,10 +145,8 @@ class Evidence:
 
     def place(self, call: Call) -> str:
         """Name of the layer a call belongs to, else of the module it ran in."""
-        for layer in self.seen.architecture.layers:
-            if call.index in layer.calls:
-                return layer.name
-        return call.module
+        layer = self.seen.architecture.layer_of.get(call.index)
+        return call.module if layer is None else layer.name
 
     def order(self, name: str) -> int:
         """Place of a layer or parameter in the order of execution."""
@@ -160,18 +158,17 @@ class Evidence:
 
 def stations(seen: Pass, indices: Iterable[int]) -> tuple[Station, ...]:
     """Those of some calls that are measured, and part of the model."""
-    owner = {i: layer for layer in seen.architecture.layers for i in layer.calls}
     found = []
-    trace = seen.architecture.trace
+    trace, layer_of = seen.architecture.trace, seen.architecture.layer_of
     for index in indices:
-        cell, layer, call = seen.cells.get(index), owner.get(index), trace.calls[index]
+        cell, layer, call = seen.cells.get(index), layer_of.get(index), trace.calls[index]
         if cell is None or cell.count == 0 or not call.varies or index >= trace.length:
             continue
         found.append(
             Station(
                 index=index,
                 place=layer.name if layer is not None else call.module,
-                rms=(cell.squares / cell.count) ** 0.5,
+                rms=cell.rms,
                 variation=cell.variation,
                 norm=None if cell.cotangent_squares is None else cell.cotangent_squares**0.5,
                 cell=cell,

@@ -122,7 +122,7 @@ def _breaks_gradient(evidence: Evidence, last: Call) -> Call:
     seen = evidence.seen.first_bad_gradient
     if seen is None:
         return last
-    after = evidence.seen.architecture.followers.get(seen.index, [])
+    after = evidence.seen.architecture.followers[seen.index]
     steep = [c for c in after if c.op in _STEEP]
     return (steep or after or [last])[-1]
 

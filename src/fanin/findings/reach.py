@@ -113,12 +113,11 @@ def _given(evidence: Evidence, layer: Layer) -> float:
 
     What a recurrent layer gives is bounded, so it is taken to read the batch as it is.
     """
-    read, cells = evidence.seen.architecture, evidence.seen.cells
+    read = evidence.seen.architecture
     before = read.ancestors(layer.calls).difference(layer.calls)
     if any(read.trace.calls[i].operands for i in before):
         return 0.0
     if layer.op in RECURRENT:
         return evidence.input_rms or 0.0
-    made = [cells[i] for i in layer.calls if i in cells and cells[i].count]
-    size = max((math.sqrt(cell.squares / cell.count) for cell in made), default=0.0)
+    size = max((cell.rms for cell in evidence.seen.cells_of(layer)), default=0.0)
     return size / (gain(evidence, layer) or math.inf)

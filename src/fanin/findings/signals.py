@@ -175,7 +175,7 @@ def _origin(evidence: Evidence, first: Station) -> tuple[float, str]:
     begun = {i for i in weighted - later if read.trace.calls[i].varies}
     if begun == {first.index} and read.trace.calls[first.index].op != "rnn_relu":
         return own
-    given = ((cells[i].squares / cells[i].count) ** 0.5 for i in begun - {first.index})
+    given = (cells[i].rms for i in begun - {first.index})
     entered = max([evidence.input_rms or 0.0, *given])
     return min(own, (entered, BEGINNING)) if entered > 0 else own
 
@@ -361,7 +361,7 @@ def _exploding_in_time(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _over_calls(evidence: Evidence, layer: Layer) -> _InTime | None:
-    cells = (evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells)
+    cells = evidence.seen.cells_of(layer)
     norms = [math.sqrt(c.cotangent_squares) for c in cells if c.cotangent_squares]
     if len(norms) < STEPS or not all(map(math.isfinite, norms)):
         return None
@@ -422,7 +422,7 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     found: dict[str, list[tuple[str, float]]] = {"error": [], "warning": []}
     terms: dict[str, list[str]] = {"error": [], "warning": []}
     for layer in read.layers:
-        cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
+        cells = evidence.seen.cells_of(layer)
         length = read.trace.length  # behind it comes the loss
         shares = [c.dead for c in cells if c.dead is not None and (c.dead_at or 0) < length]
         if not shares or not layer.units or min(shares) < DEAD:
@@ -487,7 +487,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     found: dict[tuple[str, tuple[str, str | None], bool], list[tuple[str, float, float]]] = {}
     norms: dict[str, list[str]] = {}
     for layer in read.layers:
-        cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
+        cells = evidence.seen.cells_of(layer)
         shares = [c.saturated for c in cells if c.saturated is not None]
         if not shares:
             continue
@@ -496,7 +496,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         share, central = min(shares), bool(set(layer.calls) & trunk)
         if not central and all(c.offset for c in cells) and _is_beside(evidence, layer):
             continue  # a gate that starts shut, or open, beside a way around it
-        rms = max((c.squares / c.count) ** 0.5 for c in cells if c.count)
+        rms = max(c.rms for c in cells)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):
             on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(trunk)
@@ -565,14 +565,13 @@ def _is_beside(evidence: Evidence, layer: Layer) -> bool:
     read = evidence.seen.architecture
     products, queue, seen = set(), list(layer.calls), set(layer.calls)
     while queue:
-        for call in read.followers.get(queue.pop(), ()):
+        for call in read.followers[queue.pop()]:
             if call.op in PRODUCTS and len(set(call.sources)) > 1:
                 products.add(call.index)
             elif call.index not in seen:
                 seen.add(call.index)
                 queue.append(call.index)
-    entries = {c.index for c in read.trace.calls if c.entry}
-    return read.open_way(entries, products | seen, onward=True)
+    return read.open_way(read.entries, products | seen, onward=True)
 
 
 RULES = (signal, gradient, dead, saturated)

@@ -15,7 +15,6 @@ from fanin.findings.evidence import Evidence, Station
 from fanin.findings.reach import large_inputs
 from fanin.findings.rules import Finding, finding
 from fanin.kinds import PASSIVE
-from fanin.probe import Cell
 
 __all__ = ["RULES"]
 
@@ -78,7 +77,7 @@ def _told(
         "P208",
         severity,
         [*loud, *(d.term for d in found)],
-        measured=f"rms {_rms(evidence.seen.cells[worst.at]):.3g} of the sum: ×{worst.ratio:.3g} "
+        measured=f"rms {evidence.seen.cells[worst.at].rms:.3g} of the sum: ×{worst.ratio:.3g} "
         f"that of {worst.term} ({worst.size:.3g}{counted})",
         expected=f"below ×{DROWNING:g}",
         message=message,
@@ -98,10 +97,9 @@ def _tables(evidence: Evidence, station: Station) -> Iterator[_Drowned]:
     # bias in pieces, such as one for each head.
     if calls[norm].shape[-1:] != calls[station.index].shape[-1:]:
         return
-    names = {i: y.name for y in architecture.layers for i in y.calls}
     for call in _terms(architecture.trace.calls, station.index):
         if call.op == "embedding" and call.index in cells:
-            size, name = _rms(cells[call.index]), names.get(call.index, call.module)
+            size, name = cells[call.index].rms, evidence.place(call)
         elif call.op == "shift" and _is_table(call):
             name = call.operands[0].parameters[0]
             size = evidence.sizes.get(name, 0.0)
@@ -136,19 +134,15 @@ def _lost(evidence: Evidence, branch: Branch) -> _Drowned | None:
     later = any(i > branch.end for i in architecture.normalizations)
     if branch.norm != "before" or not later or branch.end not in cells:
         return None
-    added = sum(_rms(cells[i]) ** 2 for i in branch.last if i in cells) ** 0.5
+    added = sum(cells[i].rms ** 2 for i in branch.last if i in cells) ** 0.5
     place = evidence.place(architecture.trace.calls[branch.last[-1]])
-    return _Drowned(_rms(cells[branch.end]) / max(COMES_TO, added), branch.end, place, added)
-
-
-def _rms(cell: Cell) -> float:
-    return float((cell.squares / cell.count) ** 0.5) if cell.count else 0.0
+    return _Drowned(cells[branch.end].rms / max(COMES_TO, added), branch.end, place, added)
 
 
 def _loud(evidence: Evidence, end: int) -> dict[str, str]:
     """The layers whose outputs make up a sum and are nearly as large as it, with what they do."""
     architecture, cells = evidence.seen.architecture, evidence.seen.cells
-    calls, owner = architecture.trace.calls, {i: y for y in architecture.layers for i in y.calls}
+    calls, owner = architecture.trace.calls, architecture.layer_of
     found: dict[str, tuple[float, str]] = {}
     seen, queue = set(), [end]
     while queue:
@@ -158,10 +152,10 @@ def _loud(evidence: Evidence, end: int) -> dict[str, str]:
         seen.add(index)
         if index in owner and index in cells and calls[index].units is not None:
             name = owner[index].name
-            found[name] = max(found.get(name, (0.0, "")), (_rms(cells[index]), calls[index].op))
+            found[name] = max(found.get(name, (0.0, "")), (cells[index].rms, calls[index].op))
         else:
             queue += calls[index].behind
-    least = LOUD * _rms(cells[end]) if end in cells else 0.0
+    least = LOUD * cells[end].rms if end in cells else 0.0
     loudest = sorted(found, key=lambda name: found[name], reverse=True)
     return {name: found[name][1] for name in loudest if found[name][0] >= least}
 

@@ -90,7 +90,7 @@ def _barred(
 
 def _idle(evidence: Evidence, layer: Layer) -> bool:
     """Whether a layer gives zeros although its weights are none."""
-    cells = [evidence.seen.cells[i] for i in layer.calls if i in evidence.seen.cells]
+    cells = evidence.seen.cells_of(layer)
     silent = bool(cells) and all(c.max_abs == 0.0 for c in cells)
     return silent and evidence.zeros.isdisjoint(layer.weight)
 
@@ -320,7 +320,7 @@ def _over_one(evidence: Evidence, deadlock: Deadlock) -> bool:
     while queue:
         call = queue.pop()
         seen.add(call.index)
-        after = read.followers.get(call.index, ())
+        after = read.followers[call.index]
         ends = (c.index >= read.trace.length for c in (call, *after))  # the loss, or read by it
         if call.index in read.goal or any(ends):
             return False

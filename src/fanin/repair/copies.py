@@ -183,7 +183,7 @@ def _chooses(case: Case, layer: str) -> bool:
     """Whether a layer's outputs are turned into shares or choices (a router)."""
     read = case.evidence.seen.architecture
     calls = [i for y in read.layers if y.name == layer for i in y.calls]
-    return any(c.op in _CHOOSING for i in calls for c in read.followers.get(i, ()))
+    return any(c.op in _CHOOSING for i in calls for c in read.followers[i])
 
 
 def _split(case: Case, name: str, all_of_them: bool) -> Iterator[Assignment]:

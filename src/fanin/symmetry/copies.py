@@ -209,7 +209,7 @@ def _held_elsewhere(run: VirtualRun, layer: Layer) -> set[int]:
     seen = {index for index, _ in queue}
     while queue:
         index, bent = queue.pop()
-        for after in read.followers.get(index, ()):
+        for after in read.followers[index]:
             if after.op in ("add", "sub") and len(after.inputs) > 1 and not bent:
                 return set(range(units))
             chosen = any(i in own and i not in run.signals for i in after.inputs)

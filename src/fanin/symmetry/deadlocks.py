@@ -113,7 +113,7 @@ class _Holders:
     def _holds_itself(self, name: str) -> bool:
         """Whether a zero is used twice, one after the other, as in a tied autoencoder."""
         at = self._zeros.get(name, set())
-        after = (c.index for i in at for c in self._read.followers.get(i, ()))
+        after = (c.index for i in at for c in self._read.followers[i])
         return len(at) > 1 and not at.isdisjoint(self._read.descendants(after))
 
     def _is_silent(self, own: set[int]) -> bool:
@@ -147,7 +147,7 @@ class _Holders:
         heard = frozenset[int]().union(*(p.heard for p in self._run.passes))
         met, seen, queue = [], set(start), list(start)
         while queue:
-            for call in self._read.followers.get(queue.pop(), ()):
+            for call in self._read.followers[queue.pop()]:
                 if call.index in heard:
                     met.append(call)
                 elif call.index not in seen:
