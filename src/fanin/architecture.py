@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -150,6 +150,13 @@ class Architecture:
     def followers(self) -> Mapping[int, Sequence[Call]]:
         """The calls that take the result of each call, in order of execution."""
         return _followers(self.trace)
+
+    def only_way(self, index: int) -> Iterator[Call]:
+        """The calls behind a call, one after another, while each result goes to one call alone."""
+        while len(self.followers[index]) == 1:
+            (call,) = self.followers[index]
+            yield call
+            index = call.index
 
     @cached_property
     def inner(self) -> frozenset[int]:

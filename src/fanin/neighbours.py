@@ -392,15 +392,12 @@ def _joins(
     architecture: Architecture, product: Call, others: set[int], ends: Collection[int]
 ) -> bool:
     """Whether a product is added to a signal in it (x + x·a), or at the end of a branch."""
-    while True:
-        after = architecture.followers[product.index]
-        if len(after) != 1:
+    for after in architecture.only_way(product.index):
+        if after.op in SUMS:
+            return after.index in ends or not others.isdisjoint(after.behind)
+        if after.op not in PASSIVE:
             return False
-        (product,) = after
-        if product.op in SUMS:
-            return product.index in ends or not others.isdisjoint(product.behind)
-        if product.op not in PASSIVE:
-            return False
+    return False
 
 
 def unrolled(architecture: Architecture) -> set[int]:

@@ -378,16 +378,12 @@ class _Reader:
 
     def _ends(self, call: Call, branch: Branch) -> bool:
         """Whether `call` goes to its branch's end alone, through nothing that mixes."""
-        index = call.index
-        while True:
-            after = self.followers[index]
-            if len(after) != 1:
-                return False
-            if after[0].index == branch.end:
+        for after in self.architecture.only_way(call.index):
+            if after.index == branch.end:
                 return True
-            if after[0].units is not None or after[0].op in NORMS:
+            if after.units is not None or after.op in NORMS:
                 return False
-            index = after[0].index
+        return False
 
     def _added(self, bare: Role, call: Call, operand: Operand) -> str:
         before = [self.calls[i] for i in call.behind]

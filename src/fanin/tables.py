@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import nn
 
@@ -59,12 +60,10 @@ def beside(architecture: Architecture, call: Call, model: nn.Module) -> Beside |
 
 def _added(architecture: Architecture, call: Call) -> Beside | None:
     factor, varies = 1.0, call.varies  # rows that are the same for every batch are positions
-    for _ in range(_NEAR):
-        after = architecture.followers[call.index]
-        if len(after) != 1:
-            return None
-        others = [i for i in dict.fromkeys(after[0].sources) if i != call.index]
-        call = after[0]
+    before = call.index
+    for call in islice(architecture.only_way(before), _NEAR):
+        others = [i for i in dict.fromkeys(call.sources) if i != before]
+        before = call.index
         if call.op in PRODUCTS and call.option and not others:
             factor *= abs(call.option)
         elif call.op in SUMS and not others and call.option is None and not call.operands:
@@ -147,14 +146,12 @@ def stream(
     if not tied.isdisjoint(n for i in layered for n in calls[i].parameters):
         return 0.0
     factor = 1.0
-    for _ in range(_NEAR):
-        after = architecture.followers[call.index]
-        if len(after) != 1 or len(set(after[0].sources)) != 1:
+    for after in islice(architecture.only_way(call.index), _NEAR):
+        if len(set(after.sources)) != 1:
             break
-        (call,) = after
-        if call.op in PRODUCTS and call.option:
-            factor *= abs(call.option)
-        elif call.op not in PASSIVE:
+        if after.op in PRODUCTS and after.option:
+            factor *= abs(after.option)
+        elif after.op not in PASSIVE:
             break
     return factor
 
