@@ -39,9 +39,9 @@ from fanin.tables import Beside, beside, is_direct, is_read, picking, sources, s
 __all__ = ["Role", "roles"]
 
 _UNTOLD = Input("other")
-# Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
 _OVER_IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")  # units come second
 _WITH_UNITS = ("conv", *NORMS)  # without a weight, too: StyleGAN computes its kernels
+# Beside its work a weight may be what a step is added to, or what a gradient is taken of (MAML).
 _ASIDE = ("token", "unknown")
 
 
@@ -248,23 +248,8 @@ class _Reader:
         if kind in ("weight", "recurrent", "projection"):
             late = next(c for k, c, _ in reversed(kinds) if k == kind)
             return self._weight(role, call, operand, late)
-        if kind == "table" and len(bare.shape) > 2 and call.op == "embedding" and not call.padding:
-            return replace(role, kind="unknown", seen="an index: a matrix is picked for each input")
         if kind == "table":
-            layout = call.layout if len(call.layout) == len(bare.shape) else "v" * len(bare.shape)
-            return replace(
-                role,
-                layout=layout,
-                fan_in=1.0,
-                features=bare.shape[-1],
-                padding=call.padding,
-                input=Input("tokens"),
-                feeds_scores=reaches_softmax(self.architecture, call),
-                direct=self._reads(call.index, is_direct),
-                read=self._reads(call.index, is_read),
-                stream=self._stream(call),
-                beside=beside(self.architecture, call, self.model),
-            )
+            return self._table(role, call)
         if kind in ("bias", "recurrent_bias"):
             return self._bias(role, call)
         if kind == "token":
@@ -417,6 +402,23 @@ class _Reader:
             return False
         # A step of learning (MAML) is added to a parameter of any shape, and has no samples.
         return shape != call.shape and max(shape) == call.shape[unit]
+
+    def _table(self, role: Role, call: Call) -> Role:
+        if len(role.shape) > 2 and call.op == "embedding" and not call.padding:
+            return replace(role, kind="unknown", seen="an index: a matrix is picked for each input")
+        return replace(
+            role,
+            layout=call.layout if len(call.layout) == len(role.shape) else "v" * len(role.shape),
+            fan_in=1.0,
+            features=role.shape[-1],
+            padding=call.padding,
+            input=Input("tokens"),
+            feeds_scores=reaches_softmax(self.architecture, call),
+            direct=self._reads(call.index, is_direct),
+            read=self._reads(call.index, is_read),
+            stream=self._stream(call),
+            beside=beside(self.architecture, call, self.model),
+        )
 
     # ---- weights ---------------------------------------------------------------------------------
 
