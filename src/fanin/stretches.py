@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from fanin.architecture import Architecture
 
-__all__ = ["stretches", "terms"]
-
-
-def terms(architecture: Architecture) -> set[int]:
-    """Calls of the model that make one number of a whole batch, unless that is all it returns."""
-    trace, goal = architecture.trace, set(architecture.goal)
-    numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
-    return numbers - goal if goal <= numbers else numbers
+__all__ = ["stretches"]
 
 
 def stretches(

@@ -11,7 +11,6 @@ from torch import nn
 from fanin.architecture import Architecture
 from fanin.calls import BATCH, INTEGERS, Call
 from fanin.kinds import JOINS, PASSIVE, PRODUCTS, SUMS
-from fanin.stretches import terms
 
 __all__ = ["Beside", "beside", "is_direct", "is_read", "picking", "sources", "stream"]
 
@@ -86,10 +85,17 @@ def is_direct(architecture: Architecture, call: Call, layered: Collection[int]) 
     """
     start, stops = {call.index}, set(layered)
     if architecture.first_met(start, stops, onward=True):
-        stops |= terms(architecture)
+        stops |= _loss_terms(architecture)
         acting = {c.index for c in architecture.trace.calls if c.op not in PASSIVE | JOINS}
         start = architecture.first_met(start, acting, onward=True) - stops
     return architecture.open_way(start, stops, onward=True)
+
+
+def _loss_terms(architecture: Architecture) -> set[int]:
+    """Calls of the model that make one number of a whole batch, unless that is all it returns."""
+    trace, goal = architecture.trace, set(architecture.goal)
+    numbers = {c.index for c in trace.calls[: trace.length] if not c.shape}
+    return numbers - goal if goal <= numbers else numbers
 
 
 def is_read(architecture: Architecture, call: Call, layered: Collection[int]) -> bool:
