@@ -59,10 +59,9 @@ def _eager(architecture: Architecture, softmax: Call) -> tuple[tuple[int, ...], 
     """(q, k, v) and the mixing call around a softmax of an attention written out."""
     scores = softmax
     for _ in range(_NEAR):
-        mixing = [i for i in scores.behind if i >= 0]
-        if not mixing:
+        if not scores.behind:
             return None
-        scores = architecture.trace.calls[mixing[0]]
+        scores = architecture.trace.calls[scores.behind[0]]
         if scores.op in MIXES:
             break
         if scores.units is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
-from fanin.calls import Call
+from fanin.calls import BATCH, INTEGERS, Call
 from fanin.kinds import ACTIVATIONS, JOINS, QUOTIENTS, RECURRENT, SUMS
 
 __all__ = ["Branch", "ResidualBranch", "branches", "low_rank_pairs", "residual_branches"]
@@ -231,7 +231,7 @@ def _counts(call: Call) -> bool:
 def _meeting(calls: tuple[Call, ...], one: int, two: int) -> int | None:
     """The nearest call from which both come (-1: the batch); None when there is none."""
     if min(one, two) < 0:
-        return min(one, two) if min(one, two) == -1 else None
+        return BATCH if min(one, two) == BATCH else None
     marks = {one: 1, two: 2}
     heap = sorted((-one, -two))
     while heap:
@@ -241,7 +241,7 @@ def _meeting(calls: tuple[Call, ...], one: int, two: int) -> int | None:
         if index < 0:
             continue
         for i in _signals(calls[index]):
-            if i == -2:  # integers are no signal that could go around
+            if i == INTEGERS:  # they are no signal that could go around
                 continue
             if i not in marks:
                 heapq.heappush(heap, -i)
