@@ -120,6 +120,11 @@ class Case:
         told = f"{because}; as in a new model: {found.because}"
         return self._within(replace(found, because=told), part)
 
+    def all_anew(self, names: Iterable[str], because: str) -> list[Assignment]:
+        """Those of some parameters that a new model draws, as in one."""
+        made = (self.planned_anew(name, because) for name in names)
+        return [assignment for assignment in made if assignment is not None]
+
     def alive(self, name: str, because: str, part: Mask | None = None) -> Assignment:
         """Drawn so that it passes a signal on: as in a new model, but never as zeros."""
         found = self.planned_anew(name, because, part)

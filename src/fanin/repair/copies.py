@@ -70,10 +70,7 @@ def _rows(case: Case, found: Sequence[UnitClass], level: int) -> Iterator[Assign
         done.add(module)
         group = [c for c in found if c.layer == name]
         rows = case.rows(name)
-        values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
-        large = GROSS * case.alive(name, "").std
-        again = [u for c in group for u in _again(c.units, rows, values, large)]
-        kept = sum(len(c.units) for c in group) - len(again)
+        again, kept = _drawn_again(case, name, rows, group)
         because = f"{len(again)} rows are copies" + (f" of {kept} that stay" if kept else "")
         yield case.fresh(name, because, case.mask(name, rows[again]))
 
@@ -102,10 +99,7 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
     for name, rows in parts.items():
         if not case.roles[name].trainable:
             continue
-        values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
-        large = GROSS * case.alive(name, "").std
-        again = [u for c in group for u in _again(c.units, rows, values, large)]
-        kept = sum(len(c.units) for c in group) - len(again)
+        again, kept = _drawn_again(case, name, rows, group)
         because = f"{len(again)} units of {layer} are copies" + (
             f" of {kept} that stay" if kept else ", and all zero"
         )
@@ -130,6 +124,16 @@ def _shared_biases(
             )
             if made is not None:
                 yield made
+
+
+def _drawn_again(
+    case: Case, name: str, rows: np.ndarray, group: Sequence[UnitClass]
+) -> tuple[list[int], int]:
+    """The copies in some classes that are drawn again, and how many stay."""
+    values = case.model.get_parameter(name).detach().reshape(-1).double().cpu().numpy()
+    large = GROSS * case.alive(name, "").std
+    again = [u for c in group for u in _again(c.units, rows, values, large)]
+    return again, sum(len(c.units) for c in group) - len(again)
 
 
 def _again(units: Sequence[int], rows: np.ndarray, values: np.ndarray, large: float) -> list[int]:

@@ -124,8 +124,7 @@ def dead_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
     """Biases of the dead units first, then their weights, then all of their layers."""
     if level > 1:
         names = case.parameters_at(finding.layers, ("weight", "bias", "norm_scale", "norm_shift"))
-        made = [case.planned_anew(n, "its units are dead") for n in names]
-        return [a for a in made if a is not None]
+        return case.all_anew(names, "its units are dead")
     found = _alive_again(case, finding.layers, level)
     return list({a.parameter: a for a in found}.values())
 

@@ -89,8 +89,8 @@ def _mended(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
     if finding.code not in _CODES or case.audits[name].nonfinite:
         return
     if role.kind == "bias":
-        made = case.planned_anew(name, f"a bias of {own:.3g}") if own > _LARGE_BIAS else None
-        yield from [made] if made is not None and finding.code in _INFINITE else []
+        if own > _LARGE_BIAS and finding.code in _INFINITE:
+            yield from case.all_anew([name], f"a bias of {own:.3g}")
     elif own == 0:
         yield from _given_a_value(case, finding, name)
     elif role.kind == "computed" or _is_pattern(case, finding, name):
@@ -120,9 +120,8 @@ def _drawn(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
     """One value in place of a draw; of a computed weight also single rows of zeros."""
     if finding.code not in _TOO_LARGE and case.is_pattern(name):
         told = "one value, or a few, in place of a draw"
-        made = case.planned_anew(name, told)
         computed = case.roles[name].kind == "computed"
-        yield from [case.alive(name, told)] if computed else [made] if made is not None else []
+        yield from [case.alive(name, told)] if computed else case.all_anew([name], told)
     elif finding.code == "N403":
         values = case.model.get_parameter(name).detach()
         empty = np.asarray((values.flatten(1) == 0).all(1).cpu().numpy())
@@ -142,8 +141,7 @@ def _resized(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
         return
     size = f"{own / usual:.3g} times the size of a new one"
     if role.kind == "norm_scale":
-        made = case.planned_anew(name, size)
-        yield from [made] if made is not None else []
+        yield from case.all_anew([name], size)
         return
     wanted = usual if large else plan.std
     factor = float(f"{wanted / own:.{DIGITS}g}")

@@ -61,9 +61,9 @@ def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if level == 0:
         named = [n for n in finding.layers if n in case.roles]
         states = [n for n in named if case.roles[n].kind == "recurrent"]
-        drawn = [case.planned_anew(n, "the gradient grows from step to step") for n in states]
-        if any(drawn):
-            return [a for a in drawn if a is not None]
+        drawn = case.all_anew(states, "the gradient grows from step to step")
+        if drawn:
+            return drawn
     made = _rescaled(case, finding, up=False, gross=level == 0)
     return [*made, *_oversized(case, {a.parameter for a in made})]
 
@@ -101,8 +101,7 @@ def swapped(case: Case, finding: Finding, level: int) -> list[Assignment]:
         n for n in norms if not case.zeros.isdisjoint(case.parameters_at([n], ("norm_scale",)))
     ]
     names = case.parameters_at(closed, ("norm_scale", "norm_shift"))
-    made = [case.planned_anew(n, "its scale was zero and its shift was not") for n in names]
-    return [a for a in made if a is not None]
+    return case.all_anew(names, "its scale was zero and its shift was not")
 
 
 def collapsed(case: Case, finding: Finding, level: int) -> list[Assignment]:
@@ -301,8 +300,7 @@ def _structured(case: Case, finding: Finding) -> list[Assignment]:
     calls = {case.roles[n].call for n in weights}
     biases = [n for n, r in case.roles.items() if r.kind == "bias" and r.call in calls]
     because = f"{finding.name}: in a deep stretch scale alone keeps no inputs apart"
-    made = [case.planned_anew(n, because) for n in (*weights, *biases) if case.roles[n].trainable]
-    return [a for a in made if a is not None]
+    return case.all_anew((n for n in (*weights, *biases) if case.roles[n].trainable), because)
 
 
 def _oversized(case: Case, done: Collection[str]) -> Iterator[Assignment]:
@@ -344,10 +342,7 @@ def without_bias(
         rms = case.audits[name].rms
         spread = (layer.rms or 0.0) * (layer.variation or 0.0) if layer is not None else 0.0
         if rms > max(times * spread, least):
-            told = f"a bias of {rms:.3g} beside a signal of {spread:.3g}"
-            made = case.planned_anew(name, told)
-            if made is not None:
-                yield made
+            yield from case.all_anew([name], f"a bias of {rms:.3g} beside a signal of {spread:.3g}")
 
 
 def _until(case: Case, guilty: Collection[str]) -> list[str]:
@@ -372,5 +367,4 @@ def _anew(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if level == 2:
         places = [y.name for y in case.evidence.layers]
     names = case.parameters_at(places, _REDRAWN)
-    made = [case.planned_anew(n, f"{finding.name}: rescaling was not enough") for n in names]
-    return [a for a in made if a is not None]
+    return case.all_anew(names, f"{finding.name}: rescaling was not enough")

@@ -91,8 +91,7 @@ def idle_initializer(case: Case, _finding: Finding, level: int) -> list[Assignme
     if level:
         return []
     names = [n for n in case.evidence.lost if n in case.roles]
-    made = [case.planned_anew(n, "its initializer drew the weight computed from it") for n in names]
-    return [a for a in made if a is not None]
+    return case.all_anew(names, "its initializer drew the weight computed from it")
 
 
 def clamped(case: Case, finding: Finding, level: int) -> list[Assignment]:
