@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from fanin.calls import Call
 from fanin.criteria import Guess
 from fanin.kinds import JOINS, PASSIVE, PRODUCTS, QUOTIENTS, SUMS
 
-__all__ = ["Chance", "Part", "Parts", "chance"]
+__all__ = ["Chance", "Part", "Parts", "chance", "of_loss"]
 
 
 class Chance(NamedTuple):
@@ -148,17 +148,26 @@ def _of_share(calls: Sequence[Call], call: Call) -> Guess | None:
     return None
 
 
+_Known = TypeVar("_Known")
+
+
+def of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known | None:
+    """What is known of the loss, by its call, where it is a single one and not a sum of several."""
+    trace, index = architecture.trace, architecture.trace.loss
+    while index is not None and index not in known:
+        call = trace.calls[index]
+        index = call.behind[0] if call.op in PASSIVE and len(call.behind) == 1 else None
+    return None if index is None else known[index]
+
+
 # Most of the loss of guessing must be that of known functions; the rest counts as it is.
 _REST = 1.0
 
 
 def chance(architecture: Architecture, parts: Mapping[int, Part], loss: float) -> Chance | None:
     """What the loss would be, did the model guess; None where that is not known."""
-    calls, index = architecture.trace.calls, architecture.trace.loss
-    while index is not None and index not in parts:
-        one = calls[index].op in PASSIVE and len(calls[index].behind) == 1
-        index = calls[index].behind[0] if one else None
-    result = None if index is None else parts[index].guess.result
+    whole = of_loss(architecture, parts)
+    result = None if whole is None else whole.guess.result
     if isinstance(result, float):  # the mean of a known loss, which may be no number
         return Chance(result)
     counted = _counted(architecture, parts)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from fanin.architecture import Architecture, Layer, read
 from fanin.calls import Call, Trace
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, private, reseed
-from fanin.guesses import Chance, chance
-from fanin.kinds import PASSIVE
+from fanin.guesses import Chance, chance, of_loss
 from fanin.nested import map_batch, tensors_in
 from fanin.operations import Weighted
 from fanin.probe import Cell, Recorder, rms
@@ -166,8 +165,8 @@ def run_pass(
         loss=float(value.detach()),
         named_loss=named,
         chance=chance(architecture, recorder.parts.found, float(value.detach())) if named else None,
-        target_rms=_of_loss(architecture, recorder.targets) if named else None,
-        guess=_of_loss(architecture, recorder.guesses) if named else None,
+        target_rms=of_loss(architecture, recorder.targets) if named else None,
+        guess=of_loss(architecture, recorder.guesses) if named else None,
         gradients={n: None if g is None else rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
         picked=recorder.picked,
@@ -283,18 +282,6 @@ def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
     if not outputs:
         raise LossError("model: its output is not connected to any trainable parameter")
     return _functional(outputs, seed), False
-
-
-_Known = TypeVar("_Known")
-
-
-def _of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known | None:
-    """What is known of the loss, where it is one known loss and not a sum of several."""
-    trace, index = architecture.trace, architecture.trace.loss
-    while index is not None and index not in known:
-        call = trace.calls[index]
-        index = call.behind[0] if call.op in PASSIVE and len(call.behind) == 1 else None
-    return None if index is None else known[index]
 
 
 def _functional(outputs: list[Tensor], seed: int) -> Tensor:
