@@ -134,7 +134,7 @@ def examined(
     def look() -> tuple[Subject, Evidence]:
         with watching(model) as guard:
             subject = Subject(model, batch, loss, guard, seed, samples)
-            return subject, _look(subject, audits, limit, tell, record)
+            return subject, _look(subject, audits, limit, tell, record or Record())
 
     # Where NaN is not asked for, a forward that refuses it fails.
     (subject, evidence), refused = finite_again(model, look) if "N401" in chosen else (look(), "")
@@ -151,7 +151,7 @@ def _look(
     audits: tuple[Audit, ...],
     limit: tuple[float, str],
     tell: Callable[[str], None],
-    record: Record | None,
+    record: Record,
 ) -> Evidence:
     """Everything the rules judge; a second pass only where the first made something not finite."""
     tell("running forward and backward")
@@ -179,10 +179,10 @@ def _look(
         out_of_range=seen.first_bad,
         rows=rows,
         repeats=repeated_rows(subject.model),
-        unwritten=record.unwritten(subject.model) if record is not None else (),
-        idle=record.idle(subject.model) if record is not None else (),
-        lost=record.lost(subject.model) if record is not None else (),
-        thrown=record.thrown(subject.model) if record is not None else (),
+        unwritten=record.unwritten(subject.model),
+        idle=record.idle(subject.model),
+        lost=record.lost(subject.model),
+        thrown=record.thrown(subject.model),
         shared=shared(subject.model),
     )
 
