@@ -182,7 +182,7 @@ def names_of(records: Iterable[Record]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for r in records for p in r.parameters))
 
 
-def operand_of(role: str, tensor: Tensor, record: Record | None, layout: str = "") -> Operand:
+def operand_of(role: str, tensor: Tensor, record: Record | None, layout: str) -> Operand:
     """What a call takes from parameters; `layout` says what the dimensions of a main weight are."""
     shape = tuple(tensor.shape)
     if record is None:

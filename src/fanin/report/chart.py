@@ -181,19 +181,19 @@ def series(
     return Series(name, tuple(points), colour, **look)
 
 
-def thin(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
-    """Return about ``limit`` points: extremes and guilty ones of each stretch of each line.
+def thin(points: Sequence[Point]) -> list[Point]:
+    """Return about `POINTS` points: extremes and guilty ones of each stretch of each line.
 
-    Where there are no more than ``limit``, all of them.
+    Where there are no more, all of them.
     """
-    if len(points) <= limit:
+    if len(points) <= POINTS:
         return list(points)
     runs: dict[int, list[Point]] = {}
     for point in points:
         runs.setdefault(point.run, []).append(point)
     lines = list(runs.values()) if len(runs) <= LINES else [list(points)]
     each = 3 if any(point.place.severity for point in points) else 2
-    kept = [point for line in lines for point in _extremes(line, limit // each // len(lines))]
+    kept = [point for line in lines for point in _extremes(line, POINTS // each // len(lines))]
     return sorted(kept, key=lambda point: point.place.at)
 
 

@@ -444,7 +444,7 @@ def _layer(point: Point) -> str:
     return f"layer {shortened(point.place.layer)}"
 
 
-def _course(curve: Series, *, back: bool = False) -> str:
+def _course(curve: Series, *, back: bool) -> str:
     """One sentence: where a curve starts and ends, and what the axis cannot show."""
     alive = [p for p in curve.points if positive(p.value)]
     zeros = sum(p.value == 0 for p in curve.points)
