@@ -77,15 +77,14 @@ def deep(role: Role, drawn: Blueprint | None = None) -> Choice | None:
     """
     if not _is_plain_matrix(role) or role.run < _depth(role):
         return None
-    before = _before(role)
-    if _curve(role, before) is None:
+    if _curve(role) is None:
         return None
-    if (before or _after(role)) in STEADY and _is_steady(role, before):
-        return _exact(role, before)
-    if before in MIRRORED or (before is None and _after(role) in MIRRORED):
-        return _mirrored(role, before)
-    if _is_odd(role, before):
-        return _shifted(role, before, drawn) or _odd(role, before)
+    if _name(role) in STEADY and _is_steady(role):
+        return _exact(role)
+    if _name(role) in MIRRORED:
+        return _mirrored(role)
+    if _is_odd(role):
+        return _shifted(role, drawn) or _odd(role)
     return None
 
 
@@ -139,49 +138,49 @@ def _like(name: str | None, curve: str | None) -> str | None:
     return name
 
 
-def _name(role: Role, before: str | None) -> str:
+def _name(role: Role) -> str:
     """The activation that a stretch is made of: the one before a layer, or the one behind it."""
-    return before or _after(role) or ""
+    return _before(role) or _after(role) or ""
 
 
-def _told(role: Role, before: str | None) -> tuple[str, str]:
+def _told(role: Role) -> tuple[str, str]:
     """The same for people: what it is called, and a clause that says what φ is, or nothing."""
-    name = (role.input.activation if before else role.activation) or ""
-    curve = _curve(role, before)
+    name = (role.input.activation if _before(role) else role.activation) or ""
+    curve = _curve(role)
     if curve is None or moments.find(curve).base:
         return name, ""
     return "φ", f" (φ(z) = {curve})"
 
 
-def _curve(role: Role, before: str | None) -> str | None:
-    """The same with its arguments."""
-    return role.input.curve if before else role.curve
+def _curve(role: Role) -> str | None:
+    """The same as `fanin.moments` takes it, with its arguments."""
+    return role.input.curve if _before(role) else role.curve
 
 
-def _is_odd(role: Role, before: str | None) -> bool:
+def _is_odd(role: Role) -> bool:
     """Whether the activation is odd about 0: a hardtanh is where its bounds are."""
-    curve = _curve(role, before)
-    if _name(role, before) not in ODD or curve is None:
+    curve = _curve(role)
+    if _name(role) not in ODD or curve is None:
         return False
     low, high = moments.function(curve)(np.array([-_FAR, _FAR]))
     middle = moments.function(curve)(np.zeros(1))[0]
     return bool(np.isclose(low + high, 2 * middle))
 
 
-def _is_steady(role: Role, before: str | None) -> bool:
+def _is_steady(role: Role) -> bool:
     """Whether the gradient keeps its size over the stretch with the exact gain."""
-    seen = moments.moments(_curve(role, before) or "")
+    seen = moments.moments(_curve(role) or "")
     return role.run * abs(math.log(seen.slope / seen.second)) < DRIFT
 
 
-def _exact(role: Role, before: str | None) -> Choice:
-    curve = _curve(role, before) or ""
-    gain = 1.0 if before is None else 1 / math.sqrt(moments.moments(curve).second)
+def _exact(role: Role) -> Choice:
+    curve = _curve(role) or ""
+    gain = 1.0 if _before(role) is None else 1 / math.sqrt(moments.moments(curve).second)
     because = (
-        f"layer {role.place + 1} of {role.run} in a row without norms: {_told(role, before)[0]} "
+        f"layer {role.place + 1} of {role.run} in a row without norms: {_told(role)[0]} "
         "keeps inputs apart by itself; orthogonal, so that all directions fare alike"
     )
-    return Choice(_scheme(role, before), because, gain, arguments={"scale": "variance"})
+    return Choice(_scheme(role), because, gain, arguments={"scale": "variance"})
 
 
 def _depth(role: Role) -> int:
@@ -198,22 +197,22 @@ def _sizes(role: Role) -> tuple[int, int]:
     return inputs, outputs
 
 
-def _sees_patch(role: Role, before: str | None, rows: int) -> bool:
+def _sees_patch(role: Role, rows: int) -> bool:
     """Whether a kernel starts over all its taps: the first one, of fewer channels than `rows`.
 
     Its centre tap has one direction for each channel, and the stretch passes on what it gets.  On
     grey digits, CNNs of 16 channels and depth 30 train after 40 to 100 batches so, after 80 to 160
     from the centre tap (seeds 0 and 3); sigmoid after 120 and 130, and after 230 or not at all.
     """
-    return before is None and _taps(role) > 1 and _sizes(role)[0] < rows
+    return _before(role) is None and _taps(role) > 1 and _sizes(role)[0] < rows
 
 
 def _taps(role: Role) -> int:
     return math.prod(role.shape) // math.prod(_sizes(role))
 
 
-def _scheme(role: Role, before: str | None) -> str:
-    at_centre = "k" in role.layout and not _sees_patch(role, before, _sizes(role)[1])
+def _scheme(role: Role) -> str:
+    at_centre = "k" in role.layout and not _sees_patch(role, _sizes(role)[1])
     return "delta_orthogonal" if at_centre else "orthogonal"
 
 
@@ -246,23 +245,23 @@ def _point(curve: str, run: int, mirrored: bool) -> _Point | None:
     return None if size is None else _Point(size, spread(phi, size), shift)
 
 
-def _mirrored(role: Role, before: str | None) -> Choice | None:
-    point = _point(_curve(role, before) or "", role.run, True)
+def _mirrored(role: Role) -> Choice | None:
+    point = _point(_curve(role) or "", role.run, True)
     if point is None:
         return None
-    name, what = _told(role, before)
+    name, what = _told(role)
     because = (
         f"units in mirrored pairs, so that {name}(x) − {name}(−x) passes x on at any depth{what}"
     )
-    return _pairs(role, before, point, MIRRORED, because)
+    return _pairs(role, point, MIRRORED, because)
 
 
-def _shifted(role: Role, before: str | None, drawn: Blueprint | None) -> Choice | None:
+def _shifted(role: Role, drawn: Blueprint | None) -> Choice | None:
     """Mirrored pairs about a bias; None where a layer in the stretch has none."""
-    name = _name(role, before)
+    name = _name(role)
     if name not in SHIFTED or drawn is None or not drawn.chained(role):
         return None
-    point = _point(_curve(role, before) or "", role.run, True)
+    point = _point(_curve(role) or "", role.run, True)
     if point is None or not point.shift:
         return None
     b = words(point.shift)
@@ -270,20 +269,18 @@ def _shifted(role: Role, before: str | None, drawn: Blueprint | None) -> Choice 
         f"units in mirrored pairs about the bias {b}, where {name}({b} + x) − {name}({b} − x) is "
         "nearly straight: it passes x on"
     )
-    return _pairs(role, before, point, SHIFTED, because)
+    return _pairs(role, point, SHIFTED, because)
 
 
-def _pairs(
-    role: Role, before: str | None, point: _Point, family: frozenset[str], because: str
-) -> Choice | None:
+def _pairs(role: Role, point: _Point, family: frozenset[str], because: str) -> Choice | None:
     inputs, outputs = _sizes(role)
-    first, last = before is None, role.head or _after(role) not in family
+    first, last = _before(role) is None, role.head or _after(role) not in family
     rows, columns = (outputs if last else outputs // 2), (inputs if first else inputs // 2)
     narrow = (not last and outputs < _PAIRED) or (not first and inputs < _PAIRED)
     if narrow or (first and last):
         return None
     gain = (1.0 if last else point.size) / (1.0 if first else point.spread)
-    patch = _sees_patch(role, before, rows)
+    patch = _sees_patch(role, rows)
     columns *= _taps(role) if patch else 1
     gain *= max(1.0, math.sqrt(rows / columns))
     told = f"layer {role.place + 1} of {role.run} in a row without norms: {because}"
@@ -291,15 +288,15 @@ def _pairs(
     return Choice("looks_linear", told, gain, arguments=arguments)
 
 
-def _odd(role: Role, before: str | None) -> Choice | None:
+def _odd(role: Role) -> Choice | None:
     inputs, _ = _sizes(role)
-    point = _point(_curve(role, before) or "", role.run, False)
-    centred = before is not None and before in BIASED
+    point = _point(_curve(role) or "", role.run, False)
+    centred = _before(role) in BIASED
     if point is None or (centred and inputs < ENOUGH_INPUTS):
         return None
     last = _after(role) not in ODD
-    gain = point.size if before is None else (1.0 if last else point.size) / point.spread
-    name, what = _told(role, before)
+    gain = point.size if _before(role) is None else (1.0 if last else point.size) / point.spread
+    name, what = _told(role)
     because = (
         f"layer {role.place + 1} of {role.run} in a row without norms: pre-activations of std "
         f"{words(point.size)}, where {name} lets near inputs part by no more than "
@@ -307,7 +304,7 @@ def _odd(role: Role, before: str | None) -> Choice | None:
         "fare alike"
     )
     arguments = {"scale": "variance", "centred": centred}
-    return Choice(_scheme(role, before), because, gain, arguments=arguments)
+    return Choice(_scheme(role), because, gain, arguments=arguments)
 
 
 def deep_size(role: Role, drawn: Blueprint | None = None) -> float | None:
