@@ -23,6 +23,7 @@ __all__ = [
     "LEARNED_INPUT",
     "MULTIPLYING",
     "Weighted",
+    "as_rows",
     "describe",
     "recurrent",
 ]
@@ -72,6 +73,13 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def _last(tensor: Tensor) -> Tensor:
     return tensor.movedim(-1, 0).reshape(tensor.shape[-1], -1)
+
+
+def as_rows(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """A weight, a signal, or the gradient of either, as [rows, entries]; `dims` count its rows."""
+    dims = tuple(d % tensor.dim() for d in dims)  # −2 is the only one of W @ v
+    moved = tensor.movedim(dims, tuple(range(len(dims))))
+    return moved.reshape(math.prod(moved.shape[: len(dims)]), -1)
 
 
 def _operands(*pairs: tuple[str, Any]) -> tuple[tuple[str, Tensor], ...]:
@@ -309,17 +317,12 @@ def _einsum(args: Sequence[Any], _: Mapping[str, Any], learned: Learned) -> Weig
     axes = [letters.index(c) for c in units]
     sizes = dict(zip(letters, operands[main].shape, strict=True))
     elsewhere = "".join(terms[:main] + terms[main + 1 :])
-
-    def rows(w: Tensor) -> Tensor:
-        moved = w.movedim(axes, list(range(len(axes))))
-        return moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
-
     return Weighted(
         "einsum",
         named,
         signals,
         unit_dims=tuple(tail.index(c) - len(tail) for c in units),
-        rows=rows if units else None,
+        rows=partial(as_rows, dims=axes) if units else None,
         fan_in=math.prod(sizes[c] for c in letters if c not in out),
         fan_out=math.prod(sizes[c] for c in units if c not in elsewhere),
         layout="".join(_axis(c, out, elsewhere) for c in letters),

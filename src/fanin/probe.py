@@ -16,7 +16,7 @@ from fanin.calls import Call
 from fanin.criteria import PARTS, guessing, targets
 from fanin.guesses import Parts
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
-from fanin.operations import Weighted
+from fanin.operations import Weighted, as_rows
 from fanin.sketch import Directions, project
 from fanin.slopes import SIGMOID_WEAK, constant, flat_parts
 
@@ -128,7 +128,7 @@ class Recorder:
         if dims and gradient.numel():
             cell.cotangent = _numpy(project(gradient, dims, self._directions, occurrence))
         if keep:
-            cell.kept["cotangent"] = _by_unit(gradient.detach(), dims)
+            cell.kept["cotangent"] = as_rows(gradient.detach(), dims)
 
     def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
         """Count dead and saturated units at a nonlinearity, for the layer that feeds it."""
@@ -141,7 +141,7 @@ class Recorder:
             self._flat(cell, source, call, inputs.detach(), dims)
         alone = _alone(self.calls, call, source)
         if cell.kept and dims and alone and output.shape == source.shape:
-            cell.kept["output"] = _by_unit(output.detach(), dims)
+            cell.kept["output"] = as_rows(output.detach(), dims)
 
     def _flat(
         self, cell: Cell, source: Call, call: Call, inputs: Tensor, dims: tuple[int, ...]
@@ -172,7 +172,7 @@ class Recorder:
         dims = self._unit_dims.get(source.index, ()) if source is not None else ()
         if source is None or not dims or made.shape != source.shape or not inputs.numel():
             return
-        values = _by_unit(inputs.detach(), dims).flatten(1)
+        values = as_rows(inputs.detach(), dims).flatten(1)
         low, high = (v.double().cpu().numpy() for v in torch.aminmax(values, dim=1))
         self.ranges[index] = (source.index, low, high)
 
@@ -363,14 +363,8 @@ def _numpy(values: Tensor) -> np.ndarray:
     return np.asarray(values.detach().cpu().numpy())
 
 
-def _by_unit(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    dims = tuple(d % values.dim() for d in dims)
-    moved = values.movedim(dims, tuple(range(len(dims))))
-    return moved.reshape(math.prod(moved.shape[: len(dims)]), -1)
-
-
 def _keep_forward(cell: Cell, weighted: Weighted, values: Tensor) -> None:
-    cell.kept["input"] = _by_unit(values, weighted.unit_dims)
+    cell.kept["input"] = as_rows(values, weighted.unit_dims)
     if weighted.rows is None:
         return
     weight, rows = weighted.weights[0][1], weighted.rows

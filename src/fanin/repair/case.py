@@ -17,12 +17,12 @@ from fanin.assignment import KEPT, Assignment
 from fanin.catalogue import find
 from fanin.findings import Evidence
 from fanin.numbers import Audit
+from fanin.operations import as_rows
 from fanin.planning import plan
 from fanin.region import named
 from fanin.repair.wiring import Wire, wiring
 from fanin.report import Report
 from fanin.roles import Role
-from fanin.symmetry import as_rows
 
 __all__ = ["DRAWN", "GROSS", "TINY", "Case", "Mask"]
 

@@ -28,7 +28,7 @@ from fanin.symmetry.result import (
     UnitClass,
 )
 from fanin.symmetry.rows import alike_rows
-from fanin.symmetry.steps import LOCK_TOLERANCE, RowSet, as_rows
+from fanin.symmetry.steps import LOCK_TOLERANCE, RowSet
 
 __all__ = [
     "FROZEN_ZERO",
@@ -44,6 +44,5 @@ __all__ = [
     "Symmetry",
     "UnitClass",
     "alike_rows",
-    "as_rows",
     "examine",
 ]

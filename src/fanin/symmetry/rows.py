@@ -15,11 +15,11 @@ from fanin.architecture import Architecture
 from fanin.calls import Call, Operand
 from fanin.kinds import NORMS
 from fanin.layers import TOLERANCES
-from fanin.operations import LEARNED_INPUT
+from fanin.operations import LEARNED_INPUT, as_rows
 from fanin.passes import Pass
 from fanin.sketch import Directions, classes, labels, project
 from fanin.symmetry.result import Identity, UnitClass
-from fanin.symmetry.steps import RowSet, VirtualRun, as_rows
+from fanin.symmetry.steps import RowSet, VirtualRun
 
 __all__ = ["alike_rows", "row_classes"]
 

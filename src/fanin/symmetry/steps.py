@@ -16,7 +16,7 @@ from fanin.architecture import Key, Layer
 from fanin.calls import Call
 from fanin.errors import FaninError
 from fanin.nested import map_batch
-from fanin.operations import Weighted
+from fanin.operations import Weighted, as_rows
 from fanin.passes import Noise, Pass, Stand, Subject, run_pass
 from fanin.probe import Cell, Recorder
 
@@ -29,7 +29,6 @@ __all__ = [
     "Precision",
     "RowSet",
     "VirtualRun",
-    "as_rows",
     "counterpart",
 ]
 
@@ -85,12 +84,6 @@ class RowSet:
 
     parameter: str
     dims: tuple[int, ...]
-
-
-def as_rows(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """A parameter, or its gradient, as [rows, entries]."""
-    moved = tensor.movedim(dims, tuple(range(len(dims))))
-    return moved.reshape(math.prod(moved.shape[: len(dims)]), -1)
 
 
 class _Listener(Recorder):
