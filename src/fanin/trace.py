@@ -418,11 +418,6 @@ class Watch(TorchFunctionMode):
                 "watched; pad the rows to one length and give the lengths as a mask"
             )
         uses = weighted or Weighted(op, (), ())
-        units = 1 if set(uses.layout) == {"i"} else None  # a vector makes one number of each
-        if uses.unit_dims:
-            units = math.prod(
-                output.shape[d] if -output.dim() <= d < output.dim() else 1 for d in uses.unit_dims
-            )
         sources = tuple(r.call for r in signals if r.call is not None)
         call = Call(
             index=len(self.calls),
@@ -439,7 +434,7 @@ class Watch(TorchFunctionMode):
                 for i, t in enumerate(uses.inputs)
                 if self.learned(t)
             ),
-            units=units,
+            units=_units(uses, output.shape),
             fan_in=uses.fan_in,
             fan_out=uses.fan_out,
             varies=any(r.varies for r in signals),
@@ -577,6 +572,13 @@ def reject_refusing(model: nn.Module) -> None:
             ) from error
         except ValueError:  # a lazy one, which has an error of its own
             continue
+
+
+def _units(uses: Weighted, shape: torch.Size) -> int | None:
+    """Output channels of a call; None where it has none, as one without weights."""
+    if uses.unit_dims:
+        return math.prod(shape[d] if -len(shape) <= d < len(shape) else 1 for d in uses.unit_dims)
+    return 1 if set(uses.layout) == {"i"} else None  # a vector makes one number of each
 
 
 def _single(tensor: Tensor) -> Tensor:
