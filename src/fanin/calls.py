@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -143,8 +143,11 @@ class Trace:
     loss: int | None = None
 
 
-class Observer(Protocol):
-    """Takes its measurements while the pass runs, so that nothing has to be kept."""
+class Observer:
+    """Takes its measurements while the pass runs, so that nothing has to be kept.
+
+    It is told what happens; this one measures nothing, and others what they define.
+    """
 
     def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
         """A call that uses parameters has run."""

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fanin.calls import Observer
 from fanin.guard import Guard, private, reseed, watching
 from fanin.kinds import RECURRENT_CELLS, RECURRENT_LAYERS
 from fanin.operations import Weighted
-from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
 
@@ -153,7 +153,7 @@ class _Measuring(Watch):
         self._products = adjust.product
         # What is computed from a magnitude and a direction counts as the magnitude.
         merged = {frozenset(pair): pair[0] for pair in _normed(model)}
-        given = model, model.named_parameters(), guard, Unobserved()
+        given = model, model.named_parameters(), guard, Observer()
         super().__init__(*given, adjust=adjust, merged=merged)
 
     def __torch_function__(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fanin.architecture import Key, key_of, weighted_source
-from fanin.calls import Call
+from fanin.calls import Call, Observer
 from fanin.criteria import PARTS, guessing, targets
 from fanin.guesses import Parts
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
@@ -53,7 +53,7 @@ class Cell:
         return float((self.squares / self.count) ** 0.5) if self.count else 0.0
 
 
-class Recorder:
+class Recorder(Observer):
     """Measures every weighted call while the pass runs; keeps numbers, not tensors.
 
     Args:

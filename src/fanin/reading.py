@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fanin.architecture import Architecture, read
-from fanin.calls import Call
+from fanin.calls import Observer
 from fanin.errors import BatchError, ForwardError
 from fanin.guard import Guard, finite_again, private, reseed, watching
 from fanin.nested import arguments, map_batch, tensors_in
-from fanin.operations import Weighted
 from fanin.trace import Watch, reject_unwatchable, trace
 
-__all__ = ["Unobserved", "bare", "check_batch", "plain", "reading"]
+__all__ = ["bare", "check_batch", "plain", "reading"]
 
 # Where modules inside of a model are wrapped, these stand in the paths of their parameters.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
-
-
-class Unobserved:
-    """An observer that measures nothing."""
-
-    def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
-        """A call that uses parameters has run."""
-
-    def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
-        """An elementwise nonlinearity has run."""
-
-    def step(self, call: Call, inputs: Tensor) -> None:
-        """A call of one signal has run."""
-
-    def produced(self, call: Call, output: Tensor) -> None:
-        """Any call on a signal has run."""
-
-    def criterion(
-        self, index: int, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """A known loss is about to run."""
 
 
 def reading(model: nn.Module, batch: Any) -> Architecture:
@@ -151,6 +129,6 @@ def check_batch(model: nn.Module, batch: Any) -> None:
 
 
 def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:
-    watch = Watch(model, model.named_parameters(), guard, Unobserved())
+    watch = Watch(model, model.named_parameters(), guard, Observer())
     seen, _, _ = trace(model, batch, None, watch)
     return read(seen, model)

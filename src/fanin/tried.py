@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from fanin.apply import lent
 from fanin.architecture import Architecture
 from fanin.assignment import Recipe
-from fanin.calls import Call
+from fanin.calls import Call, Observer
 from fanin.errors import ForwardError
 from fanin.guard import private, reseed, watching
 from fanin.kinds import PASSIVE, PRODUCTS
 from fanin.operations import ELEMENTWISE
-from fanin.reading import Unobserved
 from fanin.reparametrized import parts
 from fanin.trace import Watch, trace
 
@@ -116,7 +115,7 @@ class _Run:
         return there and index not in self.odd
 
 
-class _Finite(Unobserved):
+class _Finite(Observer):
     """Notes the calls whose result is not finite."""
 
     def __init__(self) -> None:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fanin.architecture import weighted_source
-from fanin.calls import Call
+from fanin.calls import Call, Observer
 from fanin.guard import private, reseed, watching
 from fanin.layers import TOLERANCES
 from fanin.operations import Weighted
-from fanin.reading import Unobserved
 from fanin.sketch import Directions, labels, project
 from fanin.slopes import dead_units
 from fanin.trace import Watch, trace
@@ -66,7 +65,7 @@ def wiring(model: nn.Module, batch: Any, seed: int, wanted: Collection[str]) -> 
     return look.found
 
 
-class _Look(Unobserved):
+class _Look(Observer):
     """An observer that notes the wires."""
 
     def __init__(self, model: nn.Module, seed: int, wanted: Collection[str]) -> None:
