@@ -11,7 +11,7 @@ import numpy as np
 from fanin.architecture import Layer
 from fanin.passes import Pass
 from fanin.probe import Cell
-from fanin.sketch import labels
+from fanin.sketch import joint, labels
 
 __all__ = [
     "TOLERANCES",
@@ -136,8 +136,7 @@ def unit_labels(layer: Layer, cells: Mapping[int, Cell], tolerance: float) -> np
     apart = first.max(initial=-1) + 1 == len(first)
     if apart or cotangent is None or cotangent.shape != forward.shape:
         return first
-    second = labels(cotangent, tolerance)
-    return np.unique(first * (second.max() + 1) + second, return_inverse=True)[1]
+    return joint(first, labels(cotangent, tolerance))
 
 
 def layer_stats(layer: Layer, seen: Pass, distinct: int | None) -> LayerStats:

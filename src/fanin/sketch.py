@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DIRECTIONS", "Directions", "classes", "labels", "project"]
+__all__ = ["DIRECTIONS", "Directions", "classes", "joint", "labels", "project"]
 
 # Four numbers per unit and pass; a chance agreement of two different units needs all eight of
 # forward and backward to agree to the tolerance.
@@ -102,6 +102,15 @@ def labels(vectors: np.ndarray, tolerance: float) -> np.ndarray:
     leader[current[::-1]] = np.arange(count)[::-1]
     leads = leader[current] == np.arange(count)
     return np.asarray((np.cumsum(leads) - 1)[leader[current]])
+
+
+def joint(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A class number for every row; rows that share one in both of two numberings share one.
+
+    >>> joint(np.array([0, 0, 1]), np.array([0, 1, 1])).tolist()
+    [0, 1, 2]
+    """
+    return np.unique(one * (other.max(initial=0) + 1) + other, return_inverse=True)[1]
 
 
 def classes(numbers: np.ndarray) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from fanin.calls import Call, Observer
 from fanin.guard import private, reseed, watching
 from fanin.layers import TOLERANCES
 from fanin.operations import Weighted
-from fanin.sketch import Directions, labels, project
+from fanin.sketch import Directions, joint, labels, project
 from fanin.slopes import dead_units
 from fanin.trace import Watch, trace
 
@@ -93,7 +93,12 @@ class _Look(Observer):
             kind = str(weighted.inputs[0].dtype).removeprefix("torch.")
             seen = labels(sketch, TOLERANCES.get(kind, TOLERANCES["float32"]))
             seen[silent] = len(seen) + silent  # equal on this batch; on others who knows
-            wire.inputs = _joint(seen if wire.inputs is None else wire.inputs, seen)
+            if wire.inputs is None:
+                wire.inputs = seen
+            elif len(wire.inputs) == len(seen):
+                wire.inputs = joint(wire.inputs, seen)
+            else:
+                wire.inputs = np.arange(len(wire.inputs))
             wire.silent = len(silent)
 
     def _main(self, call: Call) -> str:
@@ -153,12 +158,6 @@ class _Look(Observer):
         if x.dim() < 2 or not x.is_floating_point() or x.shape[at] != wanted or not x.numel():
             return None
         return np.asarray(project(x, (at,), self._directions, 0).cpu().numpy())
-
-
-def _joint(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    if len(one) != len(other):
-        return np.arange(len(one))
-    return np.unique(one * (other.max(initial=0) + 1) + other, return_inverse=True)[1]
 
 
 def _places(parameter: Tensor, operand: Tensor) -> Tensor | None:

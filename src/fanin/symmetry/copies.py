@@ -12,7 +12,7 @@ from fanin.calls import Call
 from fanin.kinds import BENDING, PASSIVE
 from fanin.layers import fingerprints, tolerance_of, unit_labels
 from fanin.passes import Pass
-from fanin.sketch import classes, labels
+from fanin.sketch import classes, joint, labels
 from fanin.symmetry.result import Identity, UnitClass
 from fanin.symmetry.steps import VirtualRun, counterpart
 
@@ -95,9 +95,7 @@ def _locked(run: VirtualRun, layer: Layer) -> list[tuple[int, ...]]:
         now = _joint(layer, seen, run.precision.lock)
         if now is None or (numbers is not None and len(now) != len(numbers)):
             return []
-        if numbers is not None:
-            now = np.unique(numbers * (now.max() + 1) + now, return_inverse=True)[1]
-        numbers = now
+        numbers = now if numbers is None else joint(numbers, now)
     if numbers is None:
         return []
     parts = [p for c in classes(numbers) for p in _alike(run, layer, c)]

@@ -17,7 +17,7 @@ from fanin.kinds import NORMS
 from fanin.layers import TOLERANCES
 from fanin.operations import LEARNED_INPUT, as_rows
 from fanin.passes import Pass
-from fanin.sketch import Directions, classes, labels, project
+from fanin.sketch import Directions, classes, joint, labels, project
 from fanin.symmetry.result import Identity, UnitClass
 from fanin.symmetry.steps import RowSet, VirtualRun
 
@@ -75,10 +75,6 @@ def _sketch(tensor: Tensor, rows: RowSet) -> np.ndarray:
 
 def _fingerprints(table: Tensor) -> np.ndarray:
     return np.asarray(project(table, (0,), Directions(_SEED), 0).cpu().numpy())
-
-
-def _joint(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.unique(one * (other.max(initial=0) + 1) + other, return_inverse=True)[1]
 
 
 # ---- which parameters are sets of rows -----------------------------------------------------------
@@ -188,7 +184,7 @@ def _tied(run: VirtualRun, rows: RowSet) -> list[tuple[int, ...]]:
             if table is None:
                 continue
             now = labels(_fingerprints(table), run.precision.lock)
-            numbers = now if numbers is None else _joint(numbers, now)
+            numbers = now if numbers is None else joint(numbers, now)
         gradient = held[rows.parameter][1]
         if gradient is not None:
             some = gradient.any(1).cpu().numpy()
