@@ -1319,3 +1319,12 @@ def test_a_gate_that_the_shift_of_a_norm_shuts_is_opened_by_that_shift_alone():
     done = fanin.repair_(model, batch, loss, warnings=True)
     assert done.changed == ("norm.bias",)
     assert "P206" not in {finding.code for finding in done.after.findings}
+
+
+def test_a_repair_looks_at_a_deep_stretch_in_the_order_of_the_model():
+    """Not in that of a set, which another process has in another order: it would keep others."""
+    done = by_name("two-towers-whose-cosines-are-all-the-same")
+    weights = [n for n, p in done.model.named_parameters() if n[:5] == "other" and p.dim() > 1]
+    changed = [n for n in weights if n in done.entries]
+    assert 1 < len(changed) < len(weights)
+    assert changed == weights[-len(changed) :]

@@ -281,17 +281,17 @@ def _scaled_for(case: Case, role: Role) -> Role:
 def _needs_structure(case: Case, made: Collection[Assignment]) -> bool:
     """Whether most of a deep stretch is guilty: scale alone keeps no inputs apart there."""
     deep = _deep(case)
-    guilty = {a.parameter for a in made} & deep
+    guilty = {a.parameter for a in made}.intersection(deep)
     return len(deep) >= FEWEST and 2 * len(guilty) > len(deep)
 
 
-def _deep(case: Case) -> set[str]:
+def _deep(case: Case) -> list[str]:
     """Weights of deep stretches, whose directions a new model chooses too."""
-    return {
+    return [
         n
         for n, a in case.planned.items()
         if a.scheme in STRUCTURED and a.std > 0 and case.roles[n].kind == "weight"
-    }
+    ]
 
 
 def _structured(case: Case, finding: Finding) -> list[Assignment]:
