@@ -118,6 +118,7 @@ class Pass:
             as one token of many, by their call.
         first_bad: (call, value) of the first result outside of the range that was watched for.
         heard: calls whose result has a gradient that is not all zero, where that was listened for.
+        absorbed: biases that a norm of each unit, over the batch, takes away again.
         first_bad_gradient: output of a call at which the gradient was not finite first, on its way
             back; looked for where `first_bad` is.
     """
@@ -134,6 +135,7 @@ class Pass:
     first_bad: tuple[Call, float] | None = None
     first_bad_gradient: Call | None = None
     heard: frozenset[int] = frozenset()
+    absorbed: frozenset[str] = frozenset()
 
     def cells_of(self, layer: Layer) -> list[Cell]:
         """What was measured at the calls of one of its layers."""
@@ -155,6 +157,7 @@ def run_pass(
         stand = Stand(model, subject.batch, dict(model.named_parameters()), {}, None)
     watch, seen, value, named = _forward(subject, recorder, stand)
     architecture = read(seen, model)
+    absorbed = recorder.absorb(architecture.followers)
     for index in recorder.ranges:
         written = written_after(architecture, index)
         if written is not None and not written.scaled:
@@ -173,8 +176,19 @@ def run_pass(
         first_bad=recorder.first_bad,
         first_bad_gradient=recorder.first_bad_gradient,
         heard=frozenset(recorder.heard),
+        absorbed=frozenset(_absorbed(architecture, absorbed, model)),
     )
     return result, gradients
+
+
+def _absorbed(architecture: Architecture, calls: set[int], model: nn.Module) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    for index in calls:
+        norms = [modules.get(after.module) for after in architecture.followers[index]]
+        if all(norm is not None and norm.training for norm in norms):  # else by what it remembers
+            for operand in architecture.trace.calls[index].operands:
+                if operand.role == "bias":
+                    yield from operand.parameters
 
 
 def _forward(

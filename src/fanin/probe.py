@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,8 @@ class Recorder(Observer):
         self.picked: dict[int, float] = {}
         # call → the layer whose units it shows, and the range of each unit
         self.ranges: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+        # call → fingerprint and values of its units behind a norm that takes their means away
+        self.behind_norm: dict[int, tuple[np.ndarray, Tensor | None]] = {}
         self.first_bad: tuple[Call, float] | None = None
         self.first_bad_gradient: Call | None = None
         self.judged: list[Tensor] | None = None  # what known losses are given; None: not kept
@@ -85,6 +87,7 @@ class Recorder(Observer):
         self._directions = Directions(seed)
         self._bent: set[int] = set()
         self._unit_dims: dict[int, tuple[int, ...]] = {}
+        self._turn: dict[int, int] = {}  # how many calls of its layer came before a call
         self._occurrences: dict[Key, int] = {}
 
     def weighted(self, call: Call, weighted: Weighted, output: Tensor) -> None:
@@ -92,7 +95,7 @@ class Recorder(Observer):
         values = output.detach()
         cell = self.cells[call.index] = Cell(dtype=str(values.dtype).removeprefix("torch."))
         key = key_of(call)
-        occurrence = self._occurrences.get(key, 0)
+        occurrence = self._turn[call.index] = self._occurrences.get(key, 0)
         self._occurrences[key] = occurrence + 1
         _measure(cell, values)
         if cell.nonfinite:
@@ -189,6 +192,8 @@ class Recorder(Observer):
     def produced(self, call: Call, output: Tensor) -> None:
         """Measure where branches meet, and parts; look for the first result out of range."""
         self.parts.made(self.calls, call, output)
+        if call.op in _BY_UNIT:
+            self._normed(call, output.detach())
         if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
             self._merge(call, output)
         if call.op in PASSIVE and call.varies and len(call.behind) == 1:
@@ -207,6 +212,33 @@ class Recorder(Observer):
             largest = largest if math.isnan(largest) or largest == math.inf else 0.0
         if not largest <= self._limit:  # NaN compares false
             self.first_bad = (call, largest)
+
+    def _normed(self, call: Call, values: Tensor) -> None:
+        """What tells units apart behind a norm over samples or positions: their biases do not."""
+        made = self.calls[call.behind[0]] if call.behind else call
+        dims = self._unit_dims.get(made.index, ())
+        if not dims or made.shape != call.shape or all(o.role != "bias" for o in made.operands):
+            return
+        forward = _numpy(project(values, dims, self._directions, self._turn[made.index]))
+        kept = as_rows(values, dims) if self.cells[made.index].kept else None
+        self.behind_norm[made.index] = forward, kept
+
+    def absorb(self, followers: Mapping[int, Sequence[Call]]) -> set[int]:
+        """Compare units behind such a norm where nothing else reads what the layer gives.
+
+        Returns:
+            the calls of these layers.
+        """
+        alone = {
+            index
+            for index in self.behind_norm
+            if all(after.op in _BY_UNIT for after in followers[index])
+        }
+        for index in alone:
+            cell, (cell.forward, kept) = self.cells[index], self.behind_norm[index]
+            if kept is not None:
+                cell.kept["input"] = kept
+        return alone
 
     def _hear(self, index: int, gradient: Tensor) -> None:
         if bool(gradient.any()):
@@ -249,6 +281,9 @@ class Recorder(Observer):
         if guess is not None:
             self.parts.expect(index, name, guess)
 
+
+# Norms of each unit by itself.
+_BY_UNIT = frozenset({"batch_norm", "instance_norm"})
 
 # Activations that are seldom a step of another one.
 _WHOLE = frozenset({

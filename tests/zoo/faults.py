@@ -131,6 +131,28 @@ def locked_channels_of_a_convolution():
     return model, torch.randn(8, 3, 10, 10), classify(8, 4)
 
 
+@FAULTS(codes=("S101",), layers=("0", "3", "6"), **ERROR)
+def constants_whose_biases_batch_norms_take_away():
+    """Units differ by their biases alone, which no layer behind the norm can see."""
+    hidden = [(nn.Linear(n, 24), nn.BatchNorm1d(24), nn.ReLU()) for n in (8, 24, 24)]
+    model = nn.Sequential(*(layer for block in hidden for layer in block), nn.Linear(24, 4))
+    for layer in (m for m in model if isinstance(m, nn.Linear)):
+        nn.init.constant_(layer.weight, 0.02)
+    return model, torch.randn(64, 8), classify(64, 4)
+
+
+@FAULTS(codes=("S101",), layers=("0",), **ERROR)
+def constant_convolution_whose_biases_an_instance_norm_takes_away():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[0].weight.fill_(0.05)
+        model[3].weight[:] = model[3].weight[:, :1]
+    return model, torch.randn(16, 3, 12, 12), classify(16, 4)
+
+
 @FAULTS(codes=("S101",), layers=(("0", "1"),), **ERROR)
 def constant_convolutions():
     model = nn.Sequential(

@@ -1111,6 +1111,35 @@ def batch_norm_with_two_samples():
     return model, torch.randn(2, 20), classify(2, 5)
 
 
+@TRAPS(absent=("S101", "S103"))
+def biases_that_tell_equal_weights_apart_behind_a_frozen_batch_norm():
+    """What the norm remembers is the same for all units, so it leaves each its bias."""
+    model = nn.Sequential(
+        nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(),
+        nn.Linear(24, 4),
+    )  # fmt: skip
+    nn.init.constant_(model[0].weight, 0.2)
+    return model.eval(), torch.randn(64, 8), classify(64, 4)
+
+
+@TRAPS(absent=("S101", "S103"))
+def biases_that_tell_equal_weights_apart_beside_a_batch_norm():
+    """The norm takes them away, and a way around it does not."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Linear(8, 24), nn.BatchNorm1d(24)
+            self.head = nn.Linear(24, 4)
+            nn.init.constant_(self.first.weight, 0.2)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.head(torch.relu(x + self.norm(x)))
+
+    return Net(), torch.randn(64, 8), classify(64, 4)
+
+
 @TRAPS(absent=("S101", "S102"))
 def batch_norm_in_eval_mode():
     model = nn.Sequential(

@@ -163,6 +163,8 @@ class VirtualRun:
         named = subject.model.named_buffers()
         self._buffers = {n: self._copy(b.detach()).clone() for n, b in named}
         self.zero = {n for n, p in self._copies.items() if not bool(p.detach().any())}
+        for name in seen.absorbed:  # they would only leave round-off, and that grows
+            self._copies[name].detach().zero_()
         self.frozen = {n for n, p in self._copies.items() if not p.requires_grad}
         self._listen = any(g == 0.0 for g in seen.gradients.values())
         self.passes: list[Pass] = []
