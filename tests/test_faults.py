@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -652,3 +654,15 @@ def test_a_norm_over_one_unit_is_found_whatever_its_rounding(eps: float):
 
     report = fanin.check(Net(), torch.randn(64, 16), classify(64, 3))
     assert "S102" in {finding.code for finding in report.findings}
+
+
+def test_one_number_that_is_not_finite_is_told_alone():
+    """What comes of NaN has a slope of zero in an L1 loss, and no function is to blame for that."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardsigmoid(), nn.Conv2d(8, 4, 3)
+    )
+    target = torch.randn(8, 4, 4, 4)
+    with torch.no_grad():
+        model[1].weight[0] = math.nan
+    report = fanin.check(model, torch.randn(8, 3, 8, 8), lambda out: F.l1_loss(out, target))
+    assert [f.code for f in report.findings] == ["N401"]

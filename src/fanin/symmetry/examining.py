@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -52,7 +53,7 @@ def examine(
         for n, g in seen.gradients.items()
         if g is None
     )
-    if not alike and not stuck and not rows:
+    if not (alike or stuck or rows) or not math.isfinite(seen.loss):  # NaN proves nothing
         return Symmetry(deadlocks=unused, clones=twins), {}
     progress("proving symmetry")
     opened = None if alike or rows else _opened(subject, seen, gradients, stuck)
