@@ -456,6 +456,21 @@ def test_a_model_that_refuses_nan_is_not_called_sound_by_a_check_for_other_thing
         fanin.check(model, batch, _likelihood, **given)
 
 
+def test_an_error_of_the_loss_names_what_was_not_finite_before_it():
+    model, batch = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(6, 4)
+    with torch.no_grad():
+        model[2].weight.mul_(1e4)
+
+    def likelihood(out):
+        width = out.exp()
+        return F.binary_cross_entropy((width - width).sigmoid(), torch.ones(6, 3))
+
+    told = r"between 0 and 1; before that, exp behind 2\.weight gave inf$"
+    with unchanged(model, batch), pytest.raises(ForwardError, match=told):
+        fanin.check(model, batch, likelihood)
+
+
+
 def test_the_error_of_a_forward_is_told_beside_a_dtype_that_has_no_nan_test():
     model = nn.Sequential(nn.Linear(4, 3))
     model.kept = nn.Parameter(torch.zeros(4).to(torch.float8_e4m3fn), requires_grad=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from fanin import draw
 from fanin.apply import lent
-from fanin.architecture import Key, parameters_of
+from fanin.architecture import Key, parameters_of, weighted_source
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows, shared
 from fanin.construction import Record, recorded
-from fanin.errors import ArgumentError, FaninError, LossError, ModelError
+from fanin.errors import ArgumentError, FaninError, ForwardError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
@@ -155,7 +156,10 @@ def _look(
 ) -> Evidence:
     """Everything the rules judge; a second pass only where the first made something not finite."""
     tell("running forward and backward")
-    seen, gradients, rows = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
+    try:
+        seen, gradients, rows = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
+    except ForwardError as error:
+        raise ForwardError(f"{error}{_not_finite_before(subject)}") from error.__cause__
     if not _finite(seen) and seen.first_bad is None:
         tell("looking for the first value that is not finite")
         seen, gradients, rows = _first_pass(subject, torch.finfo(torch.float32).max)
@@ -226,6 +230,20 @@ def _first_pass(
     subject.guard.reject_changed("a check")
     rows = alike_rows(subject.model, seen, gradients)
     return seen, gradients if 0.0 in seen.gradients.values() else {}, rows
+
+
+def _not_finite_before(subject: Subject) -> str:
+    """What was not finite before a pass raised, as the logarithm in a loss does of NaN; or ""."""
+    recorder = Recorder(subject.seed, subject.samples, limit=torch.finfo(torch.float32).max)
+    with contextlib.suppress(FaninError):
+        run_pass(subject, recorder)
+    if recorder.first_bad is None:
+        return ""
+    call, value = recorder.first_bad
+    source = weighted_source(recorder.calls, call)
+    behind = "" if source is None or source is call else f" behind {source.parameters[0]}"
+    where = f" in {call.module}" if call.module else ""
+    return f"; before that, {call.op}{where}{behind} gave {value}"
 
 
 def _blame_loss(subject: Subject, seen: Pass, audits: tuple[Audit, ...]) -> None:
