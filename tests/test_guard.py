@@ -470,7 +470,6 @@ def test_an_error_of_the_loss_names_what_was_not_finite_before_it():
         fanin.check(model, batch, likelihood)
 
 
-
 def test_the_error_of_a_forward_is_told_beside_a_dtype_that_has_no_nan_test():
     model = nn.Sequential(nn.Linear(4, 3))
     model.kept = nn.Parameter(torch.zeros(4).to(torch.float8_e4m3fn), requires_grad=False)

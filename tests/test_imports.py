@@ -88,6 +88,7 @@ ORDER = (
     "numbers",
     "construction",
     "findings",
+    "offsets",
     "report",
     "checking",
     "repair",

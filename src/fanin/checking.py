@@ -24,6 +24,7 @@ from fanin.guard import finite_again, watching
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
 from fanin.numbers import Audit, audit
+from fanin.offsets import misplaced
 from fanin.passes import Pass, Subject, run_pass
 from fanin.planning import plan
 from fanin.prediction import between_samples, predictions
@@ -181,6 +182,7 @@ def _look(
         limit=limit,
         input_rms=_input_rms(subject.batch),
         out_of_range=seen.first_bad,
+        misplaced=misplaced(subject, seen),
         rows=rows,
         repeats=repeated_rows(subject.model),
         unwritten=record.unwritten(subject.model),

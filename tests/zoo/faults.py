@@ -2776,3 +2776,32 @@ def gates_shut_by_the_shift_of_a_norm():
     model = _NormedGates()
     nn.init.constant_(model.norm.bias[16:32], -20.0)
     return model, torch.randn(24, 6, 8), classify(24, 3)
+
+
+# ── last layers that their biases hold ───────────────────────────────────────────────────────
+
+
+@FAULTS(codes=("P206",), layers=("2",), **ERROR)
+def bias_that_holds_a_bounded_head():
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3), nn.Tanh())
+    nn.init.constant_(model[2].bias, -8.0)
+    batch = torch.randn(64, 8)
+    return model, batch, lambda out: (out - torch.tanh(batch[:, :3])).square().mean()
+
+
+@FAULTS(codes=("P206",), layers=("colour",), **ERROR)
+def colours_that_their_biases_hold():
+    """NeRF: what they are multiplied with is a way around them."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.density = nn.Linear(8, 32), nn.Linear(32, 1)
+            self.colour = nn.Linear(32, 3)
+            nn.init.constant_(self.colour.bias, 12.0)
+
+        def forward(self, x):
+            x = torch.relu(self.body(x))
+            return torch.sigmoid(self.colour(x)) * (1 - torch.exp(-F.softplus(self.density(x))))
+
+    return Net(), torch.randn(64, 8), regress(64, 3)

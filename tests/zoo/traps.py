@@ -3430,3 +3430,36 @@ def zero_head_under_binary_labels_made_of_classes():
         return F.binary_cross_entropy_with_logits(out, F.one_hot(labels, 60).float())
 
     return _Binned(loss), (torch.randn(32, 16), torch.randint(0, 60, (32,))), lambda out: out
+
+
+# ── biases of a last layer that are meant ────────────────────────────────────────────────────
+
+
+def _rare(share: float, loss):
+    """A prior of 0.01, and this share of positives."""
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 20), nn.Sigmoid())
+    nn.init.normal_(model[2].weight, std=0.01)
+    nn.init.constant_(model[2].bias, -4.6)
+    target = (torch.rand(64, 20) < share).float()
+    return model, torch.randn(64, 8), lambda out: loss(out, target)
+
+
+@TRAPS(absent=("P206",))
+def prior_of_a_rare_class():
+    return _rare(0.01, F.binary_cross_entropy)
+
+
+@TRAPS(absent=("P206",))
+def prior_of_a_class_that_the_batch_lacks():
+    return _rare(0.0, F.binary_cross_entropy)
+
+
+@TRAPS(absent=("P206",))
+def prior_of_a_rare_class_of_which_the_batch_has_nothing_else():
+    """It starts worse than without, and the loss pulls it back."""
+    return _rare(1.0, F.binary_cross_entropy)
+
+
+@TRAPS(absent=("P206",))
+def prior_of_a_rare_class_under_a_squared_error():
+    return _rare(0.01, F.mse_loss)

@@ -93,6 +93,7 @@ class Evidence:
         thrown: parameters of the shape of a draw that went nowhere (a watched construction).
         refused: what the forward or the loss raised where entries are not finite; the pass was then
             made with zeros in their place.
+        misplaced: last layers that their biases hold where they hardly learn, for no gain.
     """
 
     seen: Pass
@@ -116,6 +117,7 @@ class Evidence:
     shared: tuple[tuple[str, str], ...] = ()
     thrown: tuple[str, ...] = ()
     refused: str = ""
+    misplaced: frozenset[str] = frozenset()
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:

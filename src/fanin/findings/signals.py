@@ -25,7 +25,9 @@ from fanin.wording import listed
 __all__ = [
     "ABOVE_TARGET",
     "EXPLODED",
+    "PRIOR",
     "RULES",
+    "SATURATING",
     "spread_of",
     "vanishing_gradient",
     "vanishing_signal",
@@ -491,7 +493,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         shares = [c.saturated for c in cells if c.saturated is not None]
         if not shares:
             continue
-        if layer in heads and all((c.variation or 0.0) < PRIOR for c in cells):
+        at_bias = layer in heads and all((c.variation or 0.0) < PRIOR for c in cells)
+        if at_bias and layer.name not in evidence.misplaced:
             continue
         share, central = min(shares), bool(set(layer.calls) & trunk)
         if not central and all(c.offset for c in cells) and _is_beside(evidence, layer):
@@ -500,7 +503,8 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
         if share >= (SATURATING if central else full):
             on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(trunk)
-            severity = "error" if on_trunk and share >= full else "warning"
+            fatal = on_trunk or layer.name in evidence.misplaced
+            severity = "error" if fatal and share >= full else "warning"
             gate = layer.op in RECURRENT or layer.activation in _GATES
             norms[layer.name] = _shifting(evidence, layer)
             told = _SHIFTED if norms[layer.name] else _cause(evidence, layer, rms)
