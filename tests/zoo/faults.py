@@ -2805,3 +2805,12 @@ def colours_that_their_biases_hold():
             return torch.sigmoid(self.colour(x)) * (1 - torch.exp(-F.softplus(self.density(x))))
 
     return Net(), torch.randn(64, 8), regress(64, 3)
+
+
+@FAULTS(codes=("P207",), layers=("0", "2", "4"), **WARNING)
+def zeros_in_a_row_beside_biases():
+    """Biases tell the units apart, and the inputs reach none of them."""
+    model = mlp(8, 32, 32, 4)
+    for layer in (model[0], model[2], model[4]):
+        nn.init.zeros_(layer.weight)
+    return model, torch.randn(64, 8), classify(64, 4)

@@ -3463,3 +3463,18 @@ def prior_of_a_rare_class_of_which_the_batch_has_nothing_else():
 @TRAPS(absent=("P206",))
 def prior_of_a_rare_class_under_a_squared_error():
     return _rare(0.01, F.mse_loss)
+
+
+@TRAPS(absent=("P207",))
+def zeros_in_a_row_beside_a_way_around_them():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+            nn.init.zeros_(self.one.weight)
+            nn.init.zeros_(self.two.weight)
+
+        def forward(self, x):
+            return self.head(x + self.two(torch.tanh(self.one(x))))
+
+    return Net(), torch.randn(64, 8), classify(64, 4)

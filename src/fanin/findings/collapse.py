@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.lost import LEAST_GIVEN, Lost, lost
-from fanin.findings.reach import gain, live
+from fanin.findings.reach import gain, is_zero, live
 from fanin.findings.rules import Finding, finding
 from fanin.findings.signals import ABOVE_TARGET
 from fanin.kinds import NORMS, PASSIVE
@@ -249,4 +249,39 @@ def _constant_norms(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-RULES = (collapsed,)
+def zeros_in_a_row(evidence: Evidence) -> Iterator[Finding]:
+    """P207: several layers of zeros on every way from the batch to the end of the run."""
+    read = evidence.seen.architecture
+    named = {n for d in evidence.symmetry.deadlocks for n in d.because}
+    zero = {
+        i: y
+        for y in read.layers
+        if is_zero(evidence, y) and y.weight[0] not in named
+        for i in y.calls
+    }
+    passed: dict[int, tuple[Layer, ...]] = {}  # of each call, the zeros on the way that has fewest
+    for call in read.trace.calls if len(zero) > 1 else ():
+        ways = [passed[i] for i in call.behind if i in passed] + [()] * call.entry
+        if ways:
+            own = (zero[call.index],) if call.index in zero else ()
+            passed[call.index] = min(ways, key=len) + own
+    end = read.trace.loss
+    ends = read.trace.outputs if end is None else (end,)
+    row = min((passed[i] for i in ends if i in passed), key=len, default=())
+    locked = {c.layer for c in evidence.symmetry.classes if c.kind == "locked"}
+    if len(row) > 1 and locked.isdisjoint(y.name for y in row):  # else S101 tells of it
+        yield finding(
+            "P207",
+            "warning",
+            [y.name for y in row],
+            measured=f"{len(row)} layers of zeros on every way from the batch to the end",
+            expected="one at most: an output layer, or the last of a residual branch",
+            message="Weights of zero in a row hand on nothing but biases: all inputs look the "
+            "same, and each layer of zeros holds the others back.",
+            why="Only the last of them has a gradient at first. Small MLPs with such a start need "
+            "1.2 to 10 times the steps with Adam; SGD stands still.",
+            fix="Draw these weights at random (nn.init.kaiming_normal_ or xavier_normal_).",
+        )
+
+
+RULES = (collapsed, zeros_in_a_row)

@@ -10,7 +10,7 @@ from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.kinds import BILINEAR, PASSIVE, RECURRENT, SUMS
 
-__all__ = ["TAME", "gain", "large_inputs", "live"]
+__all__ = ["TAME", "gain", "is_zero", "large_inputs", "live"]
 
 # Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
 LARGE_INPUT = 10.0
@@ -29,7 +29,7 @@ def live(evidence: Evidence, run: Sequence[Station] | None = None) -> list[Stati
     for station in evidence.trunk if run is None else run:
         if station.index in constant:
             break
-        if station.layer is not None and _is_zero(evidence, station.layer):
+        if station.layer is not None and is_zero(evidence, station.layer):
             break
         if not math.isfinite(station.rms):
             break
@@ -37,7 +37,7 @@ def live(evidence: Evidence, run: Sequence[Station] | None = None) -> list[Stati
     return found
 
 
-def _is_zero(evidence: Evidence, layer: Layer) -> bool:
+def is_zero(evidence: Evidence, layer: Layer) -> bool:
     """Whether a layer's weight is zero, for now, where it is used: not as 1 + weight, nor as a
     slope, nor added, as a bias is."""
     if layer.op == "prelu":
