@@ -179,6 +179,54 @@ def test_what_is_no_sum_of_known_parts_has_no_loss_of_guessing(loss: Callable):
     assert fanin.check(network(5), torch.randn(64, 8), loss).chance is None
 
 
+WANTED = torch.linspace(-2, 2, 64)[:, None].expand(64, 5)
+MEAN, SIZE = float(WANTED.square().mean()), float(WANTED.abs().mean())
+
+
+@pytest.mark.parametrize(
+    ("loss", "guess"),
+    [
+        (lambda out: F.mse_loss(out, WANTED), MEAN),
+        (lambda out: (out - WANTED).pow(2).mean(), MEAN),
+        (lambda out: (WANTED - out).square().mean(), MEAN),
+        (lambda out: 0.5 * ((out - WANTED) ** 2).sum(), 160 * MEAN),
+        (lambda out: ((d := out - WANTED) * d).mean() / 2, MEAN / 2),
+        (lambda out: (out - WANTED).abs().mean(), SIZE),
+        (lambda out: F.mse_loss(out, WANTED) + 3 * F.l1_loss(out, WANTED), MEAN + 3 * SIZE),
+        (lambda out: ((out - WANTED) ** 2).mean() + F.mse_loss(out, WANTED), 2 * MEAN),
+    ],
+)
+def test_a_regression_is_known_by_hand_and_as_a_sum(loss: Callable, guess: float):
+    """A critic of two heads (TD3, SAC) has a loss of each."""
+    for scale, sound in ((1.0, True), (3000.0, False)):
+        model = network(5)
+        with torch.no_grad():
+            model[2].weight *= scale
+        report = fanin.check(model, torch.randn(64, 8), loss)
+        told = [f for f in report.findings if f.code == "O301"]
+        assert (not told) == sound
+        for finding in told:
+            assert float(finding.expected.split()[1].rstrip(",")) == pytest.approx(guess, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda out: F.mse_loss(out, WANTED) + out.square().mean(),
+        lambda out: F.mse_loss(out, WANTED) - 2 * F.l1_loss(out, WANTED),
+        lambda out: (2 * (out - WANTED)).mean().square(),
+        lambda out: (out - WANTED).pow(2).mean().sqrt(),
+        lambda out: (out - out.roll(1, 0)).square().mean(),
+    ],
+)
+def test_what_is_no_sum_of_regressions_is_not_held_against_a_guess(loss: Callable):
+    model = network(5)
+    with torch.no_grad():
+        model[2].weight *= 3000.0
+    report = fanin.check(model, torch.randn(64, 8), loss)
+    assert "O301" not in {f.code for f in report.findings}
+
+
 class Ranked(nn.Module):
     """Scores of users and items, and of items that they did not choose, as their products."""
 

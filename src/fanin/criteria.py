@@ -10,7 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CRITERIA", "FAR", "PARTS", "Guess", "Targets", "guessing", "targets"]
+__all__ = [
+    "CRITERIA",
+    "DIFFERENCES",
+    "FAR",
+    "PARTS",
+    "Guess",
+    "Targets",
+    "by_hand",
+    "guessing",
+    "subtracted",
+    "targets",
+]
 
 CRITERIA = frozenset({
     "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy",
@@ -18,6 +29,8 @@ CRITERIA = frozenset({
 })  # fmt: skip
 # What classification losses written by hand are made of, given scores.
 PARTS = frozenset({"softplus", "log_sigmoid", "logsigmoid", "log_softmax", "logsumexp"})
+# What regression losses written by hand begin with: (output − target)².
+DIFFERENCES = frozenset({"sub", "rsub", "subtract"})
 
 # How far off outputs may be, as a multiple of zero, before a regression loses many steps by it.
 # MLPs whose weights, or head, are too large: some train as well as any up to ×13.5; from ×28 all
@@ -119,9 +132,7 @@ def targets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Targ
     fixed = [t for t in pair if not t.requires_grad]
     if not _is_regression(name) or len(pair) != 2 or len(fixed) != 1:
         return None
-    wanted = fixed[0].detach().double()
-    rms = float(wanted.square().mean().sqrt())
-    wanted = wanted / min(rms, 1.0) if rms > 0.0 else torch.ones_like(wanted)
+    rms, wanted = _sized(fixed[0])
     options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
     loss: Any = getattr(nn.functional, name)
     try:  # torch's own function for it imports sympy at its first call: half a second and more
@@ -131,6 +142,32 @@ def targets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Targ
     except (RuntimeError, TypeError, ValueError):  # the loss itself will say what is wrong
         return Targets(rms, None)
     return Targets(rms, (float(near), float(far)) if near.numel() == 1 else None)
+
+
+def _sized(target: Tensor) -> tuple[float, Tensor]:
+    """The size of a target, and the target as it is where that is 1 or more, else of size 1."""
+    wanted = target.detach().double()
+    rms = float(wanted.square().mean().sqrt())
+    return rms, wanted / min(rms, 1.0) if rms > 0.0 else torch.ones_like(wanted)
+
+
+def subtracted(args: tuple[Any, ...]) -> Tensor | None:
+    """What may be a target: of two tensors of one shape the one that has no gradient."""
+    pair = [t for t in args[:2] if isinstance(t, Tensor)]
+    fixed = [t.detach() for t in pair if not t.requires_grad]
+    alike = len(pair) == 2 and pair[0].shape == pair[1].shape
+    return fixed[0] if alike and len(fixed) == 1 and fixed[0].is_floating_point() else None
+
+
+def by_hand(target: Tensor, power: float, mean: bool) -> Targets:
+    """Targets of the mean, or sum, of |output − target| to a power.
+
+    >>> by_hand(torch.full((4,), 2.0), power=2.0, mean=True)
+    Targets(rms=2.0, guess=(4.0, 4096.0))
+    """
+    rms, wanted = _sized(target)
+    near = float(wanted.abs().pow(power).mean()) * (1 if mean else wanted.numel())
+    return Targets(rms, (near, near * FAR**power))
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
-from fanin.criteria import Guess
+from fanin.criteria import Guess, Targets, by_hand
 from fanin.kinds import JOINS, PASSIVE, PRODUCTS, QUOTIENTS, SUMS
 
-__all__ = ["Chance", "Part", "Parts", "chance", "of_loss"]
+__all__ = ["Chance", "Part", "Parts", "chance", "regressions", "terms_of_loss"]
 
 
 class Chance(NamedTuple):
@@ -151,7 +151,7 @@ def _of_share(calls: Sequence[Call], call: Call) -> Guess | None:
 _Known = TypeVar("_Known")
 
 
-def of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known | None:
+def _of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known | None:
     """What is known of the loss, by its call, where it is a single one and not a sum of several."""
     trace, index = architecture.trace, architecture.trace.loss
     while index is not None and index not in known:
@@ -160,13 +160,58 @@ def of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known |
     return None if index is None else known[index]
 
 
+def terms_of_loss(
+    architecture: Architecture, known: Mapping[int, _Known]
+) -> list[tuple[float, _Known]]:
+    """What is known of the terms of a loss, by their calls, with the constant each is multiplied
+    with; nothing where something else is added too."""
+    index = architecture.trace.loss
+    return [] if index is None else _terms(architecture, known, index, 1.0)
+
+
+def _terms(
+    architecture: Architecture, known: Mapping[int, _Known], index: int, times: float
+) -> list[tuple[float, _Known]]:
+    if index in known:
+        return [(times, known[index])]
+    call = architecture.trace.calls[index]
+    if call.op in PRODUCTS | QUOTIENTS and call.option and len(call.behind) == 1:
+        times *= call.option if call.op in PRODUCTS else 1 / call.option
+    elif call.op not in ("add", "radd") and not (call.op in PASSIVE and len(call.behind) == 1):
+        return []
+    terms = [_terms(architecture, known, i, times) for i in call.behind]
+    return [term for several in terms for term in several] if all(terms) and times > 0 else []
+
+
+# Of a signal alone: a product with itself, and with no constant.
+_POWERS: dict[tuple[str, float | None], float] = {
+    ("abs", None): 1.0, ("square", None): 2.0, ("mul", None): 2.0,
+}  # fmt: skip
+
+
+def regressions(
+    architecture: Architecture, differences: Mapping[int, Tensor]
+) -> dict[int, Targets]:
+    """Regression losses written by hand, by their calls: the mean or sum of (output − target)²."""
+    calls, found = architecture.trace.calls, {}
+    for call in calls[architecture.trace.length :] if differences else ():
+        if call.op not in ("mean", "sum") or call.shape or len(call.behind) != 1:
+            continue
+        bent = calls[call.behind[0]]
+        power = bent.option if bent.op == "pow" else _POWERS.get((bent.op, bent.option))
+        index = bent.behind[0] if len(set(bent.behind)) == 1 else -1
+        if index in differences and power is not None and power > 0:
+            found[call.index] = by_hand(differences[index], power, call.op == "mean")
+    return found
+
+
 # Most of the loss of guessing must be that of known functions; the rest counts as it is.
 _REST = 1.0
 
 
 def chance(architecture: Architecture, parts: Mapping[int, Part], loss: float) -> Chance | None:
     """What the loss would be, did the model guess; None where that is not known."""
-    whole = of_loss(architecture, parts)
+    whole = _of_loss(architecture, parts)
     result = None if whole is None else whole.guess.result
     if isinstance(result, float):  # the mean of a known loss, which may be no number
         return Chance(result)

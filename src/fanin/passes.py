@@ -15,7 +15,7 @@ from fanin.architecture import Architecture, Layer, read
 from fanin.calls import Call, Trace
 from fanin.errors import ForwardError, LossError
 from fanin.guard import Guard, private, reseed
-from fanin.guesses import Chance, chance, of_loss
+from fanin.guesses import Chance, chance, regressions, terms_of_loss
 from fanin.nested import map_batch, tensors_in
 from fanin.operations import Weighted
 from fanin.probe import Cell, Recorder, rms
@@ -109,8 +109,8 @@ class Pass:
         loss: value of the loss, or of the random linear functional without one.
         named_loss: whether `loss` is the user's (or the model's own).
         chance: the loss of guessing, where that is known of a classification loss.
-        target_rms: size of the target of a regression loss.
-        guess: loss of guessing zero, where the loss is a known regression loss, and loss of outputs
+        target_rms: size of the target of a regression loss, the largest of a sum of such.
+        guess: loss of guessing zero, where it is known regression losses, and loss of outputs
             `criteria.FAR` times as far off; targets smaller than 1 are taken as if of size 1.
         gradients: RMS of each trainable parameter's gradient; None for one that has none.
         cells: what was measured at each weighted call, by its index.
@@ -163,13 +163,14 @@ def run_pass(
         if written is not None and not written.scaled:
             recorder.written(index, written.end, written.curve)
     gradients = _gradients(watch, value, stand.parameters)
+    size, guess = _aims(architecture, recorder) if named else (None, None)
     result = Pass(
         architecture=architecture,
         loss=float(value.detach()),
         named_loss=named,
         chance=chance(architecture, recorder.parts.found, float(value.detach())) if named else None,
-        target_rms=of_loss(architecture, recorder.targets) if named else None,
-        guess=of_loss(architecture, recorder.guesses) if named else None,
+        target_rms=size,
+        guess=guess,
         gradients={n: None if g is None else rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
         picked=recorder.picked,
@@ -179,6 +180,19 @@ def run_pass(
         absorbed=frozenset(_absorbed(architecture, absorbed, model)),
     )
     return result, gradients
+
+
+def _aims(
+    architecture: Architecture, recorder: Recorder
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Size of the targets of a loss that is a sum of regressions, and what guessing zero costs."""
+    by_hand = regressions(architecture, recorder.differences)
+    sizes = recorder.targets | {i: known.rms for i, known in by_hand.items()}
+    costs = recorder.guesses | {i: known.guess for i, known in by_hand.items() if known.guess}
+    size = max((rms for _, rms in terms_of_loss(architecture, sizes)), default=None)
+    terms = terms_of_loss(architecture, costs)
+    near, far = (sum(times * cost[k] for times, cost in terms) for k in (0, 1))
+    return size, (near, far) if terms else None
 
 
 def _absorbed(architecture: Architecture, calls: set[int], model: nn.Module) -> Iterator[str]:

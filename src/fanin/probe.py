@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fanin.architecture import Key, key_of, weighted_source
 from fanin.calls import Call, Observer
-from fanin.criteria import PARTS, guessing, targets
+from fanin.criteria import DIFFERENCES, PARTS, guessing, subtracted, targets
 from fanin.guesses import Parts
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
 from fanin.operations import Weighted, as_rows
@@ -72,6 +72,7 @@ class Recorder(Observer):
         self.parts = Parts(_on_gradient)
         self.targets: dict[int, float] = {}
         self.guesses: dict[int, tuple[float, float]] = {}
+        self.differences: dict[int, Tensor] = {}  # call → what may be a target, taken from a signal
         self.picked: dict[int, float] = {}
         # call → the layer whose units it shows, and the range of each unit
         self.ranges: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
@@ -270,6 +271,11 @@ class Recorder(Observer):
     ) -> None:
         """The loss of guessing, of a known loss or a part of one; of a regression, the target's
         size and the loss of guessing zero."""
+        if name in DIFFERENCES:
+            target = subtracted(args)
+            if target is not None:
+                self.differences[index] = target
+            return
         if self.judged is not None and name not in PARTS:
             self.judged += [t for t in (*args[:1], kwargs.get("input")) if isinstance(t, Tensor)]
         known = targets(name, args, kwargs)

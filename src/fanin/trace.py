@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from fanin import scripted
 from fanin.activations import traced
 from fanin.calls import BATCH, INTEGERS, Call, Observer, Operand, Trace
-from fanin.criteria import CRITERIA, PARTS
+from fanin.criteria import CRITERIA, DIFFERENCES, PARTS
 from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.kinds import (
@@ -161,7 +161,7 @@ class Watch(TorchFunctionMode):
         target = kwargs.get("out")
         if target is not None or in_place or kwargs.get("inplace"):
             self._written(target if target is not None else args[:1] or list(kwargs.values())[:1])
-        if name in CRITERIA or name in PARTS:
+        if name in CRITERIA | PARTS | DIFFERENCES:
             for tensor in tensors_in((args, kwargs)):
                 self._record_of(tensor)  # what torch functions do not show gets its call first
             self._observed(self._observer.criterion, len(self.calls), name, args, kwargs)
