@@ -10,7 +10,7 @@ from torch import nn
 
 from fanin.architecture import Architecture
 from fanin.calls import BATCH, INTEGERS, Call
-from fanin.kinds import JOINS, PASSIVE, PRODUCTS, SUMS
+from fanin.kinds import BILINEAR, JOINS, PASSIVE, PRODUCTS, QUOTIENTS, SUMS
 
 __all__ = ["Beside", "beside", "is_direct", "is_read", "picking", "sources", "stream"]
 
@@ -19,6 +19,7 @@ _NEAR = 12
 # Root mean square of learned positions from which rows of 0.02 drown beside them: those of 0.02, as
 # published, are below it, those of a unit normal above.
 _LARGE = 0.1
+_SQUARES = frozenset({"square", "pow"})
 _MEANS = frozenset({"mean", "sum"})
 # What picks one of several; shares of all of them (softmax) train what they are taken of.
 _PICKS = frozenset({"argmin", "argmax", "min", "max", "topk", "sort", "argsort", "multinomial"})
@@ -99,23 +100,32 @@ def _loss_terms(architecture: Architecture) -> set[int]:
 
 
 def is_read(architecture: Architecture, call: Call, layered: Collection[int]) -> bool:
-    """Whether all that becomes of rows is to be read by layers, beside other rows or added to them.
+    """Whether all that becomes of rows is to be read by layers: beside other rows, added to them or
+    multiplied with others (factorization machines, cross networks).
 
     A mean over rows, as of a bag of words, is read like these.
     """
+    own = architecture.descendants([call.index])
     waiting, seen, read = [call.index], set[int](), False
     while waiting:
         for after in architecture.followers[waiting.pop()]:
-            others = [i for i in after.behind if i != call.index]
+            others = [i for i in after.behind if i != call.index and i not in own]
             added = after.op in SUMS and not any(_has_size(architecture, i) for i in others)
             if after.index in layered:
                 read = True
-            elif after.op not in PASSIVE | JOINS | _MEANS and not added:
-                return False
-            elif after.index not in seen:
+            elif after.index in seen:
+                continue
+            elif after.op in PASSIVE | JOINS | _MEANS or added or _multiplied(after):
                 seen.add(after.index)
                 waiting.append(after.index)
+            else:
+                return False
     return read
+
+
+def _multiplied(call: Call) -> bool:
+    """Whether a call multiplies rows with others, or with themselves, or by a constant."""
+    return call.op in BILINEAR | QUOTIENTS | _SQUARES and not call.operands
 
 
 def sources(
