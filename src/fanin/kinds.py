@@ -13,6 +13,7 @@ __all__ = [
     "ADDING",
     "BENDING",
     "BILINEAR",
+    "FUSED",
     "JOINS",
     "NORMS",
     "PARTIAL",
@@ -61,6 +62,9 @@ NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", "instan
 RECURRENT_LAYERS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 RECURRENT_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 RECURRENT = RECURRENT_LAYERS | RECURRENT_CELLS
+
+# Attention in one call.  The second is one whose query, key, value or mask is learned.
+FUSED = frozenset({"scaled_dot_product_attention", "attention"})
 
 # Functions that are not defined for every number, or matrix.
 PARTIAL = frozenset({

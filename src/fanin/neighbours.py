@@ -7,10 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from fanin.architecture import Architecture, Key, key_of
-from fanin.attention import FUSED, MIXES, attended, source_of
+from fanin.attention import MIXES, attended, source_of
 from fanin.calls import BATCH, INTEGERS, Call
 from fanin.kinds import (
     BENDING,
+    FUSED,
     JOINS,
     NORMS,
     PASSIVE,
