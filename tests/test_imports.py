@@ -79,6 +79,8 @@ ORDER = (
     "verifying",
     "sketch",
     "slopes",
+    "focus",
+    "gates",
     "guesses",
     "probe",
     "passes",

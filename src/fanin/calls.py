@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -154,6 +154,9 @@ class Observer:
 
     def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
         """An elementwise nonlinearity has run."""
+
+    def attended(self, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Fused attention has run on these arguments."""
 
     def step(self, call: Call, inputs: Tensor) -> None:
         """A call of one signal, which may be a step of an activation written out, has run."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fanin.architecture import Architecture, Layer, read
 from fanin.calls import Call, Trace
 from fanin.errors import ForwardError, LossError
+from fanin.focus import Focus
 from fanin.guard import Guard, private, reseed
 from fanin.guesses import Chance, chance, regressions, terms_of_loss
 from fanin.nested import map_batch, tensors_in
@@ -117,6 +118,7 @@ class Pass:
         picked: variation across samples of the results that are a part of what they are given, such
             as one token of many, by their call.
         first_bad: (call, value) of the first result outside of the range that was watched for.
+        focus: what the queries of an attention look at, by the call of its softmax, or of it all.
         heard: calls whose result has a gradient that is not all zero, where that was listened for.
         absorbed: biases that a norm of each unit, over the batch, takes away again.
         first_bad_gradient: output of a call at which the gradient was not finite first, on its way
@@ -130,6 +132,7 @@ class Pass:
     gradients: Mapping[str, float | None]
     cells: Mapping[int, Cell]
     picked: Mapping[int, float] = field(default_factory=dict)
+    focus: Mapping[int, Focus] = field(default_factory=dict)
     target_rms: float | None = None
     guess: tuple[float, float] | None = None
     first_bad: tuple[Call, float] | None = None
@@ -174,6 +177,7 @@ def run_pass(
         gradients={n: None if g is None else rms(g) for n, g in gradients.items()},
         cells=recorder.cells,
         picked=recorder.picked,
+        focus=recorder.focus,
         first_bad=recorder.first_bad,
         first_bad_gradient=recorder.first_bad_gradient,
         heard=frozenset(recorder.heard),

@@ -14,11 +14,13 @@ from torch import Tensor
 from fanin.architecture import Key, key_of, weighted_source
 from fanin.calls import Call, Observer
 from fanin.criteria import DIFFERENCES, PARTS, guessing, subtracted, targets
+from fanin.focus import Focus, focus_of_fused, focus_of_softmax
+from fanin.gates import Gates, gates_of
 from fanin.guesses import Parts
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
 from fanin.operations import Weighted, as_rows
 from fanin.sketch import Directions, project
-from fanin.slopes import SIGMOID_WEAK, constant, flat_parts
+from fanin.slopes import constant, flat_parts
 
 __all__ = ["ALIKE", "Cell", "Recorder", "relative_spread", "rms"]
 
@@ -44,6 +46,7 @@ class Cell:
     dead: float | None = None
     dead_at: int | None = None  # the call that is flat
     saturated: float | None = None
+    gates: Gates | None = None
     offset: bool = False  # a sigmoid's inputs lie close together, in a part that is not quite flat
     kept: dict[str, Tensor] = field(default_factory=dict)
 
@@ -74,6 +77,7 @@ class Recorder(Observer):
         self.guesses: dict[int, tuple[float, float]] = {}
         self.differences: dict[int, Tensor] = {}  # call → what may be a target, taken from a signal
         self.picked: dict[int, float] = {}
+        self.focus: dict[int, Focus] = {}  # of the softmaxes, and of fused attentions
         # call → the layer whose units it shows, and the range of each unit
         self.ranges: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
         # call → fingerprint and values of its units behind a norm that takes their means away
@@ -108,7 +112,8 @@ class Recorder(Observer):
         dims = weighted.unit_dims
         if call.op in _BOUNDED and values.numel():
             state = weighted.inputs[1] if call.op in RECURRENT_CELLS else values
-            cell.saturated = _closed_gates(weighted, state.detach())
+            cell.gates = gates_of(weighted, state.detach())
+            cell.saturated = None if cell.gates is None else cell.gates.flat
         if dims and values.numel():
             self._unit_dims[call.index] = dims
             cell.token_variation = _token_spread(values, dims, self._samples)
@@ -136,6 +141,8 @@ class Recorder(Observer):
 
     def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
         """Count dead and saturated units at a nonlinearity, for the layer that feeds it."""
+        if call.op == "softmax":
+            self._focus(call, focus_of_softmax(inputs.detach(), output.detach()))
         source = weighted_source(self.calls, call)
         cell = self.cells.get(source.index) if source is not None else None
         if source is None or cell is None or not inputs.is_floating_point():
@@ -146,6 +153,14 @@ class Recorder(Observer):
         alone = _alone(self.calls, call, source)
         if cell.kept and dims and alone and output.shape == source.shape:
             cell.kept["output"] = as_rows(output.detach(), dims)
+
+    def attended(self, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """See where the queries of fused attention look."""
+        self._focus(call, focus_of_fused(args, kwargs))
+
+    def _focus(self, call: Call, found: Focus | None) -> None:
+        if found is not None:
+            self.focus[call.index] = found
 
     def _flat(
         self, cell: Cell, source: Call, call: Call, inputs: Tensor, dims: tuple[int, ...]
@@ -330,24 +345,6 @@ _UNBOUNDED = frozenset({
     "reciprocal", "rsqrt", "pow", "logit", "atanh", "erfinv",
 })  # fmt: skip
 _BOUNDED = RECURRENT - {"rnn_relu", "rnn_relu_cell"}
-_ROWS = 64  # time steps looked at for the gates of a recurrent layer
-
-
-def _closed_gates(weighted: Weighted, state: Tensor) -> float | None:
-    """Share of the gates in the flat part of the sigmoid, on some steps.
-
-    `state` is what came before; for a whole sequence what came after stands in for it.
-    """
-    named = dict(weighted.weights)
-    x = weighted.inputs[0].detach()
-    inner, outer = named["weight"].detach(), named["recurrent"].detach()
-    x, h = x.reshape(-1, x.shape[-1])[:_ROWS], state.reshape(-1, state.shape[-1])[:_ROWS]
-    if outer.shape[1] > h.shape[1] or len(x) != len(h):
-        return None
-    z = x @ inner.T + h[:, : outer.shape[1]] @ outer.T
-    for role in ("bias", "recurrent_bias"):
-        z = z + named[role].detach() if role in named else z
-    return float((z.abs() > SIGMOID_WEAK).float().mean())
 
 
 def _measure(cell: Cell, values: Tensor) -> None:

@@ -27,6 +27,7 @@ from fanin.errors import FaninError, ForwardError, LossError, ModelError
 from fanin.guard import Guard
 from fanin.kinds import (
     ACTIVATIONS,
+    FUSED,
     PASSIVE,
     RECURRENT,
     RECURRENT_LAYERS,
@@ -343,7 +344,7 @@ class Watch(TorchFunctionMode):
                 call = replace(call, terms=self._terms(terms))
                 self.calls[call.index] = call
         self.provenance.note(outputs, Record(call.index, varies=call.varies))
-        self._report(call, weighted, args, outputs[0])
+        self._report(call, weighted, args, kwargs, outputs[0])
 
     def _terms(self, values: tuple[Any, ...]) -> tuple[int | float, ...]:
         """`Call.terms`: signals and numbers, or nothing where one is something else."""
@@ -367,10 +368,15 @@ class Watch(TorchFunctionMode):
             records = [r for t in weighted.inputs if (r := self._record_of(t)) is not None]
             call = self._add_call(weighted.op, records, outputs[0], weighted)
         self.provenance.note(outputs, Record(call.index, varies=call.varies))
-        self._observed(self._report, call, weighted, (), outputs[0])
+        self._observed(self._report, call, weighted, (), {}, outputs[0])
 
     def _report(
-        self, call: Call, weighted: Weighted | None, args: tuple[Any, ...], output: Tensor
+        self,
+        call: Call,
+        weighted: Weighted | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
     ) -> None:
         if is_mapped(output):
             return  # inside of vmap or another transform a tensor has no values to measure
@@ -380,6 +386,8 @@ class Watch(TorchFunctionMode):
                 self._observer.weighted(call, weighted, output)
         if call.op in ACTIVATIONS and args and isinstance(args[0], Tensor):
             self._observer.activation(call, args[0], output)
+        if call.op in FUSED:
+            self._observer.attended(call, args, kwargs)
         if weighted is None and call.op not in PASSIVE and len(call.inputs) == 1 and call.terms:
             for given in args:
                 if self._is_signal(given) and given.is_floating_point() and given is not output:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fanin.findings import collapse, numbers, rows, signals, sums, symmetry, towers, wiring
+from fanin.findings import collapse, numbers, rows, signals, stuck, sums, symmetry, towers, wiring
 from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding
 
@@ -16,6 +16,7 @@ _RULES: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     *symmetry.RULES,
     *rows.RULES,
     *signals.RULES,
+    *stuck.RULES,
     *towers.RULES,
     *collapse.RULES,
     *sums.RULES,

@@ -28,6 +28,7 @@ __all__ = [
     "PRIOR",
     "RULES",
     "SATURATING",
+    "saturated",
     "spread_of",
     "vanishing_gradient",
     "vanishing_signal",

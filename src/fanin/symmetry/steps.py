@@ -118,6 +118,9 @@ class _Blind(Recorder):
     def activation(self, call: Call, inputs: Tensor, output: Tensor) -> None:
         pass
 
+    def attended(self, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        pass
+
     def step(self, call: Call, inputs: Tensor) -> None:
         pass
 
