@@ -20,7 +20,7 @@ from zoo.traps import Spectral
 
 import fanin
 from fanin.architecture import Architecture, read
-from fanin.calls import BATCH
+from fanin.calls import BATCH, Observer
 from fanin.errors import ForwardError, ModelError
 from fanin.guard import Guard, untouched
 from fanin.nested import arguments, tensors_in
@@ -28,16 +28,6 @@ from fanin.reading import reading
 from fanin.trace import Watch, trace
 
 pytestmark = QUIET
-
-
-class Blind:
-    """Observes nothing."""
-
-    def weighted(self, *_: Any) -> None: ...
-    def activation(self, *_: Any) -> None: ...
-    def step(self, *_: Any) -> None: ...
-    def produced(self, *_: Any) -> None: ...
-    def criterion(self, *_: Any) -> None: ...
 
 
 class Net(nn.Module):
@@ -61,7 +51,7 @@ def watched(model: nn.Module, batch: Any) -> tuple[Architecture, Any]:
 
 
 def _watched(model: nn.Module, batch: Any, guard: Guard) -> tuple[Architecture, Any]:
-    watch = Watch(model, model.named_parameters(), guard, Blind())
+    watch = Watch(model, model.named_parameters(), guard, Observer())
     seen, output, _ = trace(model, batch, None, watch)
     return read(seen, model), output
 
