@@ -491,3 +491,45 @@ class Mixture(nn.Module):
         densities = -0.5 * far.square() - self.log_sizes
         densities = densities.sum(-1) if densities.dim() > 2 else densities
         return torch.logsumexp(densities + self.shares.log_softmax(0), 1)
+
+
+# ── graphs ───────────────────────────────────────────────────────────────────────────────────
+
+
+class GraphLayer(nn.Module):
+    """Ã X W + b of Kipf and Welling, drawn as they do."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        bound = 1 / math.sqrt(out)
+        self.weight = nn.Parameter(torch.empty(width, out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out).uniform_(-bound, bound))
+
+    def forward(self, x, edges):
+        return edges @ (x @ self.weight) + self.bias
+
+
+class GraphNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = GraphLayer(64, 16), GraphLayer(16, 4)
+
+    def forward(self, x, edges):
+        return self.last(F.relu(self.first(x, edges)), edges)
+
+
+def graph_network(first: float, last: float):
+    """Nodes of four kinds with words of their own; the weights of both layers times a factor."""
+    model, kinds = GraphNetwork(), torch.randint(4, (96,))
+    with torch.no_grad():
+        model.first.weight.mul_(first)
+        model.last.weight.mul_(last)
+    near = torch.where(kinds[:, None] == kinds, 0.15, 0.02)
+    edges = (torch.rand(96, 96) < near).float().triu(1)
+    edges = edges + edges.T + torch.eye(96)
+    scale = edges.sum(1).rsqrt()
+    own = torch.arange(64) // 16 == kinds[:, None]
+    words = (torch.rand(96, 64) < 0.03 + 0.12 * own).float()
+    x = words / words.sum(1, keepdim=True).clamp(min=1)
+    batch = (x, scale[:, None] * edges * scale)
+    return model, batch, lambda out: F.cross_entropy(out, kinds)

@@ -1202,6 +1202,85 @@ def tied_table_next_to_zero():
     return model, tokens, blocks.next_token(tokens)
 
 
+def _small_table_before_dropout(times: float):
+    """It takes other parts of the biases from each sample, which is no signal that grows."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(40, 16), nn.Linear(48, 5)
+            self.convs = nn.ModuleList(nn.Conv1d(16, 24, k) for k in (2, 3))
+            with torch.no_grad():
+                self.embed.weight.mul_(1e-6)
+                for layer in (self.head, *self.convs):
+                    layer.weight.mul_(times)
+
+        def forward(self, tokens):
+            x = self.embed(tokens).mT
+            x = torch.cat([conv(x).relu().amax(2) for conv in self.convs], 1)
+            return self.head(F.dropout(x, 0.5, self.training))
+
+    return Net(), torch.randint(0, 40, (64, 8)), classify(64, 5)
+
+
+@FAULTS(
+    codes=("P207",),
+    layers=("embed",),
+    words=("though no layer between them is large",),
+    absent=("P202",),
+    **WARNING,
+)
+def table_next_to_zero_in_front_of_dropout():
+    return _small_table_before_dropout(1.0)
+
+
+@FAULTS(codes=("P207",), layers=("embed",), absent=("P202",), **WARNING)
+def table_next_to_zero_in_front_of_an_lstm_with_dropout():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(50, 32), nn.Linear(48, 5)
+            self.rnn = nn.LSTM(32, 48, 2, batch_first=True, dropout=0.5)
+            with torch.no_grad():
+                self.embed.weight.mul_(1e-6)
+
+        def forward(self, tokens):
+            return self.out(self.rnn(self.embed(tokens))[0][:, -1])
+
+    return Net(), torch.randint(0, 50, (64, 12)), classify(64, 5)
+
+
+@FAULTS(codes=("P202",), layers=("head",), **ERROR)
+def large_weights_behind_a_table_next_to_zero():
+    """These do grow what differs."""
+    return _small_table_before_dropout(300.0)
+
+
+@FAULTS(codes=("P207",), layers=("last.bias",), **ERROR)
+def both_layers_of_a_graph_network_next_to_zero():
+    """Each keeps the gradient from the other: 1.10 where either alone trains to 0.37 or 0.46."""
+    return blocks.graph_network(1e-6, 1e-6)
+
+
+@FAULTS(codes=("P207",), **ERROR)
+def gates_next_to_zero_that_are_multiplied():
+    """Saddle: either factor is what moves the other."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Linear(16, 16, bias=False) for _ in range(2))
+            self.shift, self.head = nn.Parameter(torch.randn(16)), nn.Linear(16, 5)
+            with torch.no_grad():
+                self.first.weight.mul_(1e-6)
+                self.second.weight.mul_(1e-6)
+
+        def forward(self, x):
+            return self.head((x * self.first(x) * self.second(x) + self.shift).relu())
+
+    return Net(), torch.randn(64, 16), classify(64, 5)
+
+
 # ── residual streams ─────────────────────────────────────────────────────────────────────────
 
 

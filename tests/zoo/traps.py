@@ -1439,6 +1439,17 @@ def hidden_layer_next_to_zero():
 
 
 @TRAPS(absent=("P207",))
+def head_of_a_graph_network_next_to_zero():
+    """A(XW) + b: the edges are given as well, and are multiplied with what is next to nothing."""
+    return blocks.graph_network(1.0, 1e-4)
+
+
+@TRAPS(absent=("P207",))
+def layer_of_a_graph_network_next_to_zero():
+    return blocks.graph_network(1e-6, 1.0)
+
+
+@TRAPS(absent=("P207",))
 def output_bias_at_the_mean_of_the_target():
     model, batch = mlp(20, 64, 1), torch.randn(64, 20)
     nn.init.constant_(model[2].bias, 3e5)

@@ -5,15 +5,15 @@ Thresholds are set as in `fanin.findings.signals`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from fanin.architecture import Layer
+from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.lost import LEAST_GIVEN, Lost, lost
-from fanin.findings.reach import gain, is_zero, live
+from fanin.findings.reach import NEXT_TO_ZERO, from_nothing, gain, is_zero, live, shut
 from fanin.findings.rules import Finding, finding
-from fanin.findings.signals import ABOVE_TARGET
+from fanin.findings.signals import ABOVE_TARGET, EXPLODING, spread_of, stretch
 from fanin.kinds import NORMS, PASSIVE
 from fanin.passes import Pass
 from fanin.probe import ALIKE
@@ -25,11 +25,6 @@ __all__ = ["RULES"]
 # 1.1e-3 for fully connected ones), one faulty at 7e-4, the others from 3e-6 down.  Healthy zoo:
 # 1.7e-3.
 COLLAPSED, COLLAPSING = 2e-5, ALIKE
-# Weights of this gain (std · √fan_in) are next to zero, from where a layer learns as from zero: one
-# layer of an MLP at 1e-2 to 1e-12 of torch's default trains to the same loss.  A table in front of
-# an MLP, an LSTM, a GRU or a transformer trains in the same number of steps from 1e-2 to 1e-12 of
-# its usual size: 1.1 to 2.3 times as many as from that with Adam, 1.2 to 5.5 times with SGD.
-NEXT_TO_ZERO = 1e-2
 # A batch whose own samples differ by less than this cannot show a collapse.
 SAME_BATCH = 1e-3
 
@@ -46,8 +41,10 @@ def _same_samples(evidence: Evidence, given: float) -> Iterator[Finding]:
     """Places where samples that differ by `given` in the batch hardly do."""
     scale = min(1.0, given)
     low, starved = _alike(evidence, scale)
-    if starved is not None and starved.station.layer not in starved.by:
+    if starved is not None and not _is_its_bias(evidence, starved):
         yield _told(evidence, starved, scale)
+    elif starved is None and not low:
+        yield from _noise(evidence)
     if not low or _head_alone(evidence, low):
         return
     held = _frozen(evidence, low[0])
@@ -123,7 +120,8 @@ def _alike(evidence: Evidence, scale: float) -> tuple[list[Station], _Starved | 
     read, alive = evidence.seen.architecture, live(evidence)
     small = [y for y in read.layers if gain(evidence, y) < NEXT_TO_ZERO]
     faint = {i: y for y in small if y.weight[0] not in evidence.frozen for i in y.calls}
-    on_trunk = {faint[s.index].weight for s in alive if s.index in faint}
+    end = alive[-1].index if alive else -1
+    on_trunk = {y.weight for y in faint.values() if end in _behind(read, [y])}
     apart = _sees_samples(evidence) - _unfilled(evidence)
     low: list[Station] = []
     starved: _Starved | None = None
@@ -151,32 +149,80 @@ def _starving(
     alike if it were given more, too; nor where several weights in a row hold one another back.
     """
     read = evidence.seen.architecture
-    met, usual = {station.index}, 1.0
+    met, usual, factor = {station.index}, 1.0, False
     if station.index not in faint:
-        if read.open_way(met, faint, onward=False) or (station.cell.given or 0.0) > NEXT_TO_ZERO:
+        factor = read.open_way(met, faint, onward=False)
+        shut_off = station.index in _behind(read, faint.values())
+        if not shut_off or (station.cell.given or 0.0) > NEXT_TO_ZERO:
             return []
         met = read.first_met(met, faint, onward=False)
         usual = 1.0 if station.layer is None else gain(evidence, station.layer)
     weights = {faint[i].weight for i in met}
-    others = {i for i, layer in faint.items() if layer.weight not in weights}  # a tied head is none
-    in_a_row = not on_trunk <= weights or not read.open_way(met, others, onward=False)
-    if in_a_row or usual < COLLAPSING * station.rms:
+    others = [y for y in faint.values() if y.weight not in weights]  # a tied head is none
+    in_a_row = not on_trunk <= weights or _behind(read, others) >= met
+    if in_a_row or (factor and len(weights) > 1) or usual < COLLAPSING * station.rms:
         return []
     return list(dict.fromkeys(faint[i] for i in sorted(met)))
+
+
+def _behind(read: Architecture, layers: Iterable[Layer]) -> set[int]:
+    """Calls that the batch reaches through layers next to zero alone, or times what those give, as
+    the edges of a graph are multiplied with its nodes."""
+    layers = list(layers)
+    plain = {i for y in layers if len(y.parameters) == len(y.weight) for i in y.calls}
+    return shut(read, {i for y in layers for i in y.calls}, plain)  # a bias is no next to nothing
+
+
+def _is_its_bias(evidence: Evidence, starved: _Starved) -> bool:
+    """Whether the biases are those of the layer next to zero itself, also where they are added by
+    hand: it trains as a layer of zeros with biases does."""
+    read, station = evidence.seen.architecture, starved.station
+    if station.layer is None or station.layer in starved.by:
+        return station.layer in starved.by
+    calls = {i for y in starved.by for i in y.calls}
+    between = read.descendants(calls) & read.ancestors({station.index})
+    others = between.difference(calls, station.layer.calls)
+    plain = station.layer.op == "shift" and all(y.op != "embedding" for y in starved.by)
+    return plain and others.isdisjoint(i for y in read.layers for i in y.calls)
 
 
 def _told(evidence: Evidence, starved: _Starved, scale: float) -> Finding:
     """What to say of layers next to zero, where what others add drowns the little they hand on."""
     station = starved.station
-    layers = [y for y in starved.by if y.weight[0] not in evidence.zeros] or starved.by
+    return _next_to_zero(
+        evidence,
+        [y for y in starved.by if y.weight[0] not in evidence.zeros] or starved.by,
+        f"samples differ by {station.variation:.2g} of the signal's rms at {station.shown}",
+        f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {scale:.2g})",
+    )
+
+
+def _noise(evidence: Evidence) -> Iterator[Finding]:
+    """The same where dropout hides it: samples differ by what it takes of the biases of each."""
+    run = stretch(evidence)
+    first = from_nothing(evidence, run) if len(run) > 1 else None
+    top = max(run, key=spread_of, default=None)
+    if first is None or top is None or spread_of(top) < EXPLODING * spread_of(run[0]):
+        return
+    yield _next_to_zero(
+        evidence,
+        [first],
+        f"samples differ by {spread_of(run[0]):.2g} there and by {spread_of(top):.2g} at "
+        f"{top.shown}, though no layer between them is large",
+        "weights of a size that what is added beside them does not drown",
+    )
+
+
+def _next_to_zero(
+    evidence: Evidence, layers: Sequence[Layer], differing: str, expected: str
+) -> Finding:
     sizes = listed((f"{evidence.sizes[y.weight[0]]:.2g} at {y.name}" for y in layers), 4)
     return finding(
         "P207",
         "warning",
         (y.name for y in layers),
-        measured=f"weights with an rms of {sizes}; samples differ by {station.variation:.2g} of "
-        f"the signal's rms at {station.shown}",
-        expected=f"above {COLLAPSING * scale:.1g} (the batch's own samples differ by {scale:.2g})",
+        measured=f"weights with an rms of {sizes}; {differing}",
+        expected=expected,
         message="Weights next to zero hand on so little that biases, or what else is added, drown "
         "it: different inputs can hardly be told apart.",
         why="They train as weights of zero do: Adam gives them their size in its first steps, SGD "

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from fanin.architecture import Layer
+from fanin.architecture import Architecture, Layer
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
 from fanin.kinds import BILINEAR, PASSIVE, RECURRENT, SUMS
 
-__all__ = ["TAME", "gain", "is_zero", "large_inputs", "live"]
+__all__ = [
+    "NEXT_TO_ZERO",
+    "TAME",
+    "from_nothing",
+    "gain",
+    "is_zero",
+    "large_inputs",
+    "live",
+    "shut",
+]
 
 # Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
 LARGE_INPUT = 10.0
 #: Weights of this gain (std · √fan_in) put half of the units of a tanh into its flat part by
 #: themselves, when inputs have an rms of 1: P(|3.2 z| > 2.178) = 0.5.
 TAME = 3.2
+#: Weights of this gain (std · √fan_in) are next to zero, from where a layer learns as from zero:
+#: one layer of an MLP at 1e-2 to 1e-12 of torch's default trains to the same loss.  A table in
+#: front of an MLP, an LSTM, a GRU or a transformer trains in the same number of steps from 1e-2 to
+#: 1e-12 of its usual size: 1.1 to 2.3 times as many as from that with Adam, 1.2 to 5.5 times with
+#: SGD.
+NEXT_TO_ZERO = 1e-2
 
 
 def live(evidence: Evidence, run: Sequence[Station] | None = None) -> list[Station]:
@@ -54,7 +69,14 @@ def _constant(evidence: Evidence) -> set[int]:
     zeros = evidence.zeros - evidence.frozen
     found = {c.index for c in read.trace.calls if _is_closed(c, zeros)}
     zero = {i for i in found if i in cells and cells[i].squares == 0.0}
-    for call in read.trace.calls if found else ():
+    return shut(read, found, zero) if found else found
+
+
+def shut(read: Architecture, stops: Collection[int], nothing: Collection[int]) -> set[int]:
+    """Calls that the batch reaches through `stops` alone, or times `nothing`: what those of them
+    give that give zeros, or next to zero."""
+    found, zero = set(stops), set(nothing)
+    for call in read.trace.calls:
         given = {i for i in call.inputs if i < 0 or read.trace.calls[i].varies}
         handed = call.op in PASSIVE or (call.op in SUMS and len(set(call.sources)) > 1)
         factor = call.op in BILINEAR and not zero.isdisjoint(given)
@@ -82,6 +104,19 @@ def gain(evidence: Evidence, layer: Layer) -> float:
     if len(layer.weight) > 1 or not layer.fan_in or main.offset != 0.0:
         return 1.0
     return evidence.sizes.get(layer.weight[0], 1.0) * math.sqrt(layer.fan_in)
+
+
+def from_nothing(evidence: Evidence, run: Sequence[Station]) -> Layer | None:
+    """The layer next to zero that a run begins with, if no layer behind it is large.
+
+    What differs more and more between samples is then no signal: dropout takes other parts of the
+    same biases from each.
+    """
+    first = run[0].layer
+    if first is None or first.weight[0] in evidence.frozen or gain(evidence, first) >= NEXT_TO_ZERO:
+        return None
+    large = max(gain(evidence, y) for y in evidence.seen.architecture.layers)
+    return first if max(large, *(s.rms for s in run)) < TAME else None
 
 
 def large_inputs(evidence: Evidence, place: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
-from fanin.findings.reach import TAME, gain, large_inputs, live
+from fanin.findings.reach import TAME, from_nothing, gain, large_inputs, live
 from fanin.findings.rules import Finding, finding
 from fanin.kinds import NORMS, PRODUCTS, RECURRENT, RECURRENT_LAYERS
 from fanin.neighbours import unrolled
@@ -25,11 +25,13 @@ from fanin.wording import listed
 __all__ = [
     "ABOVE_TARGET",
     "EXPLODED",
+    "EXPLODING",
     "PRIOR",
     "RULES",
     "SATURATING",
     "saturated",
     "spread_of",
+    "stretch",
     "vanishing_gradient",
     "vanishing_signal",
 ]
@@ -87,7 +89,7 @@ PRIOR = 0.3
 CANCELLED = 1e-6
 
 
-def _stretch(evidence: Evidence) -> list[Station]:
+def stretch(evidence: Evidence) -> list[Station]:
     """The live trunk after its last normalization, which makes all scales before it harmless."""
     weighted = max((s.index for s in evidence.trunk if s.layer is not None), default=-1)
     resets = [i for i in evidence.seen.architecture.normalizations if i <= weighted]
@@ -106,10 +108,11 @@ def spread_of(station: Station) -> float:
 
 def signal(evidence: Evidence) -> Iterator[Finding]:
     """P201, P202: the scale of the signal."""
-    run = _stretch(evidence)
+    run = stretch(evidence)
     if len(run) > 1:
         yield from vanishing_signal(run)
-        yield from _exploding_signal(evidence, run)
+        if from_nothing(evidence, run) is None:  # else P207 tells of it
+            yield from _exploding_signal(evidence, run)
 
 
 def vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
@@ -230,8 +233,8 @@ def gradient(evidence: Evidence) -> Iterator[Finding]:
     if len(run) > 2:
         yield from vanishing_gradient(run)
     if not any(c.op in NORMS for c in evidence.seen.architecture.trace.calls):
-        stretch = {s.index for s in _stretch(evidence)}
-        run = [s for s in run if s.index in stretch]
+        places = {s.index for s in stretch(evidence)}
+        run = [s for s in run if s.index in places]
         if len(run) > 2:
             yield from _exploding_gradient(run)
 
