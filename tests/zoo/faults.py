@@ -1327,6 +1327,55 @@ def loud_embedding_beside_positions():
     return model, tokens, blocks.next_token(tokens)
 
 
+def _among_positions(size: float, *, tied: bool = True, tokens: float = 0.02):
+    model = blocks.LanguageModel(tied=tied)
+    nn.init.normal_(model.tokens.weight, std=tokens)
+    nn.init.normal_(model.positions.weight, std=size)
+    batch = torch.randint(0, 101, (8, 12))
+    return model, batch, blocks.next_token(batch)
+
+
+@FAULTS(codes=("P208",), layers=("positions", "tokens"), words=("tokens is lost",), **WARNING)
+def positions_left_as_torch_draws_them_beside_tokens_of_a_head():
+    """nanoGPT whose positions stay N(0, 1): ln V for 300 steps of 600."""
+    return _among_positions(1.0)
+
+
+@FAULTS(codes=("P208",), layers=("positions", "tokens"), **ERROR)
+def positions_a_hundred_times_as_large_as_tokens_of_a_head():
+    return _among_positions(3.0)
+
+
+@FAULTS(codes=("P208",), layers=("positions", "tokens"), **ERROR)
+def positions_that_drown_tokens_with_a_head_of_their_own():
+    return _among_positions(20.0, tied=False)
+
+
+@FAULTS(codes=("P208",), layers=("positions", "tokens"), **WARNING)
+def positions_that_drown_tokens_of_variance_one():
+    return _among_positions(60.0, tied=False, tokens=1.0)
+
+
+class Patches(nn.Module):
+    """A vision transformer: patches, a class token, and positions that are a parameter."""
+
+    def __init__(self, size: float):
+        super().__init__()
+        self.patch, self.token = nn.Linear(12, 32), nn.Parameter(torch.zeros(1, 1, 32))
+        self.places = nn.Parameter(size * torch.randn(1, 17, 32))
+        self.blocks = nn.Sequential(*(blocks.Block(32, 4) for _ in range(2)))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.patch(x)], 1) + self.places
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+@FAULTS(codes=("P208",), layers=("places", "patch"), **ERROR)
+def positions_that_drown_the_patches():
+    return Patches(100.0), torch.randn(16, 16, 12), classify(16, 4)
+
+
 # ── the loss at the start ────────────────────────────────────────────────────────────────────
 
 
