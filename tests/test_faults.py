@@ -607,6 +607,49 @@ def test_a_norm_of_what_is_the_same_everywhere_is_no_base_of_a_growth():
     assert "P202" not in codes
 
 
+class _Summed(nn.Module):
+    """A deep branch and a wide one, whose sum the model itself gives."""
+
+    def __init__(self, times: float, last: float):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.deep, self.wide = mlp(16, 32, 4), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.first.weight.mul_(times)
+            self.deep[2].weight.mul_(last)
+            self.wide.weight.mul_(last if last < 1 else 1.0)
+            for layer in (self.first, self.deep[0], self.deep[2], self.wide):
+                layer.bias.zero_()
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.deep(x) + self.wide(x)
+
+
+def test_a_signal_that_is_large_in_a_sum_of_the_model_itself_is_laid_to_a_layer():
+    torch.manual_seed(0)
+    report = fanin.check(_Summed(1.0, 1e4), torch.randn(64, 16), classify(64, 4))
+    (found,) = [f for f in report.findings if f.code == "P202"]
+    assert found.layers == ("deep.2",)
+    assert "at the model itself" in found.measured
+
+
+def test_the_model_itself_has_a_name_where_a_signal_vanishes():
+    torch.manual_seed(0)
+    body = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
+    for layer in body:
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    report = fanin.check(nn.Sequential(body, _Summed(1e-3, 1e-3)), torch.randn(64, 16))
+    (found,) = [f for f in report.findings if f.code == "P201"]
+    assert " at 1, " in found.measured
+    net = _Summed(1e-3, 1e-3)
+    net.first = nn.Sequential(body, net.first)
+    (found,) = [f for f in fanin.check(net, torch.randn(64, 16)).findings if f.code == "P201"]
+    assert "at the model itself, " in found.measured
+    assert "" not in found.layers
+
+
 class _Sparse(nn.Module):
     """Words with sparse gradients, and a residual branch whose end starts at zero."""
 

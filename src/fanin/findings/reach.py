@@ -18,11 +18,14 @@ __all__ = [
     "is_zero",
     "large_inputs",
     "live",
+    "loud",
     "shut",
 ]
 
 # Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
 LARGE_INPUT = 10.0
+# A layer made the sum large where its output has at least this share of the size of the sum.
+LOUD = 0.1
 #: Weights of this gain (std · √fan_in) put half of the units of a tanh into its flat part by
 #: themselves, when inputs have an rms of 1: P(|3.2 z| > 2.178) = 0.5.
 TAME = 3.2
@@ -156,3 +159,24 @@ def _given(evidence: Evidence, layer: Layer) -> float:
         return evidence.input_rms or 0.0
     size = max((cell.rms for cell in evidence.seen.cells_of(layer)), default=0.0)
     return size / (gain(evidence, layer) or math.inf)
+
+
+def loud(evidence: Evidence, end: int) -> dict[str, str]:
+    """The layers whose outputs make up a sum and are nearly as large as it, with what they do."""
+    architecture, cells = evidence.seen.architecture, evidence.seen.cells
+    calls, owner = architecture.trace.calls, architecture.layer_of
+    found: dict[str, tuple[float, str]] = {}
+    seen, queue = set(), [end]
+    while queue:
+        index = queue.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        if index in owner and index in cells and calls[index].units is not None:
+            name = owner[index].name
+            found[name] = max(found.get(name, (0.0, "")), (cells[index].rms, calls[index].op))
+        else:
+            queue += calls[index].behind
+    least = LOUD * cells[end].rms if end in cells else 0.0
+    loudest = sorted(found, key=lambda name: found[name], reverse=True)
+    return {name: found[name][1] for name in loudest if found[name][0] >= least}

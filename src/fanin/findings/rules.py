@@ -78,7 +78,8 @@ def finding(
     Args:
         code: of the rule.
         severity: one of the rule's.
-        places: module or parameter paths, the primary one first; each is kept once.
+        places: module or parameter paths, the primary one first; each is kept once, that of the
+            model itself where there is no other.
         measured: what was seen.
         expected: what a sound start shows.
         message: one sentence.
@@ -89,6 +90,7 @@ def finding(
         AssertionError: a finding of this rule never has that severity.
     """
     rule, layers = RULES[code], tuple(dict.fromkeys(places))
+    layers = tuple(filter(None, layers)) or layers  # sums of the model itself, if nothing else
     if severity not in rule.severities:
         raise AssertionError(f"{code} never has the severity {severity!r}")
     return Finding(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
-from fanin.findings.reach import TAME, from_nothing, gain, large_inputs, live
+from fanin.findings.reach import TAME, from_nothing, gain, large_inputs, live, loud
 from fanin.findings.rules import Finding, finding
 from fanin.kinds import NORMS, PRODUCTS, RECURRENT, RECURRENT_LAYERS
 from fanin.neighbours import unrolled
@@ -125,8 +125,8 @@ def vanishing_signal(run: Sequence[Station]) -> Iterator[Finding]:
             "P201",
             "error" if decay < VANISHED else "warning",
             (s.place for s in run if s.rms < run[0].rms * VANISHING),
-            measured=f"rms {run[0].rms:.3g} at {run[0].place} → "
-            f"{run[-1].rms:.3g} at {run[-1].place}, ×{math.exp(total / len(steps)):.3g} a layer",
+            measured=f"rms {run[0].rms:.3g} at {run[0].shown} → "
+            f"{run[-1].rms:.3g} at {run[-1].shown}, ×{math.exp(total / len(steps)):.3g} a layer",
             expected="about the same rms at every depth (×1 a layer)",
             message="The signal shrinks layer by layer until next to nothing is left of it.",
         )
@@ -139,7 +139,8 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
     wild = growth > RISING and _above_target(evidence, run)
     if growth > EXPLODING or wild:
         again = origin == BEGINNING and _is_recurrent(run[0].layer)
-        places = [s.place for s in run if spread_of(s) > base * RISING]
+        high = [s for s in run if spread_of(s) > base * RISING]
+        places = [name for s in high for name in _made_by(evidence, s)]
         yield finding(
             "P202",
             "error" if growth > EXPLODED or wild or _chaotic(evidence) else "warning",
@@ -149,6 +150,13 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
             **(_STEP_BY_STEP if again else {"message": "The signal grows layer by layer."}),
         )
+
+
+def _made_by(evidence: Evidence, station: Station) -> list[str]:
+    """The name of a place; of a sum in the model itself, those of the layers that make it large."""
+    if station.place:
+        return [station.place]
+    return [name for name, op in loud(evidence, station.index).items() if op != "shift"] or [""]
 
 
 # What is said of a recurrent layer in the place of what P202 says of a stack.
@@ -308,7 +316,7 @@ def vanishing_gradient(run: Sequence[Station]) -> Iterator[Finding]:
             "P203",
             "error" if decay < GRADIENT_VANISHED else "warning",
             [run[0].place, *low],
-            measured=f"norm {norms[-1]:.3g} at {run[-1].place} → {norms[0]:.3g} at {run[0].place}, "
+            measured=f"norm {norms[-1]:.3g} at {run[-1].shown} → {norms[0]:.3g} at {run[0].shown}, "
             f"×{math.exp(sum(steps) / len(steps)):.3g} a layer towards the input",
             expected="about the same norm at every depth (×1 a layer)",
             message="The gradient shrinks layer by layer on its way to the input.",

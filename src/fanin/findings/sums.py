@@ -14,7 +14,7 @@ from fanin.architecture import Layer
 from fanin.branches import Branch, branches
 from fanin.calls import Call
 from fanin.findings.evidence import Evidence, Station
-from fanin.findings.reach import large_inputs
+from fanin.findings.reach import large_inputs, loud
 from fanin.findings.rules import Finding, finding
 from fanin.kinds import PASSIVE
 from fanin.wording import listed
@@ -29,8 +29,6 @@ DROWNED, DROWNING = 300.0, 100.0
 # What a term comes to in training, whatever it starts at: a table of zeros, a zero last layer or a
 # scale of 1e-6 is a delay.
 COMES_TO = 1.0
-# A layer made the sum large where its output has at least this share of the size of the sum.
-LOUD = 0.1
 # Samples that differ by less than this share of their size are taken to differ by all of it.
 # (Random tokens, and pixels from 0 to 1, differ by 0.5.)
 VARIED = 0.1
@@ -90,23 +88,23 @@ def _told(
 ) -> Iterator[Finding]:
     found = [d for d in found if d.ratio > DROWNING]
     worst = max(found, default=None)
-    loud = _loud(evidence, min(d.at for d in found)) if found else {}
-    if worst is None or not loud:  # nothing but the batch is large
+    makers = loud(evidence, min(d.at for d in found)) if found else {}
+    if worst is None or not makers:  # nothing but the batch is large
         return
     # Only the size of a lookup is its own: that of another layer may come from the batch.
-    sure = "embedding" in loud.values() and worst.ratio > DROWNED
+    sure = "embedding" in makers.values() and worst.ratio > DROWNED
     severity = worst_case if sure else "warning"
     counted = "" if worst.size >= COMES_TO else f", counted as {COMES_TO:g}"
     yield finding(
         "P208",
         severity,
-        [*loud, *(d.term for d in found)],
+        [*makers, *(d.term for d in found)],
         measured=f"rms {evidence.seen.cells[worst.at].rms:.3g} of the sum: ×{worst.ratio:.3g} "
-        f"that of {worst.term} ({worst.size:.3g}{counted})",
+        f"that of {worst.term or 'the model itself'} ({worst.size:.3g}{counted})",
         expected=f"below ×{DROWNING:g}",
         message=message,
         why=why,
-        fix=large_inputs(evidence, next(iter(loud))),
+        fix=large_inputs(evidence, next(iter(makers))),
     )
 
 
@@ -237,27 +235,6 @@ def _lost(evidence: Evidence, branch: Branch) -> _Drowned | None:
     added = sum(cells[i].rms ** 2 for i in branch.last if i in cells) ** 0.5
     place = evidence.place(architecture.trace.calls[branch.last[-1]])
     return _Drowned(cells[branch.end].rms / max(COMES_TO, added), branch.end, place, added)
-
-
-def _loud(evidence: Evidence, end: int) -> dict[str, str]:
-    """The layers whose outputs make up a sum and are nearly as large as it, with what they do."""
-    architecture, cells = evidence.seen.architecture, evidence.seen.cells
-    calls, owner = architecture.trace.calls, architecture.layer_of
-    found: dict[str, tuple[float, str]] = {}
-    seen, queue = set(), [end]
-    while queue:
-        index = queue.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        if index in owner and index in cells and calls[index].units is not None:
-            name = owner[index].name
-            found[name] = max(found.get(name, (0.0, "")), (cells[index].rms, calls[index].op))
-        else:
-            queue += calls[index].behind
-    least = LOUD * cells[end].rms if end in cells else 0.0
-    loudest = sorted(found, key=lambda name: found[name], reverse=True)
-    return {name: found[name][1] for name in loudest if found[name][0] >= least}
 
 
 RULES = (drowned,)

@@ -72,8 +72,8 @@ def _exploding_signal(run: Sequence[Station]) -> Iterator[Finding]:
             "P202",
             "error",
             [s.place for s in run if spread_of(s) > spread_of(first) * EXPLODED] or [last.place],
-            measured=f"spread {spread_of(first):.3g} at {first.place} → {spread_of(last):.3g} at "
-            f"{last.place}, ×{growth:.3g} without the largest step",
+            measured=f"spread {spread_of(first):.3g} at {first.shown} → {spread_of(last):.3g} at "
+            f"{last.shown}, ×{growth:.3g} without the largest step",
             expected=f"below ×{EXPLODED:g} from its first layer (or its last norm) to its end",
             message="The signal grows layer by layer.",
         )
