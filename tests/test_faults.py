@@ -650,6 +650,37 @@ def test_the_model_itself_has_a_name_where_a_signal_vanishes():
     assert "" not in found.layers
 
 
+class _Flow(nn.Module):
+    """A vector field in small steps, or a state that is fed to itself by hand."""
+
+    def __init__(self, field: bool):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 48), nn.Linear(48, 8)
+        self.state, self.field = nn.Linear(8, 8), field
+        with torch.no_grad():
+            self.outer.weight.mul_(300.0)
+            self.state.weight.mul_(5.0)
+
+    def forward(self, x):
+        state = x[:, 0]
+        for step in x.unbind(1):
+            if self.field:
+                state = state + 0.1 * self.outer(self.inner(state).tanh())
+            else:
+                state = step + self.state(state)
+        return state
+
+
+@pytest.mark.parametrize(("field", "told"), [(True, "smaller step of a solver"), (False, "orthog")])
+def test_the_advice_for_steps_fits_what_takes_them(field: bool, told: str):
+    torch.manual_seed(0)
+    report = fanin.check(_Flow(field), torch.randn(32, 20, 8), regress(32, 8))
+    (found,) = [f for f in report.findings if f.code == "P204"]
+    assert found.layer == ("inner" if field else "state")
+    assert told in found.fix
+    assert ("recurrent" in found.fix) is not field
+
+
 class _Sparse(nn.Module):
     """Words with sparse gradients, and a residual branch whose end starts at zero."""
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
+from fanin.findings.in_time import exploding_in_time, step_by_step
 from fanin.findings.reach import TAME, from_nothing, gain, large_inputs, live, loud
 from fanin.findings.rules import Finding, finding
-from fanin.kinds import NORMS, PRODUCTS, RECURRENT, RECURRENT_LAYERS
-from fanin.neighbours import unrolled
+from fanin.kinds import NORMS, PRODUCTS, RECURRENT
 from fanin.wording import listed
 
 __all__ = [
@@ -56,18 +55,6 @@ GRADIENT_VANISHED, GRADIENT_VANISHING = 1e-4, 5e-4
 # small relative change of an early layer turns the output over.  Labelled: sound up to 10, faulty
 # from 1e3.
 GRADIENT_EXPLODED, GRADIENT_EXPLODING = 1e3, 1e2
-# Growth of the cotangent over T uses of a layer on what it made: the largest over that of the last
-# use, or of what reads the state, and over T, which a recurrence that keeps gradients can reach
-# where every step has a loss of its own.  Tanh networks of width 32: sound (random recurrent
-# weights of std 0.3) up to 0.1 over 20 and 60 steps; std 0.5 learns half as much as it should at 5
-# over 20 steps, which is let pass, and nothing at 1.5e4 over 60; std 1 nothing at 1.3e3 over 20.
-EXPLODED_IN_TIME, EXPLODING_IN_TIME = 100.0, 10.0
-# In one call the steps are not seen: there the norm of the gradient of a recurrent matrix, over
-# that of cotangent and state together.  No recurrence that keeps gradients has more than T (Cauchy
-# and Schwarz), and in most the parts are not aligned: RNN, GRU and LSTM over 20 and 60 steps that
-# learn have up to 0.01 T, those that learn half or nothing from 0.01 T on, most above 0.13 T.
-EXPLODED_IN_ONE, EXPLODING_IN_ONE = 1.0, 0.1
-STEPS = 3  # fewer have no time
 # Share of dead units of a layer.  Labelled: sound up to 0.69, faulty from 0.94.  Healthy zoo: 0.55.
 DEAD = 0.9
 # Positions below which an inactive unit says nothing: half of a healthy ReLU layer is off on any
@@ -138,7 +125,7 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
     growth = spread_of(top) / base
     wild = growth > RISING and _above_target(evidence, run)
     if growth > EXPLODING or wild:
-        again = origin == BEGINNING and _is_recurrent(run[0].layer)
+        again = step_by_step(evidence, run[0].layer) if origin == BEGINNING else None
         high = [s for s in run if spread_of(s) > base * RISING]
         places = [name for s in high for name in _made_by(evidence, s)]
         yield finding(
@@ -148,7 +135,8 @@ def _exploding_signal(evidence: Evidence, run: Sequence[Station]) -> Iterator[Fi
             measured=f"spread {base:.3g} at {origin} → "
             f"{spread_of(top):.3g} at {top.shown} (×{growth:.3g})",
             expected=f"below ×{EXPLODING:g} from the first layer (or the last norm) to the output",
-            **(_STEP_BY_STEP if again else {"message": "The signal grows layer by layer."}),
+            message=f"The signal grows {'step by step' if again else 'layer by layer'}.",
+            **(again or {}),
         )
 
 
@@ -159,14 +147,6 @@ def _made_by(evidence: Evidence, station: Station) -> list[str]:
     return [name for name, op in loud(evidence, station.index).items() if op != "shift"] or [""]
 
 
-# What is said of a recurrent layer in the place of what P202 says of a stack.
-_STEP_BY_STEP = {
-    "message": "The signal grows step by step.",
-    "why": "A recurrent layer multiplies its state by the same weights at every step, so outputs "
-    "and gradients grow like a power of these.",
-    "fix": "Draw the recurrent weights orthogonal (nn.init.orthogonal_): that keeps the state's "
-    "size.",
-}
 BEGINNING = "its beginning"  # a place before the trunk
 
 
@@ -201,11 +181,6 @@ def _scale(evidence: Evidence, station: Station) -> float:
     return evidence.sizes.get(station.layer.weight[0], 0.0)
 
 
-def _is_recurrent(layer: Layer | None) -> bool:
-    """Whether a layer works on what it made: in one call, or called once for each step."""
-    return layer is not None and (layer.op in RECURRENT or len(layer.calls) > 1)
-
-
 def _above_target(evidence: Evidence, run: Sequence[Station]) -> bool:
     target = evidence.seen.target_rms
     return bool(target) and run[-1].rms > ABOVE_TARGET * (target or 0.0)
@@ -236,7 +211,7 @@ def _force(station: Station) -> float:
 def gradient(evidence: Evidence) -> Iterator[Finding]:
     """P203, P204: the scale of the cotangent on its way to the input."""
     yield from _cancelling_gradient(evidence)
-    yield from _exploding_in_time(evidence)
+    yield from exploding_in_time(evidence)
     run = [s for s in live(evidence) if s.norm and math.isfinite(s.norm) and s.rms > 0]
     if len(run) > 2:
         yield from vanishing_gradient(run)
@@ -337,97 +312,6 @@ def _exploding_gradient(run: Sequence[Station]) -> Iterator[Finding]:
             expected=f"below ×{GRADIENT_EXPLODING:g}",
             message="The gradient grows layer by layer on its way to the input.",
         )
-
-
-class _InTime(NamedTuple):
-    """Growth of the gradient over the steps of a recurrent layer."""
-
-    place: str  # the layer, or the matrix of a layer that has several
-    severe: float  # 1: as much as an error needs
-    slight: float  # 1: as much as a warning needs
-    measured: str
-
-
-def _exploding_in_time(evidence: Evidence) -> Iterator[Finding]:
-    """P204 of layers that work on what they made, in several calls or in one."""
-    read = evidence.seen.architecture
-    again = unrolled(read)
-    found = []
-    for layer in read.layers:
-        grown = None
-        if not again.isdisjoint(layer.calls):
-            grown = _over_calls(evidence, layer)
-        elif layer.op in RECURRENT_LAYERS:
-            grown = _in_one_call(evidence, layer)
-        if grown is not None and grown.slight > 1.0:
-            found.append(grown)
-    if found:
-        yield finding(
-            "P204",
-            "error" if any(g.severe > 1.0 for g in found) else "warning",
-            [g.place for g in found],
-            measured=listed((g.measured for g in found), 3, apart="; "),
-            expected="no growth from step to step",
-            message="The gradient grows step by step on its way to the first one.",
-            why=_STEP_BY_STEP["why"],
-            fix=_STEP_BY_STEP["fix"],
-        )
-
-
-def _over_calls(evidence: Evidence, layer: Layer) -> _InTime | None:
-    cells = evidence.seen.cells_of(layer)
-    norms = [math.sqrt(c.cotangent_squares) for c in cells if c.cotangent_squares]
-    if len(norms) < STEPS or not all(map(math.isfinite, norms)):
-        return None
-    # Where steps have outputs of their own, a loss may weight the last one with next to nothing.
-    given = max([norms[-1], *_read_off(evidence, layer)])
-    growth = max(norms) / given
-    measured = (
-        f"{layer.name}: cotangent of up to {max(norms):.3g} over {len(norms)} steps, {given:.3g} "
-        f"where the state is read off (×{growth:.3g})"
-    )
-    share = growth / len(norms)
-    return _InTime(layer.name, share / EXPLODED_IN_TIME, share / EXPLODING_IN_TIME, measured)
-
-
-def _read_off(evidence: Evidence, layer: Layer) -> list[float]:
-    """Norms of the cotangents of the layers that read what a layer makes, and give it nothing."""
-    read, cells = evidence.seen.architecture, evidence.seen.cells
-    behind, before = read.descendants(layer.calls), read.ancestors(layer.calls[-1:])
-    calls = (y.calls for y in read.layers if before.isdisjoint(y.calls))
-    found = [cells[i] for own in calls if behind.issuperset(own) for i in own if i in cells]
-    norms = (math.sqrt(c.cotangent_squares or 0.0) for c in found)
-    return [norm for norm in norms if math.isfinite(norm)]
-
-
-def _in_one_call(evidence: Evidence, layer: Layer) -> _InTime | None:
-    """The worst of its recurrent matrices (two where it runs both ways)."""
-    read, cell = evidence.seen.architecture, evidence.seen.cells.get(layer.calls[0])
-    if cell is None or len(layer.calls) > 1 or not cell.cotangent_squares or not cell.squares:
-        return None
-    operands = [
-        o
-        for o in read.trace.calls[layer.calls[0]].operands
-        if o.role.removesuffix("_reverse") == "recurrent" and len(o.parameters) == 1
-    ]
-    width = math.prod(read.trace.calls[layer.calls[0]].shape[-1:])
-    steps = cell.count / (width * (evidence.samples or 1))
-    scale = math.sqrt(cell.cotangent_squares * cell.squares)
-    worst, name = 0.0, ""
-    for operand in operands:
-        (parameter,) = operand.parameters
-        gradient = evidence.seen.gradients.get(parameter) or 0.0
-        norm = gradient * math.sqrt(math.prod(operand.shape))
-        if norm > worst:
-            worst, name = norm, parameter
-    if steps < STEPS or not math.isfinite(worst):
-        return None
-    measured = (
-        f"{name}: gradient of norm {worst:.3g}, ×{worst / scale:.3g} that of cotangent and state "
-        f"together, over {steps:.0f} steps"
-    )
-    share = worst / scale / steps
-    return _InTime(name, share / EXPLODED_IN_ONE, share / EXPLODING_IN_ONE, measured)
 
 
 def dead(evidence: Evidence) -> Iterator[Finding]:
