@@ -681,6 +681,38 @@ def test_the_advice_for_steps_fits_what_takes_them(field: bool, told: str):
     assert ("recurrent" in found.fix) is not field
 
 
+def _outlying(large: dict[int, float], norm: bool = False) -> nn.Sequential:
+    model = mlp(16, 32, 32, 5)
+    with torch.no_grad():
+        for place, times in large.items():
+            model[place].weight.mul_(times)
+    return nn.Sequential(*model[:3], nn.LayerNorm(32), *model[3:]) if norm else model
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("loss", [classify, regress])
+def test_a_loss_that_starts_high_is_laid_to_the_one_layer_that_makes_it_so(place: int, loss):
+    torch.manual_seed(0)
+    report = fanin.check(_outlying({place: 1000.0}), torch.randn(64, 16), loss(64, 5))
+    (found,) = [f for f in report.findings if f.code == "O301"]
+    assert found.layers == (str(place), "4")
+    assert f"The weights of {place} are " in found.why
+    assert f"Draw the weights of {place} at their usual size: std about" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("large", "norm"),
+    [({4: 1000.0}, False), ({0: 100.0, 2: 100.0}, False), ({0: 1e4, 4: 200}, True)],
+)
+def test_a_loss_is_laid_to_the_last_layer_where_no_other_is_alone_to_blame(large, norm: bool):
+    """It is the last itself, there are two, or a norm takes the size of the first away."""
+    torch.manual_seed(0)
+    report = fanin.check(_outlying(large, norm), torch.randn(64, 16), classify(64, 5))
+    (found,) = [f for f in report.findings if f.code == "O301"]
+    assert found.layer == ("5" if norm else "4")
+    assert "output layer smaller" in found.fix
+
+
 class _Sparse(nn.Module):
     """Words with sparse gradients, and a residual branch whose end starts at zero."""
 

@@ -554,6 +554,18 @@ def test_of_a_signal_that_explodes_only_the_guilty_layers_are_scaled(he: bool):
     assert done.repair.changed == ("6.weight", "8.weight")
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_of_a_loss_that_starts_high_the_one_layer_to_blame_is_scaled(place: int):
+    torch.manual_seed(0)
+    model = mlp(16, 32, 32, 5)
+    with torch.no_grad():
+        model[place].weight.mul_(1000)
+    done = mend(model, torch.randn(64, 16), classify(64, 5), warnings=True)
+    assert "O301" in found_before(done, "warning")
+    assert done.repair.ok
+    assert done.repair.changed == (f"{place}.weight",)
+
+
 def test_branches_are_scaled_by_their_number():
     """A residual stream that doubles with each of 24 branches, without norms."""
     torch.manual_seed(0)

@@ -86,6 +86,9 @@ def _is_known(case: Case, name: str, role: Role) -> bool:
 def _mended(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
     """A pattern drawn as in a new model, a wrong size brought to that of a new one."""
     role, own = case.roles[name], case.audits[name].rms
+    inside = role.kind in DRAWN and not role.head
+    if finding.code == "O301" and inside and name in case.parameters_at([finding.layer]):
+        yield from _resized(case, finding, name)  # it is laid to a layer before the last
     if finding.code not in _CODES or case.audits[name].nonfinite:
         return
     if role.kind == "bias":
@@ -136,7 +139,7 @@ def _resized(case: Case, finding: Finding, name: str) -> Iterator[Assignment]:
     """Many times larger or smaller than a new one: brought to its size."""
     role, plan, own = case.roles[name], case.planned[name], case.audits[name].rms
     usual = plan.std / head_gain(role) if role.head else plan.std
-    large = finding.code in _TOO_LARGE
+    large = finding.code in (*_TOO_LARGE, "O301")
     if not (OVERSIZED * usual < own if large else OVERSIZED * own < plan.std):
         return
     size = f"{own / usual:.3g} times the size of a new one"
