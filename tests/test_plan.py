@@ -1537,6 +1537,34 @@ def test_the_layer_that_reads_a_table_knows_its_size(beside, size: float):
     assert found["layers.0.weight"].std == pytest.approx(0.25 / size)
 
 
+class Crossed(nn.Module):
+    """Rows of several tables that are multiplied with one another before layers read them."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how, self.tables = how, nn.ModuleList(nn.Embedding(20, 8) for _ in range(4))
+        self.cross = nn.Linear(32, 32)
+        width = {"products": 16, "squares": 8, "cross": 32, "pairs": 16}[how]
+        self.top = nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, index):
+        rows = torch.stack([t(index[:, i]) for i, t in enumerate(self.tables)], 1)
+        if self.how == "products":  # DLRM
+            return self.top((rows @ rows.mT).flatten(1))
+        if self.how == "squares":  # neural factorization machine
+            return self.top((rows.sum(1).pow(2) - rows.pow(2).sum(1)) / 2)
+        flat = rows.flatten(1)
+        if self.how == "cross":  # DCN
+            return self.top(flat * self.cross(flat) + flat)
+        return self.top(torch.cat([rows[:, 0] * rows[:, 1], rows[:, 2]], 1))
+
+
+@pytest.mark.parametrize("how", ["products", "squares", "cross", "pairs"])
+def test_rows_that_are_multiplied_before_layers_read_them_start_small(how: str):
+    found = fanin.plan(Crossed(how), torch.randint(0, 20, (64, 4)))
+    assert {found[f"tables.{i}.weight"].std for i in range(3)} == {0.1}
+
+
 # ── what is left as it is ────────────────────────────────────────────────────────────────────
 
 

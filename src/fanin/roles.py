@@ -106,7 +106,7 @@ class Role:
             residual stream, whose norms are the first to read them; 0 where they are not.
         direct: whether rows of a table reach the output past every layer, for more than to be
             returned, in a model without norms; of a weight that reads tables: whether theirs do.
-        read: the same of rows that layers read, and nothing else takes.
+        read: the same of rows that layers read, multiplied or not, and nothing else takes.
         seen: torch functions that use it, where its role is not known.
     """
 

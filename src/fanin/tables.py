@@ -105,27 +105,32 @@ def is_read(architecture: Architecture, call: Call, layered: Collection[int]) ->
 
     A mean over rows, as of a bag of words, is read like these.
     """
-    own = architecture.descendants([call.index])
+    products = {
+        i
+        for i in architecture.descendants([call.index])
+        if _multiplies(architecture.trace.calls[i])
+        and architecture.first_met({i}, set(layered), onward=True)
+    }
     waiting, seen, read = [call.index], set[int](), False
     while waiting:
         for after in architecture.followers[waiting.pop()]:
-            others = [i for i in after.behind if i != call.index and i not in own]
+            others = set(after.behind) - {call.index} - seen - products
             added = after.op in SUMS and not any(_has_size(architecture, i) for i in others)
             if after.index in layered:
                 read = True
-            elif after.index in seen:
-                continue
-            elif after.op in PASSIVE | JOINS | _MEANS or added or _multiplied(after):
+            elif after.op not in PASSIVE | JOINS | _MEANS | QUOTIENTS and not (
+                added or after.index in products
+            ):
+                return False
+            elif after.index not in seen:
                 seen.add(after.index)
                 waiting.append(after.index)
-            else:
-                return False
     return read
 
 
-def _multiplied(call: Call) -> bool:
-    """Whether a call multiplies rows with others, or with themselves, or by a constant."""
-    return call.op in BILINEAR | QUOTIENTS | _SQUARES and not call.operands
+def _multiplies(call: Call) -> bool:
+    """Whether a call multiplies signals with one another, or one with itself."""
+    return call.op in BILINEAR | _SQUARES and not call.operands
 
 
 def sources(
