@@ -3585,3 +3585,25 @@ def zeros_in_a_row_beside_a_way_around_them():
             return self.head(x + self.two(torch.tanh(self.one(x))))
 
     return Net(), torch.randn(64, 8), classify(64, 4)
+
+
+@TRAPS(absent=("P207",))
+def zero_token_and_positions_in_front_of_a_zero_head():
+    """DeiT with zeros: what is put beside the signal, or added to it, stops nothing."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.norm = nn.Linear(12, 16), nn.LayerNorm(16)
+            self.token = nn.Parameter(torch.zeros(1, 1, 16))
+            self.places = nn.Parameter(torch.zeros(1, 6, 16))
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.head = nn.Linear(16, 4)
+            nn.init.zeros_(self.head.weight)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.patches(x)], 1) + self.places
+            y = self.norm(x)
+            return self.head((x + self.attention(y, y, y, need_weights=False)[0])[:, 0])
+
+    return Net(), torch.randn(16, 5, 12), classify(16, 4)

@@ -304,6 +304,7 @@ def zeros_in_a_row(evidence: Evidence) -> Iterator[Finding]:
         for y in read.layers
         if is_zero(evidence, y) and y.weight[0] not in named
         for i in y.calls
+        if read.trace.calls[i].layout  # a matrix or a table, and no token or position
     }
     passed: dict[int, tuple[Layer, ...]] = {}  # of each call, the zeros on the way that has fewest
     for call in read.trace.calls if len(zero) > 1 else ():
