@@ -318,13 +318,17 @@ class Architecture:
         return False
 
     def factors(self, names: Collection[str]) -> set[int]:
-        """Calls that multiply the signal with one of these parameters (a bias adds)."""
+        """Calls that multiply the signal with one of these parameters (a bias adds).
+
+        Not with what some function, as exp, makes of it alone, nor with 1 + it.
+        """
         return {
             call.index
             for call in self.trace.calls
             for operand in call.operands
             if "bias" not in operand.role
             and call.op not in ADDING
+            and (operand.offset == 0.0 or len(operand.parameters) > 1)
             and any(name in names for name in operand.parameters)
         }
 

@@ -3607,3 +3607,24 @@ def zero_token_and_positions_in_front_of_a_zero_head():
             return self.head((x + self.attention(y, y, y, need_weights=False)[0])[:, 0])
 
     return Net(), torch.randn(16, 5, 12), classify(16, 4)
+
+
+@TRAPS(absent=("S102",))
+def logarithm_of_zero_beside_ratios_that_underflow():
+    """The width is exp(0) = 1: what holds the policy back is the batch, not a zero factor."""
+
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.value = mlp(6, 16, 3, act=nn.Tanh), mlp(6, 16, 1, act=nn.Tanh)
+            self.log_std = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            chosen = torch.distributions.Normal(self.mean(x), self.log_std.exp())
+            return chosen.log_prob(x[:, :3]).sum(1), self.value(x)
+
+    return (
+        Policy(),
+        torch.randn(32, 6),
+        lambda out: (out[0] - 1e4).exp().mean() + out[1].pow(2).mean(),
+    )
