@@ -320,3 +320,48 @@ def test_a_gate_that_is_frozen_or_is_one_of_a_few_is_left_alone():
     assert not of_steps(model)
     some = torch.where(torch.arange(24) < 20, 20.0, 0.0)
     assert not of_steps(Reading("LSTM").set_gate(1, some))
+
+
+class Near(nn.Module):
+    """Attention that distances make local, by a number for each step that is added to scores."""
+
+    def __init__(self, steep: float, fused: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = (nn.Linear(16, 16) for _ in range(4))
+        place = torch.arange(10.0)
+        self.bias = nn.Parameter(-steep * (place[:, None] - place).abs())
+        self.fused = fused
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.fused:
+            return self.head(F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias))
+        return self.head((q @ k.mT / 4 + self.bias).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_added_to_scores_is_not_laid_to_queries_and_keys(fused: bool):
+    report = fanin.check(Near(20.0, fused), torch.randn(16, 10, 16), regress(16, 10, 16))
+    assert "P206" not in {f.code for f in report.findings}
+
+
+@pytest.mark.parametrize("factor", [1.0, 16.0])
+def test_what_an_attention_is_given_is_named_where_it_is_what_is_large(factor: float):
+    """An embedding of std 1 times √d, as beside sinusoids, and no norm in front of it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(50, 256), nn.Linear(256, 4)
+            self.block = nn.TransformerEncoderLayer(256, 4, 256, 0.0, batch_first=True)
+
+        def forward(self, x):
+            return self.head(self.block(self.embed(x) * factor).mean(1))
+
+    torch.manual_seed(0)
+    report = fanin.check(Net(), torch.randint(0, 50, (16, 24)), classify(16, 4))
+    told = [f for f in report.findings if f.code == "P206"]
+    assert len(told) == (factor > 1)
+    for finding in told:
+        assert finding.message.startswith("What an attention is given is so large")
+        assert "smaller embeddings" in finding.fix

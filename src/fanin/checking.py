@@ -21,6 +21,7 @@ from fanin.construction import Record, recorded
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, watching
+from fanin.kinds import PASSIVE
 from fanin.layers import LayerStats, layer_stats
 from fanin.nested import arguments, signals_in, tensors_in
 from fanin.numbers import Audit, audit
@@ -239,9 +240,9 @@ def _not_finite_before(subject: Subject) -> str:
     recorder = Recorder(subject.seed, subject.samples, limit=torch.finfo(torch.float32).max)
     with contextlib.suppress(FaninError):
         run_pass(subject, recorder)
-    if recorder.first_bad is None:
+    call, value = recorder.first_bad or (None, 0.0)
+    if call is None or call.op in PASSIVE:  # which hands on what was there: memory not yet written
         return ""
-    call, value = recorder.first_bad
     source = weighted_source(recorder.calls, call)
     behind = "" if source is None or source is call else f" behind {source.parameters[0]}"
     where = f" in {call.module}" if call.module else ""
