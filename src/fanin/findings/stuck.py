@@ -109,9 +109,11 @@ def _makers(evidence: Evidence, attention: Attention, scale: float) -> tuple[str
 def _products(evidence: Evidence, ways: Sequence[Sequence[Call]]) -> float:
     """Size of the products of queries and keys, taken to be independent."""
     read, cells = evidence.seen.architecture, evidence.seen.cells
-    normed = [any(read.normalizes(call) for call in way) for way in ways]
-    pairs = zip(ways, normed, strict=True)
-    sizes = [1.0 if unit else cells[way[-1].index].rms for way, unit in pairs]
+    sizes = []
+    for way in ways:
+        cell = cells.get(way[-1].index)
+        normed = any(read.normalizes(call) for call in way)
+        sizes.append(1.0 if normed else math.inf if cell is None else cell.rms)
     return math.prod(sizes) * math.sqrt(ways[0][0].shape[-1])
 
 
