@@ -19,7 +19,6 @@ _NEAR = 12
 # Root mean square of learned positions from which rows of 0.02 drown beside them: those of 0.02, as
 # published, are below it, those of a unit normal above.
 _LARGE = 0.1
-_SQUARES = frozenset({"square", "pow"})
 _MEANS = frozenset({"mean", "sum"})
 # What picks one of several; shares of all of them (softmax) train what they are taken of.
 _PICKS = frozenset({"argmin", "argmax", "min", "max", "topk", "sort", "argsort", "multinomial"})
@@ -130,7 +129,8 @@ def is_read(architecture: Architecture, call: Call, layered: Collection[int]) ->
 
 def _multiplies(call: Call) -> bool:
     """Whether a call multiplies signals with one another, or one with itself."""
-    return call.op in BILINEAR | _SQUARES and not call.operands
+    squares = call.op == "square" or (call.op == "pow" and call.option == 2)
+    return (call.op in BILINEAR or squares) and not call.operands
 
 
 def sources(
