@@ -2057,7 +2057,7 @@ def test_schemes_that_measure_need_values():
 # ── random networks ──────────────────────────────────────────────────────────────────────────
 
 FEW = settings(
-    max_examples=50,
+    max_examples=36,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

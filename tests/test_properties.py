@@ -17,7 +17,7 @@ from zoo.checks import unchanged
 import fanin
 
 FEW = settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -104,7 +104,7 @@ def test_a_fault_is_mended_and_no_warning_is_left(case: Case):
     assert bool(done.repair.changed) == bool(found_before(done, "error", "warning"))
 
 
-@parametrize(FAULTS[::3])
+@parametrize(FAULTS[::4])
 def test_a_fault_is_mended_once_and_for_all(case: Case):
     """A second repair finds nothing, all is told, and the plan does the same to another copy."""
     done = mended(case, warnings=True)
