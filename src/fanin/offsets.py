@@ -10,6 +10,7 @@ from fanin.apply import copied
 from fanin.architecture import Layer
 from fanin.errors import FaninError
 from fanin.findings.signals import PRIOR, SATURATING
+from fanin.kinds import RECURRENT
 from fanin.passes import Pass, Subject, run_pass
 from fanin.probe import Recorder
 
@@ -34,7 +35,7 @@ def misplaced(subject: Subject, seen: Pass) -> frozenset[str]:
     """
     suspects, inner = {}, seen.architecture.inner
     for layer in seen.architecture.layers if seen.named_loss else ():
-        if not inner.isdisjoint(layer.calls):
+        if layer.op in RECURRENT or not inner.isdisjoint(layer.calls):
             continue
         cells = seen.cells_of(layer)
         flat = [c.saturated for c in cells if c.saturated is not None]
