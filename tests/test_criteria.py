@@ -194,6 +194,9 @@ MEAN, SIZE = float(WANTED.square().mean()), float(WANTED.abs().mean())
         (lambda out: (out - WANTED).abs().mean(), SIZE),
         (lambda out: F.mse_loss(out, WANTED) + 3 * F.l1_loss(out, WANTED), MEAN + 3 * SIZE),
         (lambda out: ((out - WANTED) ** 2).mean() + F.mse_loss(out, WANTED), 2 * MEAN),
+        (lambda out: sum([F.mse_loss(out, WANTED), F.mse_loss(out, WANTED)]), 2 * MEAN),
+        (lambda out: F.mse_loss(out, WANTED) + 5000.0, MEAN + 5000),
+        (lambda out: F.mse_loss(out, WANTED).add_(F.mse_loss(out, WANTED)), 2 * MEAN),
     ],
 )
 def test_a_regression_is_known_by_hand_and_as_a_sum(loss: Callable, guess: float):

@@ -9,7 +9,7 @@ logsumexp(z) - z[y].  What else is added, such as a penalty, stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -160,20 +160,18 @@ def _of_loss(architecture: Architecture, known: Mapping[int, _Known]) -> _Known 
     return None if index is None else known[index]
 
 
-def terms_of_loss(
-    architecture: Architecture, known: Mapping[int, _Known]
-) -> list[tuple[float, _Known]]:
-    """What is known of the terms of a loss, by their calls, with the constant each is multiplied
-    with; nothing where something else is added too."""
+def terms_of_loss(architecture: Architecture, known: Collection[int]) -> list[tuple[int, float]]:
+    """The calls, of those known, that a loss is a sum of, with what each is multiplied with; none
+    where there are others too.  A constant may be added, which the calls do not tell."""
     index = architecture.trace.loss
     return [] if index is None else _terms(architecture, known, index, 1.0)
 
 
 def _terms(
-    architecture: Architecture, known: Mapping[int, _Known], index: int, times: float
-) -> list[tuple[float, _Known]]:
+    architecture: Architecture, known: Collection[int], index: int, times: float
+) -> list[tuple[int, float]]:
     if index in known:
-        return [(times, known[index])]
+        return [(index, times)]
     call = architecture.trace.calls[index]
     if call.op in PRODUCTS | QUOTIENTS and call.option and len(call.behind) == 1:
         times *= call.option if call.op in PRODUCTS else 1 / call.option

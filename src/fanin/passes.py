@@ -166,12 +166,13 @@ def run_pass(
         if written is not None and not written.scaled:
             recorder.written(index, written.end, written.curve)
     gradients = _gradients(watch, value, stand.parameters)
-    size, guess = _aims(architecture, recorder) if named else (None, None)
+    loss = float(value.detach())
+    size, guess = _aims(architecture, recorder, loss) if named else (None, None)
     result = Pass(
         architecture=architecture,
-        loss=float(value.detach()),
+        loss=loss,
         named_loss=named,
-        chance=chance(architecture, recorder.parts.found, float(value.detach())) if named else None,
+        chance=chance(architecture, recorder.parts.found, loss) if named else None,
         target_rms=size,
         guess=guess,
         gradients={n: None if g is None else rms(g) for n, g in gradients.items()},
@@ -186,17 +187,25 @@ def run_pass(
     return result, gradients
 
 
+# What a loss has above its terms by rounding alone: some 1e-7 of it for each in float32.
+_ROUNDING = 1e-5
+
+
 def _aims(
-    architecture: Architecture, recorder: Recorder
+    architecture: Architecture, recorder: Recorder, loss: float
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Size of the targets of a loss that is a sum of regressions, and what guessing zero costs."""
     by_hand = regressions(architecture, recorder.differences)
     sizes = recorder.targets | {i: known.rms for i, known in by_hand.items()}
     costs = recorder.guesses | {i: known.guess for i, known in by_hand.items() if known.guess}
-    size = max((rms for _, rms in terms_of_loss(architecture, sizes)), default=None)
+    size = max((sizes[i] for i, _ in terms_of_loss(architecture, sizes)), default=None)
     terms = terms_of_loss(architecture, costs)
-    near, far = (sum(times * cost[k] for times, cost in terms) for k in (0, 1))
-    return size, (near, far) if terms else None
+    if not terms or not recorder.numbers:  # a pass that measures nothing but gradients
+        return size, None
+    rest = loss - sum(times * float(recorder.numbers[i]) for i, times in terms)  # added to them
+    rest = rest if abs(rest) > _ROUNDING * abs(loss) else 0.0
+    near, far = (rest + sum(times * costs[i][k] for i, times in terms) for k in (0, 1))
+    return size, (near, far)
 
 
 def _absorbed(architecture: Architecture, calls: set[int], model: nn.Module) -> Iterator[str]:

@@ -76,6 +76,7 @@ class Recorder(Observer):
         self.targets: dict[int, float] = {}
         self.guesses: dict[int, tuple[float, float]] = {}
         self.differences: dict[int, Tensor] = {}  # call → what may be a target, taken from a signal
+        self.numbers: dict[int, Tensor] = {}  # call → its result, where that is a single number
         self.picked: dict[int, float] = {}
         self.focus: dict[int, Focus] = {}  # of the softmaxes, and of fused attentions
         # call → the layer whose units it shows, and the range of each unit
@@ -208,6 +209,8 @@ class Recorder(Observer):
     def produced(self, call: Call, output: Tensor) -> None:
         """Measure where branches meet, and parts; look for the first result out of range."""
         self.parts.made(self.calls, call, output)
+        if not call.shape:
+            self.numbers[call.index] = output.detach().clone()  # more may be added in place
         if call.op in _BY_UNIT:
             self._normed(call, output.detach())
         if call.op == "add" and len(call.inputs) > 1 and not call.operands and output.numel() > 1:
