@@ -365,3 +365,21 @@ def test_what_an_attention_is_given_is_named_where_it_is_what_is_large(factor: f
     for finding in told:
         assert finding.message.startswith("What an attention is given is so large")
         assert "smaller embeddings" in finding.fix
+
+
+def test_a_gate_that_shuts_everything_out_is_the_reason_that_inputs_look_alike():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(6, 16, batch_first=True), nn.Linear(16, 3)
+            self.places, self.norm = nn.Embedding(9, 16), nn.LayerNorm(16)
+            with torch.no_grad():
+                self.gru.bias_ih_l0[16:32] = 25.0  # the update gate: the state stays at zero
+
+        def forward(self, x):
+            h = self.gru(x)[0] + self.places(torch.arange(9))
+            return self.head(torch.tanh(self.norm(h)).mean(1))
+
+    report = fanin.check(Last(), torch.randn(16, 9, 6), classify(16, 3))
+    (found,) = [f for f in report.findings if f.code == "P207"]
+    assert found.why.startswith("The update gate of gru is stuck")

@@ -47,6 +47,7 @@ def lost(evidence: Evidence, first: Station) -> Lost | None:
         or _computed(evidence, first)
         or _flat(before)
         or _between(evidence, before, first)
+        or _stuck(before)
     )
 
 
@@ -110,6 +111,20 @@ def _flat(before: Sequence[Station]) -> Lost | None:
                 "behind gets the same for every sample.",
                 f"Bring those units back ({code}): biases near zero, weights at the gain of the "
                 "activation.",
+            )
+    return None
+
+
+def _stuck(before: Sequence[Station]) -> Lost | None:
+    """A gate of a recurrent layer that lets nothing in, or nothing out."""
+    for station in reversed(before):
+        gates = station.cell.gates.stuck if station.cell.gates is not None else ()
+        gate = max(gates, key=lambda gate: gate.share, default=None)
+        if gate is not None and gate.share >= _ALL:
+            return Lost(
+                f"The {gate.gate} of {station.shown} is stuck: what lies behind gets the same for "
+                "every sample.",
+                "Bring that gate back (P206): its biases near zero, weights at a gain of 1.",
             )
     return None
 
