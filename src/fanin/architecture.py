@@ -317,20 +317,20 @@ class Architecture:
             queue += new
         return False
 
-    def factors(self, names: Collection[str]) -> set[int]:
-        """Calls that multiply the signal with one of these parameters (a bias adds).
+    @cached_property
+    def factors(self) -> Mapping[str, set[int]]:
+        """For each parameter the calls that multiply the signal with it (a bias adds).
 
         Not with what some function, as exp, makes of it alone, nor with 1 + it.
         """
-        return {
-            call.index
-            for call in self.trace.calls
-            for operand in call.operands
-            if "bias" not in operand.role
-            and call.op not in ADDING
-            and (operand.offset == 0.0 or len(operand.parameters) > 1)
-            and any(name in names for name in operand.parameters)
-        }
+        found: dict[str, set[int]] = {}
+        for call in self.trace.calls:
+            for operand in call.operands:
+                plain = operand.offset == 0.0 or len(operand.parameters) > 1
+                if plain and "bias" not in operand.role and call.op not in ADDING:
+                    for name in operand.parameters:
+                        found.setdefault(name, set()).add(call.index)
+        return found
 
     def ancestors(self, start: Iterable[int]) -> set[int]:
         """Calls from which `start` is reached, `start` included."""
@@ -345,10 +345,13 @@ class Architecture:
 
     def descendants(self, start: Iterable[int]) -> set[int]:
         """Calls that `start` reaches, `start` included."""
-        seen = set(start)
-        for call in self.trace.calls:
-            if call.index not in seen and any(i in seen for i in call.behind):
-                seen.add(call.index)
+        seen: set[int] = set()
+        queue = list(start)
+        while queue:
+            index = queue.pop()
+            if index not in seen:
+                seen.add(index)
+                queue += [call.index for call in self.followers[index]]
         return seen
 
 

@@ -349,11 +349,11 @@ def sets_scale(architecture: Architecture, call: Call) -> bool:
     As in the coupling layers of a flow: cut, bounded by a tanh or a clamp, and through an
     exponential to a product with something that this layer has not made.
     """
-    own = architecture.descendants([call.index])
     seen, waiting = {call.index}, [call]
     while waiting:
         for after in architecture.followers[waiting.pop().index]:
             if after.op == "exp":
+                own = architecture.descendants([call.index])
                 scaled = architecture.followers[after.index]
                 others = {i for c in scaled if c.op in PRODUCTS | QUOTIENTS for i in c.sources}
                 if not others <= own:

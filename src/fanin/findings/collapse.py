@@ -119,9 +119,10 @@ def _alike(evidence: Evidence, scale: float) -> tuple[list[Station], _Starved | 
     """
     read, alive = evidence.seen.architecture, live(evidence)
     small = [y for y in read.layers if gain(evidence, y) < NEXT_TO_ZERO]
-    faint = {i: y for y in small if y.weight[0] not in evidence.frozen for i in y.calls}
+    small = [y for y in small if y.weight[0] not in evidence.frozen]
+    faint = {i: y for y in small for i in y.calls}
     end = alive[-1].index if alive else -1
-    on_trunk = {y.weight for y in faint.values() if end in _behind(read, [y])}
+    on_trunk = {y.weight for y in small if end in _behind(read, [y])}
     apart = _sees_samples(evidence) - _unfilled(evidence)
     low: list[Station] = []
     starved: _Starved | None = None

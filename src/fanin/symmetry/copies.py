@@ -273,7 +273,8 @@ def _difference(rows: Tensor | None, members: tuple[int, ...], like: Tensor | No
     """Largest absolute difference between members; 0 for a gradient that never came."""
     if rows is None:
         return 0.0 if like is not None else math.nan
-    inside = [m for m in members if m < len(rows)]
+    units = len(rows)
+    inside = [m for m in members if m < units]
     if len(inside) < 2:
         return math.nan
     part = rows[inside]

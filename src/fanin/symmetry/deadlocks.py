@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
@@ -66,7 +67,7 @@ class _Holders:
         self._held_zeros = [n for n in held if n in run.zero]
         still = [*self._held_zeros, *sorted(run.frozen & run.zero)]
         # each zero → the calls that multiply with it, which pass neither signal nor cotangent
-        self._zeros = {n: at for n in still if (at := read.factors({n}))}
+        self._zeros = {n: at for n in still if (at := read.factors.get(n))}
         self._stops = self._dead.union(*self._zeros.values())
 
     def layer(self, name: str) -> str:
@@ -79,10 +80,10 @@ class _Holders:
         layer = self.layer(name)
         if not any(name in y.parameters for y in self._read.layers):
             return self._unseen(name, layer)
-        beside = _beside(self._read, name, self._held_zeros) if name in self._run.zero else ()
+        own = self._users[name]
+        beside = _beside(self._read, name, own, self._held_zeros) if name in self._run.zero else ()
         if beside:
             return Deadlock(name, layer, TWO_ZEROS, beside)
-        own = self._users[name]
         # Where no cotangent comes back to it, what holds it lies towards the loss; else its input
         # is zero, and that lies towards the batch.
         silent = self._is_silent(own)
@@ -126,12 +127,38 @@ class _Holders:
         read, frozen = self._read, self._run.frozen
         reach = read.first_met(own, self._stops, onward=silent)
         others = {n: at for n, at in self._zeros.items() if n != name}
-        partners = {n for n, at in others.items() if silent and _multiplied(read, own, at)}
+        partners = self._partners(own) if silent else set()
         factors = [n for n, at in others.items() if (at & reach) - own or n in partners]
         if read.open_way(own, self._stops, onward=silent):  # a zero gradient of another cause
             factors = [n for n in factors if n not in frozen or n in partners]
         met = reach | own if silent else reach
         return factors, [y.name for y in read.layers if set(y.calls) & self._dead & met]
+
+    def _partners(self, own: set[int]) -> set[str]:
+        """Zeros beside a parameter that meet it in a product first, as keys meet queries."""
+        found, met = set(), 0
+        for index in sorted(self._read.descendants(own)):
+            new = self._arriving[index] & ~met
+            if new and index not in own and self._read.trace.calls[index].op in _PRODUCTS:
+                names = (n for bit, n in enumerate(self._zeros) if new >> bit & 1)
+                found |= {n for n in names if index not in self._zeros[n]}
+            met |= new
+        return found
+
+    @cached_property
+    def _arriving(self) -> list[int]:
+        """For each call the zeros that are in what it is given, or its own: bits, in their order.
+
+        In a model of zeros they are a thousand, at thousands of calls.
+        """
+        bits = [0] * len(self._read.trace.calls)
+        for bit, at in enumerate(self._zeros.values()):
+            for index in at:
+                bits[index] |= 1 << bit
+        for call in self._read.trace.calls:
+            for before in call.behind:
+                bits[call.index] |= bits[before]
+        return bits
 
     def _cause(self, name: str, factors: list[str]) -> Cause:
         if factors and self._run.frozen.issuperset(factors):
@@ -166,19 +193,8 @@ def has_no_slope(call: Call) -> bool:
     return call.op in _FLAT or (call.op in _RELATIVE and 1 in call.shape[1:])
 
 
-def _beside(read: Architecture, name: str, zeros: Sequence[str]) -> tuple[str, ...]:
+def _beside(read: Architecture, name: str, own: set[int], zeros: Sequence[str]) -> tuple[str, ...]:
     """Zeros that one weight is computed from together with a parameter: the factors of a LoRA."""
-    operands = (o for call in read.trace.calls for o in call.operands if name in o.parameters)
+    operands = (o for i in own for o in read.trace.calls[i].operands if name in o.parameters)
     found = {n for o in operands for n in o.parameters}
     return tuple(n for n in zeros if n in found and n != name)
-
-
-def _multiplied(read: Architecture, one: set[int], other: set[int]) -> bool:
-    """Whether two layers side by side meet in a product first, as queries and keys do."""
-    if one & other:
-        return False
-    common = read.descendants(one) & read.descendants(other)
-    first = min(common, default=None)
-    if first is None or first in one | other:
-        return False
-    return read.trace.calls[first].op in _PRODUCTS
