@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -24,6 +25,7 @@ __all__ = [
     "weighted_source",
 ]
 
+Read = TypeVar("Read")
 #: What makes two calls one layer: operation, main weight, whether it is transposed, its layout.
 Key = tuple[str, tuple[str, ...], bool, str]
 
@@ -118,6 +120,17 @@ class Architecture:
     def goal(self) -> tuple[int, ...]:
         """The calls that the gradient starts from: the loss, or the outputs without one."""
         return self.trace.outputs if self.trace.loss is None else (self.trace.loss,)
+
+    def once(self, reading: Callable[[Architecture], Read]) -> Read:
+        """What `reading` makes of this architecture: it runs at the first call alone."""
+        if reading not in self._readings:
+            self._readings[reading] = reading(self)
+        found: Read = self._readings[reading]
+        return found
+
+    @cached_property
+    def _readings(self) -> dict[Callable[[Architecture], Any], Any]:
+        return {}
 
     def reached(
         self,

@@ -79,7 +79,7 @@ def residual_branches(
     architecture: Architecture,
 ) -> tuple[tuple[ResidualBranch, ...], dict[str, int]]:
     """The branches with the names of their layers, and the innermost one of each layer inside."""
-    found, inside, _ = branches(architecture)
+    found, inside, _ = architecture.once(branches)
     names = {i: layer.name for i, layer in architecture.layer_of.items()}
 
     def told(calls: tuple[int, ...]) -> tuple[str, ...]:
@@ -98,12 +98,11 @@ def branches(
     """The branches, the innermost branch of each call inside one, and the calls that end them."""
     found: list[tuple[Branch, set[int]]] = []
     starts: dict[int, int] = {}  # end of a branch → where it started
-    for add in architecture.trace.calls:
-        if add.op in _ADDS and len(set(add.sources)) == 2:
-            pair = _branch(architecture, add, starts)
-            if pair is not None and not _restores(architecture, pair[0]):
-                found.append(pair)
-                starts[add.index] = pair[0].start
+    for index in architecture.once(_meetings):
+        pair = _branch(architecture, architecture.trace.calls[index], starts)
+        if pair is not None and not _restores(architecture, pair[0]):
+            found.append(pair)
+            starts[index] = pair[0].start
     numbered = _numbered(architecture, [branch for branch, _ in found])
     regions = [(branch, region) for branch, (_, region) in zip(numbered, found, strict=True)]
     inside: dict[int, Branch] = {}
@@ -128,12 +127,10 @@ def _restores(architecture: Architecture, branch: Branch) -> bool:
 def low_rank_pairs(architecture: Architecture) -> dict[int, str]:
     """Weighted call → "A" or "B": two linear layers in a row beside a single one (LoRA)."""
     found: dict[int, str] = {}
-    calls = architecture.trace.calls
-    for call in calls:
-        if call.op not in _ADDS or len(set(call.sources)) != 2 or min(call.sources) < 0:
-            continue
-        start = _meeting(calls, *call.sources)
-        if start is None:
+    calls, layered = architecture.trace.calls, architecture.once(_layered)
+    for index, start in architecture.once(_meetings).items():
+        call = calls[index]
+        if start is None or min(call.sources) < 0 or min(layered[i] for i in call.sources) <= start:
             continue
         sides = [_region(calls, index, start) for index in call.sources]
         chains = [sorted(i for i in side if calls[i].units is not None) for side in sides]
@@ -168,10 +165,10 @@ def _branch(
     architecture: Architecture, add: Call, starts: Mapping[int, int]
 ) -> tuple[Branch, set[int]] | None:
     """The branch that a sum ends, with all calls inside; None where it ends none."""
-    calls = architecture.trace.calls
+    calls, layered = architecture.trace.calls, architecture.once(_layered)
+    start, stream = _start(architecture, add, starts)
     one, two = dict.fromkeys(add.sources)
-    start, stream = _start(calls, one, two, starts)
-    if start is None:
+    if start is None or all(layered[i] <= start for i in (one, two) if i >= 0):
         return None
     ways = []
     for end in (one, two):
@@ -193,15 +190,17 @@ def _branch(
 
 
 def _start(
-    calls: tuple[Call, ...], one: int, two: int, starts: Mapping[int, int]
+    architecture: Architecture, add: Call, starts: Mapping[int, int]
 ) -> tuple[int | None, int | None]:
     """The call from which both ways to a sum start; and which of the two is a sum of the stream.
 
     In x + a(x) + b(x) the sum with a(x) is the stream that b(x) is added to: both start from x.
     """
-    start, stream = _meeting(calls, one, two), None
+    given = architecture.once(_given)
+    start, stream = architecture.once(_meetings)[add.index], None
+    one, two = dict.fromkeys(add.sources)
     for end, other in ((one, two), (two, one)):
-        if end in starts and start != end and _meeting(calls, starts[end], other) == starts[end]:
+        if end in starts and start != end and _meeting(given, starts[end], other) == starts[end]:
             start, stream = starts[end], end
     return start, stream
 
@@ -228,7 +227,40 @@ def _counts(call: Call) -> bool:
     return call.units is not None and "v" not in call.layout
 
 
-def _meeting(calls: tuple[Call, ...], one: int, two: int) -> int | None:
+def _layered(architecture: Architecture) -> list[int]:
+    """For each call the latest layer that it comes from, itself included; -1 where there is none.
+
+    A sum whose ways have met behind it has no layers in them, as most of those in a loop over time.
+    """
+    latest: list[int] = []
+    for call in architecture.trace.calls:
+        own = -1 if call.units is None else call.index
+        latest.append(max(own, *(latest[i] for i in call.behind), -1))
+    return latest
+
+
+def _meetings(architecture: Architecture) -> dict[int, int | None]:
+    """For each sum of two signals the nearest call from which both come."""
+    calls, given = architecture.trace.calls, architecture.once(_given)
+    sums = (c for c in calls if c.op in _ADDS and len(set(c.sources)) == 2)
+    return {add.index: _meeting(given, *dict.fromkeys(add.sources)) for add in sums}
+
+
+def _given(architecture: Architecture) -> list[tuple[int, ...]]:
+    return [_signals(call) for call in architecture.trace.calls]
+
+
+def _signals(call: Call) -> tuple[int, ...]:
+    """What a call's values come from: none where it looks at them for integers, or looks up.
+
+    Integers are no signal that could go around.
+    """
+    if call.op in _COUNTS or "v" in call.layout:
+        return ()
+    return tuple(i for i in call.inputs if i != INTEGERS)
+
+
+def _meeting(given: Sequence[tuple[int, ...]], one: int, two: int) -> int | None:
     """The nearest call from which both come (-1: the batch); None when there is none."""
     if min(one, two) < 0:
         return BATCH if min(one, two) == BATCH else None
@@ -236,22 +268,15 @@ def _meeting(calls: tuple[Call, ...], one: int, two: int) -> int | None:
     heap = sorted((-one, -two))
     while heap:
         index = -heapq.heappop(heap)
-        if marks[index] == 3:
+        mark = marks[index]
+        if mark == 3:
             return index
-        if index < 0:
-            continue
-        for i in _signals(calls[index]):
-            if i == INTEGERS:  # they are no signal that could go around
-                continue
-            if i not in marks:
+        for i in given[index] if index >= 0 else ():
+            before = marks.get(i, 0)
+            if not before:
                 heapq.heappush(heap, -i)
-            marks[i] = marks.get(i, 0) | marks[index]
+            marks[i] = before | mark
     return None
-
-
-def _signals(call: Call) -> tuple[int, ...]:
-    """What a call's values come from: none where it looks at them for integers, or looks up."""
-    return () if call.op in _COUNTS or "v" in call.layout else call.inputs
 
 
 def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:

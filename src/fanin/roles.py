@@ -173,7 +173,7 @@ class _Reader:
         self.calls = architecture.trace.calls
         self.followers = architecture.followers
         self.parts = parts(model)
-        self.branches, self.branch_of, self.lasts = branches(architecture)
+        self.branches, self.branch_of, self.lasts = architecture.once(branches)
         self.low_rank = low_rank_pairs(architecture)
         self.heads = {i for layer in architecture.heads for i in layer.calls}
         self.attention, self.mixed_at = attention_parts(architecture)

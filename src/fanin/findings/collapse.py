@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
+from fanin.findings.closed import shut
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.lost import LEAST_GIVEN, Lost, lost
-from fanin.findings.reach import NEXT_TO_ZERO, from_nothing, gain, is_zero, live, shut
+from fanin.findings.reach import NEXT_TO_ZERO, from_nothing, gain, is_zero, live
 from fanin.findings.rules import Finding, finding
 from fanin.findings.signals import ABOVE_TARGET, EXPLODING, spread_of, stretch
 from fanin.kinds import NORMS, PASSIVE

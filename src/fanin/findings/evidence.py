@@ -10,6 +10,7 @@ from functools import cached_property
 from fanin.architecture import Layer
 from fanin.branches import ResidualBranch
 from fanin.calls import Call
+from fanin.findings.closed import constant
 from fanin.layers import Depth, LayerStats
 from fanin.numbers import Audit
 from fanin.passes import Pass
@@ -139,6 +140,11 @@ class Evidence:
     def frozen(self) -> frozenset[str]:
         """Parameters that stay as they are."""
         return frozenset(p.name for p in self.seen.architecture.parameters if not p.trainable)
+
+    @cached_property
+    def constant(self) -> set[int]:
+        """Calls that the batch reaches through weights of zero alone, for now."""
+        return constant(self.seen, self.zeros - self.frozen)
 
     @cached_property
     def sizes(self) -> Mapping[str, float]:

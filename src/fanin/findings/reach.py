@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from fanin.architecture import Architecture, Layer
-from fanin.calls import Call
+from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence, Station
-from fanin.kinds import BILINEAR, PASSIVE, RECURRENT, SUMS
+from fanin.kinds import RECURRENT
 
 __all__ = [
     "NEXT_TO_ZERO",
@@ -19,7 +18,6 @@ __all__ = [
     "large_inputs",
     "live",
     "loud",
-    "shut",
 ]
 
 # Inputs of this size are raw (pixels of 0 to 255, years); a normalized batch has an rms of about 1.
@@ -43,7 +41,7 @@ def live(evidence: Evidence, run: Sequence[Station] | None = None) -> list[Stati
 
     Frozen ones stay zero, so what lies behind them stays as it is.
     """
-    found, constant = [], _constant(evidence)
+    found, constant = [], evidence.constant
     for station in evidence.trunk if run is None else run:
         if station.index in constant:
             break
@@ -64,41 +62,6 @@ def is_zero(evidence: Evidence, layer: Layer) -> bool:
     zero = layer.weight[0] in evidence.zeros - evidence.frozen
     bias = layer.op == "shift" and sum(size > 1 for size in main.shape) < 2  # a table is none
     return zero and main.offset == 0.0 and not bias
-
-
-def _constant(evidence: Evidence) -> set[int]:
-    """Calls that the batch reaches through weights of zero alone: they give one value, or zero."""
-    read, cells = evidence.seen.architecture, evidence.seen.cells
-    zeros = evidence.zeros - evidence.frozen
-    found = {c.index for c in read.trace.calls if _is_closed(c, zeros)}
-    zero = {i for i in found if i in cells and cells[i].squares == 0.0}
-    return shut(read, found, zero) if found else found
-
-
-def shut(read: Architecture, stops: Collection[int], nothing: Collection[int]) -> set[int]:
-    """Calls that the batch reaches through `stops` alone, or times `nothing`: what those of them
-    give that give zeros, or next to zero."""
-    found, zero = set(stops), set(nothing)
-    for call in read.trace.calls:
-        given = {i for i in call.inputs if i < 0 or read.trace.calls[i].varies}
-        handed = call.op in PASSIVE or (call.op in SUMS and len(set(call.sources)) > 1)
-        factor = call.op in BILINEAR and not zero.isdisjoint(given)
-        if (given and found >= given) or factor:
-            found.add(call.index)
-        if factor or (handed and given and zero >= given and not call.operands):
-            zero.add(call.index)
-    return found
-
-
-def _is_closed(call: Call, zeros: frozenset[str]) -> bool:
-    """Whether a matrix or table of zeros is all that a call makes its result of, if known."""
-    if call.op.startswith("unnamed:"):
-        return bool(call.parameters) and zeros.issuperset(call.parameters)
-    if not call.operands or not call.layout:
-        return False
-    main = call.operands[0]
-    plain = len(main.parameters) == 1 and main.offset == 0.0
-    return plain and main.parameters[0] in zeros and call.op not in RECURRENT
 
 
 def gain(evidence: Evidence, layer: Layer) -> float:

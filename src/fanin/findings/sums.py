@@ -72,7 +72,7 @@ def drowned(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     # Adam trains such a stream up to ×1e4, SGD does not from ×30.  Labelled sound: up to 5.8.
-    lost = (_lost(evidence, branch) for branch in branches(evidence.seen.architecture)[0])
+    lost = (_lost(evidence, branch) for branch in evidence.seen.architecture.once(branches)[0])
     yield from _told(
         evidence,
         [d for d in lost if d is not None],

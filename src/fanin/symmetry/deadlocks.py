@@ -98,8 +98,13 @@ class _Holders:
             return Deadlock(name, layer, NO_SLOPE, functions)
         if self._holds_itself(name):
             return Deadlock(name, layer, TWO_ZEROS, (name,))
-        followed = not self._read.descendants(own).isdisjoint(self._read.goal)
+        followed = not self._leading.isdisjoint(own)
         return None if followed and self._is_measured(own) else self._unseen(name, layer)
+
+    @cached_property
+    def _leading(self) -> set[int]:
+        """The calls that lead to the loss."""
+        return self._read.ancestors(self._read.goal)
 
     def _unseen(self, name: str, layer: str) -> Deadlock | None:
         """A gradient of exactly zero where something was not watched; None where nothing ran."""
@@ -136,8 +141,9 @@ class _Holders:
 
     def _partners(self, own: set[int]) -> set[str]:
         """Zeros beside a parameter that meet it in a product first, as keys meet queries."""
-        found, met = set(), 0
-        for index in sorted(self._read.descendants(own)):
+        found: set[str] = set()
+        met = 0
+        for index in sorted(self._read.descendants(own)) if self._zeros else ():
             new = self._arriving[index] & ~met
             if new and index not in own and self._read.trace.calls[index].op in _PRODUCTS:
                 names = (n for bit, n in enumerate(self._zeros) if new >> bit & 1)

@@ -234,11 +234,12 @@ class VirtualRun:
         return self._moving(gradients, self.steps)
 
     def _moving(self, gradients: Mapping[str, Tensor | None], step: int) -> dict[str, Tensor]:
-        seen = self.passes[-1]
+        sizes = self.passes[-1].gradients
+        largest = max((g for g in sizes.values() if g and math.isfinite(g)), default=0.0)
         moving = {
             n: g.to_dense() if g.is_sparse else g
             for n, g in gradients.items()
-            if g is not None and not self._noise(n, seen, step)
+            if g is not None and not self._noise(n, sizes[n], largest, step)
         }
         self.moved |= moving.keys()
         return moving
@@ -339,12 +340,10 @@ class VirtualRun:
                 for added in hooks.keys() - before:  # those that listened to its gradient
                     del hooks[added]
 
-    def _noise(self, name: str, seen: Pass, step: int) -> bool:
+    def _noise(self, name: str, rms: float | None, largest: float, step: int) -> bool:
         """Whether a gradient is nothing but the round-off of a sum that cancels."""
-        rms = seen.gradients[name]
         if not rms or not math.isfinite(rms):
             return True
-        largest = max(g for g in seen.gradients.values() if g is not None and math.isfinite(g))
         if rms > self.precision.noise * largest:
             return False
         first = self.seen.gradients.get(name)
