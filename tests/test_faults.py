@@ -642,7 +642,7 @@ def test_the_model_itself_has_a_name_where_a_signal_vanishes():
         nn.init.zeros_(layer.bias)
     report = fanin.check(nn.Sequential(body, _Summed(1e-3, 1e-3)), torch.randn(64, 16))
     (found,) = [f for f in report.findings if f.code == "P201"]
-    assert " at 1, " in found.measured
+    assert " at layer 1, " in found.measured
     net = _Summed(1e-3, 1e-3)
     net.first = nn.Sequential(body, net.first)
     (found,) = [f for f in fanin.check(net, torch.randn(64, 16)).findings if f.code == "P201"]

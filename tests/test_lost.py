@@ -82,12 +82,12 @@ CAUSES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "eps that is the width": (
         lambda: normed(lambda: nn.BatchNorm1d(32, 32)),
-        "0.1 at 1, 0.006",
+        "0.1 at layer 1, 0.006",
         "eps",
     ),
-    "scales next to zero": (lambda: normed(lambda: scaled(1e-3)), "0.001 at 1", "at one"),
-    "dead units": (dead, "units of 2 are in the flat part", "P205"),
-    "saturated units": (saturated, "units of 0 are in the flat part", "P206"),
+    "scales next to zero": (lambda: normed(lambda: scaled(1e-3)), "0.001 at layer 1", "at one"),
+    "dead units": (dead, "units of layer 2 are in the flat part", "P205"),
+    "saturated units": (saturated, "units of layer 0 are in the flat part", "P206"),
 }
 
 

@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "listed", "visible"]
+__all__ = ["did_you_mean", "layer_named", "listed", "visible"]
 
 _BETWEEN_WORDS = re.compile(r"[-_.]")
+_NUMBERS = re.compile(r"[\d.]+")
 
 
 def visible(text: str) -> str:
@@ -26,6 +27,17 @@ def visible(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def layer_named(name: str) -> str:
+    """A layer's name within a sentence: one of numbers alone says that it is a layer.
+
+    >>> layer_named("encoder.0"), layer_named("0"), layer_named("0.3"), layer_named("")
+    ('encoder.0', 'layer 0', 'layer 0.3', 'the model itself')
+    """
+    if _NUMBERS.fullmatch(name):
+        return f"layer {name}"
+    return name or "the model itself"
 
 
 def listed(items: Iterable[str], most: int = 3, *, apart: str = ", ", what: str = "") -> str:

@@ -18,7 +18,7 @@ from fanin.findings.signals import ABOVE_TARGET, EXPLODING, spread_of, stretch
 from fanin.kinds import NORMS, PASSIVE
 from fanin.passes import Pass
 from fanin.probe import ALIKE
-from fanin.wording import listed
+from fanin.wording import layer_named, listed
 
 __all__ = ["RULES"]
 
@@ -218,7 +218,9 @@ def _noise(evidence: Evidence) -> Iterator[Finding]:
 def _next_to_zero(
     evidence: Evidence, layers: Sequence[Layer], differing: str, expected: str
 ) -> Finding:
-    sizes = listed((f"{evidence.sizes[y.weight[0]]:.2g} at {y.name}" for y in layers), 4)
+    sizes = listed(
+        (f"{evidence.sizes[y.weight[0]]:.2g} at {layer_named(y.name)}" for y in layers), 4
+    )
     return finding(
         "P207",
         "warning",

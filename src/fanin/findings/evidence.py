@@ -18,6 +18,7 @@ from fanin.probe import Cell
 from fanin.sides import Side, sides
 from fanin.symmetry import RowSet, Symmetry
 from fanin.towers import towers
+from fanin.wording import layer_named
 
 __all__ = ["Evidence", "Station", "Tower", "depth_of", "stations", "towers_of"]
 
@@ -47,7 +48,7 @@ class Station:
     @property
     def shown(self) -> str:
         """The place in words."""
-        return self.place or "the model itself"
+        return layer_named(self.place)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ def _norms(evidence: Evidence, way: Sequence[Station]) -> Lost | None:
             continue
         scale = evidence.sizes.get(norm.layer.weight[0], 1.0)
         if scale < _FAINT:
-            scales.append(f"{scale:.2g} at {norm.place}")
+            scales.append(f"{scale:.2g} at {norm.shown}")
         elif norm.rms < _SHARE * scale:
-            widths.append(f"{norm.rms:.2g} at {norm.place}")
+            widths.append(f"{norm.rms:.2g} at {norm.shown}")
     if scales:
         return Lost(
             f"The scales of norms are next to zero ({listed(scales, 4)}): beside the shift and the "

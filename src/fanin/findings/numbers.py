@@ -10,7 +10,7 @@ from fanin.findings.evidence import Evidence
 from fanin.findings.rules import Finding, finding
 from fanin.numbers import TINY, Audit
 from fanin.summary import count
-from fanin.wording import listed
+from fanin.wording import layer_named, listed
 
 __all__ = ["HUGE", "RULES"]
 
@@ -152,7 +152,7 @@ def _of_weight(call: Call, place: str) -> Finding:
         "N403",
         "error",
         (place, *parameters),
-        measured=f"the weight that {call.op} of {place or 'the model'} computes from {names}",
+        measured=f"the weight that {call.op} of {layer_named(place)} computes from {names}",
         expected="finite values everywhere",
         message=f"The weight that is computed from {names} is NaN or infinite, though these are "
         "finite.",
@@ -212,9 +212,9 @@ def _range(evidence: Evidence, call: Call, value: float) -> Finding:
         "N404",
         "error",
         (place,),
-        measured=f"{value:.3g} in {call.op} of {place or 'the model'}",
+        measured=f"{value:.3g} in {call.op} of {layer_named(place)}",
         expected=f"at most {limit:.5g}, the largest value of {name}",
-        message=f"The first value past {name}'s range is in {call.op} of {place or 'the model'}.",
+        message=f"The first value past {name}'s range is in {call.op} of {layer_named(place)}.",
         why=f"In {name} it becomes infinite, and the loss NaN.",
     )
 

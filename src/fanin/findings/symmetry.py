@@ -21,7 +21,7 @@ from fanin.symmetry import (
     Deadlock,
     UnitClass,
 )
-from fanin.wording import listed
+from fanin.wording import layer_named, listed
 
 __all__ = ["COLLAPSED_SHARE", "RULES", "member_list"]
 
@@ -107,7 +107,7 @@ def _locked(
     by_layer: dict[str, list[UnitClass]],
     width: dict[str, tuple[int, int]],
 ) -> Finding:
-    shown = (f"{n}: {width[n][0]} distinct of {width[n][1]} units" for n in names)
+    shown = (f"{layer_named(n)}: {width[n][0]} distinct of {width[n][1]} units" for n in names)
     copies = [c for n in names for c in by_layer[n]]
     certified = [i for c in copies for i in c.certificate]
     differences = [v for i in certified for v in (i.inputs, i.outputs, i.gradients, i.updates)]
@@ -119,14 +119,18 @@ def _locked(
         severity,
         [*names, *(m for m in modules if m)],
         measured=listed(shown, 4, apart="; ", what="layer"),
-        expected="; ".join(f"{n}: {width[n][1]}" for n in names[:4]) + " distinct units",
+        expected="; ".join(f"{layer_named(n)}: {width[n][1]}" for n in names[:4])
+        + " distinct units",
         message=f"{_where(names, by_layer)} are copies: same inputs, outputs, gradients and "
         f"updates over {evidence.symmetry.steps} steps (largest difference {worst:.1g}).",
     )
 
 
 def _where(names: list[str], by_layer: dict[str, list[UnitClass]]) -> str:
-    parts = [f"units {member_list([c.units for c in by_layer[n]])} of {n}" for n in names[:3]]
+    parts = [
+        f"units {member_list([c.units for c in by_layer[n]])} of {layer_named(n)}"
+        for n in names[:3]
+    ]
     text = "; ".join(parts) + (
         f"; and in {count(len(names) - 3, 'more layer')}" if len(names) > 3 else ""
     )

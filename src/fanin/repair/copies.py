@@ -16,6 +16,7 @@ from fanin.repair.case import GROSS, Case, Mask
 from fanin.repair.wiring import Wire
 from fanin.sketch import classes
 from fanin.symmetry import UnitClass
+from fanin.wording import layer_named
 
 __all__ = ["cloned_layers", "locked_units", "mirrored_units"]
 
@@ -48,7 +49,7 @@ def locked_units(case: Case, finding: Finding, level: int) -> list[Assignment]:
     if level == 1:
         return list(_outgoing(case, 0.0))
     names = case.parameters_at(finding.layers, ("weight", "recurrent", "table"))
-    because = f"all units of {finding.layer} are copies"
+    because = f"all units of {layer_named(finding.layer)} are copies"
     return [case.alive(name, because) for name in names]
 
 
@@ -92,7 +93,7 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
     wire = _wire_of(case, layer)
     if wire is None or wire.units is None:
         for name in case.parameters_at([layer], ("weight", "recurrent", "table")):
-            yield case.own(name, f"the units of {layer} are copies")
+            yield case.own(name, f"the units of {layer_named(layer)} are copies")
         return
     parts = {wire.parameter: wire.units}
     parts |= {n: rows for n, rows in wire.others.items() if case.roles[n].kind == "recurrent"}
@@ -100,7 +101,7 @@ def _incoming(case: Case, layer: str, group: Sequence[UnitClass]) -> Iterator[As
         if not case.roles[name].trainable:
             continue
         again, kept = _drawn_again(case, name, rows, group)
-        because = f"{len(again)} units of {layer} are copies" + (
+        because = f"{len(again)} units of {layer_named(layer)} are copies" + (
             f" of {kept} that stay" if kept else ", and all zero"
         )
         if again:

@@ -14,7 +14,7 @@ from fanin.repair.case import DRAWN, Case
 from fanin.repair.signals import DROWNED, without_bias
 from fanin.repair.wiring import Wire
 from fanin.symmetry import NO_SLOPE, STILL, UNUSED
-from fanin.wording import listed
+from fanin.wording import layer_named, listed
 
 __all__ = ["dead_units", "gradient_deadlock"]
 
@@ -166,13 +166,15 @@ def _revived(case: Case, layer: Layer, level: int, first: bool) -> Iterator[Assi
     if layer.op in NORMS:
         for name in names:
             if case.roles[name].kind == "norm_shift" and name not in case.zeros:
-                yield case.constant(name, 0.0, f"it holds all units of {layer.name} down")
+                yield case.constant(
+                    name, 0.0, f"it holds all units of {layer_named(layer.name)} down"
+                )
         return
     wire = next((case.wires[n] for n in names if n in case.wires), None)
     if wire is None or wire.dead is None or not wire.dead.any():
         return
     dead, count = np.flatnonzero(wire.dead), int(wire.dead.sum())
-    because = f"{count} of the {len(wire.dead)} units of {layer.name} are dead"
+    because = f"{count} of the {len(wire.dead)} units of {layer_named(layer.name)} are dead"
     moved = False
     for name in (
         _read_by(case, layer, "norm_shift") or names
