@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -75,6 +76,24 @@ class TestCheck:
         result = run("check", HEALTHY)
         assert result.exit_code == 1
         assert "S101" in result.stdout
+
+    def test_what_was_found_ends_with_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fanin.cli.check_model", lambda *_a, **_k: UNSOUND)
+        monkeypatch.setenv("COLUMNS", "400")  # no line is broken
+        given = ("--input", "4x16")
+        *_, title, explain, mend = run("check", HEALTHY, *given).stdout.splitlines()
+        assert title == "What now?"
+        assert explain.startswith("  fanin explain S101  ")
+        assert shlex.split(mend)[:6] == ["fanin", "repair", HEALTHY, *given, "--dry-run"]
+        assert "What now?" not in run("check", HEALTHY, "--json", "-").stdout
+        warned = replace(UNSOUND.findings[0], severity="warning")
+        monkeypatch.setattr(
+            "fanin.cli.check_model", lambda *_a, **_k: replace(SOUND, findings=(warned,))
+        )
+        assert " --warnings --dry-run  " in run("check", HEALTHY).stdout
+
+    def test_a_sound_start_asks_for_nothing(self, checked: list[dict[str, Any]]) -> None:
+        assert "What now?" not in run("check", HEALTHY).stdout
 
     def test_options_reach_the_check(self, checked: list[dict[str, Any]]) -> None:
         arguments = "--seed 7 --dtype float16 --select s,P201 --select N4 --ignore locked-units"
@@ -508,6 +527,13 @@ class TestProcess:
         )  # fmt: skip
         assert done.stdout == ""
         assert done.stderr == "0\nfanin: there is no module no_such_module\n2\n"
+
+    def test_training_that_imports_triton_ends_without_a_word(self) -> None:
+        """Its bindings list what is left at the end, where nothing is freed."""
+        pytest.importorskip("triton")
+        command = [sys.executable, "-m", "fanin", "compare", HEALTHY, "--steps", "1", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     def test_a_seed_may_fill_64_bits(self, tmp_path: Path) -> None:
         seed = str(2**64 - 1)

@@ -505,6 +505,7 @@ class TestBadInput:
             ({"batch": (X * nn.Parameter(X), Y)}, BatchError, r"autograd graph"),
             ({"batch": [(X, Y), (X[:, :2], Y)]}, ForwardError, r"^model: step 1 of its training"),
             ({"schemes": ()}, ArgumentError, r"^schemes: there is none"),
+            ({"schemes": ["defualt"]}, ArgumentError, r"'defualt'; did you mean default\?"),
             ({"schemes": "hee_normal"}, ArgumentError, r"hee_normal.*he_normal"),
             ({"schemes": ("auto", "auto")}, ArgumentError, r"^schemes: two are called 'auto'"),
             ({"schemes": [3]}, ArgumentError, r"^schemes: 3 is int"),

@@ -11,11 +11,14 @@ import atexit
 import contextlib
 import gc
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 
 import click
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from fanin.catalogue import ALIASES, SCHEMES
 from fanin.catalogue import document as scheme_document
@@ -43,9 +46,9 @@ from fanin.demo import demo as run_demo
 from fanin.errors import ArgumentError
 from fanin.findings import RULES, document
 from fanin.policies import decisions
-from fanin.report import text
+from fanin.report import Report, text
 from fanin.targets import load
-from fanin.wording import did_you_mean
+from fanin.wording import did_you_mean, visible
 
 __all__ = ["cli", "main"]
 
@@ -114,11 +117,30 @@ def check(
             record=record,
         )
     deliver(report, text.render(report, full=full), json_to, html_to, quiet=quiet)
+    if not quiet and json_to != STDOUT:
+        _show_what_next(report, target, inputs)
     return 0 if report.ok else 1
 
 
+def _show_what_next(report: Report, target: str, inputs: Sequence[str]) -> None:
+    """Name the commands that say more of what was found, and that mend it."""
+    found = [f for f in report.findings if f.severity != "info"]
+    if not found:
+        return
+    given = [part for spec in inputs for part in ("--input", spec)]
+    also = ["--warnings"] if report.ok else []
+    mend = shlex.join(["fanin", "repair", target, *given, *also, "--dry-run"])
+    steps = {
+        f"fanin explain {found[0].code}": "what it means, and what it does not",
+        visible(mend): "what would mend the weights",
+    }
+    width = max(map(len, steps))
+    lines = [f"  {command:{width}}  {what}" for command, what in steps.items()]
+    show(Text("\n".join(("", "What now?", *lines)), overflow="fold"))
+
+
 @cli.command(short_help="Explain a rule or a scheme, or list them all.")
-@click.argument("name", metavar="CODE-or-SCHEME", required=False)
+@click.argument("name", metavar="[CODE-or-SCHEME]", required=False)
 @debug_option
 def explain(name: str | None) -> int:
     """Explain the rule of a code (or of its name) or a scheme; without a name, list them all."""
@@ -172,6 +194,14 @@ def demo(json_to: str | None) -> int:
 
 def main() -> None:
     """Run the program; the entry point of the ``fanin`` command."""
-    # To look once more through all that torch made takes half a second, at the end of everything.
-    atexit.register(gc.freeze)
+    atexit.register(_freeze)
     cli(prog_name="fanin")
+
+
+def _freeze() -> None:
+    """Save the half second that it takes to look through all that torch made, before the end.
+
+    Not where training has imported Triton: its bindings would list on stderr what is still there.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()

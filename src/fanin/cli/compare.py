@@ -81,9 +81,15 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
     default="0",
     show_default=True,
     callback=_seeds,
-    help="Of the weights and the training; the inputs come from the first.",
+    help="Seeds of weights and training; the first one also makes the inputs.",
 )
-@click.option("--optimizer", type=click.Choice(("sgd", "adam")), default="sgd", show_default=True)
+@click.option(
+    "--optimizer",
+    type=click.Choice(("sgd", "adam")),
+    default="sgd",
+    show_default=True,
+    help="What trains the model.",
+)
 @input_option
 @device_option
 @json_option("the result")

@@ -60,7 +60,7 @@ _OPTIONS = (
         "--shard-size",
         metavar="SIZE",
         callback=_bytes,
-        help="With --out: of one file, such as 500MB; default: 5GB.",
+        help="With --out: the size of one file, such as 500MB; default: 5GB.",
     ),
     click.option(
         "--jobs",
@@ -71,7 +71,7 @@ _OPTIONS = (
     click.option(
         "--dtype",
         type=click.Choice(list(DTYPES)),
-        help="With --out: of the floating-point tensors; default: that of the configuration.",
+        help="With --out: dtype of the floating-point tensors; default: the configuration's.",
     ),
     click.option(
         "--overwrite",

@@ -59,7 +59,7 @@ _SHARED = (
     click.option(
         "--scheme",
         metavar="NAME",
-        help="Of the catalogue (fanin explain lists it); default: auto.",
+        help="A scheme by its name (fanin explain lists them); default: auto.",
     ),
     click.option(
         "--set",
@@ -74,11 +74,13 @@ _SHARED = (
         type=Number(),
         default=1.0,
         show_default=True,
-        help="Multiplies what the scheme draws (not auto).",
+        help="A factor on what the scheme draws (not with auto).",
     ),
     input_option,
     seed_option,
-    click.option("--frozen", is_flag=True, help="Also parameters that require no gradient."),
+    click.option(
+        "--frozen", is_flag=True, help="Draw frozen parameters too (those without requires_grad)."
+    ),
 )
 
 
@@ -92,7 +94,11 @@ def _shared(command: Any) -> Any:
 @click.argument("target", required=False)
 @_shared
 @click.option("--diff", nargs=2, metavar="A B", help="Compare two recipes instead.")
-@click.option("--meta", is_flag=True, help="Build without memory: models of any size.")
+@click.option(
+    "--meta",
+    is_flag=True,
+    help="Build on the meta device, without memory for weights: models of any size.",
+)
 @click.option(
     "-o", "--output", type=destination, metavar="FILE", help="Write the recipe; - is stdout."
 )

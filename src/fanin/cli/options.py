@@ -86,25 +86,31 @@ seed_option = click.option(
     metavar="N",
     default=0,
     show_default=True,
-    help="Of the weights, the inputs and everything else that is random.",
+    help="Seed of the weights, the inputs and everything else that is random.",
 )
 device_option = click.option(
-    "--device", metavar="DEVICE", help="Where to run, e.g. cuda; default: as built."
+    "--device",
+    metavar="DEVICE",
+    help="Where to run, e.g. cuda; default: where the factory builds the model.",
 )
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(list(DTYPES)),
-    help="What the training will run in: values beyond its range are found.",
+    help="The dtype that training will use: values beyond its range are reported.",
 )
 select_option = click.option(
     "--select",
     multiple=True,
     metavar="CODES",
     callback=_codes,
-    help="Only these rules: codes or their beginnings, e.g. S,P201; repeatable.",
+    help="Only these rules: codes, their first letters, or names, e.g. S,P201; repeatable.",
 )
 ignore_option = click.option(
-    "--ignore", multiple=True, metavar="CODES", callback=_codes, help="Not these rules; repeatable."
+    "--ignore",
+    multiple=True,
+    metavar="CODES",
+    callback=_codes,
+    help="Without these rules; given as for --select; repeatable.",
 )
 
 

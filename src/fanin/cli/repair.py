@@ -44,17 +44,25 @@ __all__ = ["repair"]
 @dtype_option
 @select_option
 @ignore_option
-@click.option("--warnings", is_flag=True, help="Mend warnings too, not errors alone.")
-@click.option("--preserve", is_flag=True, help="Keep the model's output: part copies, no more.")
+@click.option("--warnings", is_flag=True, help="Mend warnings too, not only errors.")
+@click.option(
+    "--preserve",
+    is_flag=True,
+    help="Keep the model's output on the batch; copies are separated within it.",
+)
 @click.option("--all-or-nothing", is_flag=True, help="Write nothing where an error remains.")
-@click.option("--frozen", is_flag=True, help="Also parameters that require no gradient.")
+@click.option(
+    "--frozen", is_flag=True, help="Allow frozen parameters (without requires_grad) to be changed."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be changed; write no file.")
-@click.option("-o", "--output", metavar="FILE", help="The safetensors file of the mended model.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Write the mended model, as a safetensors file."
+)
 @click.option(
     "--recipe",
     type=destination,
     metavar="FILE",
-    help="The changes alone, as a recipe; - is stdout.",
+    help="Write the changes alone, as a recipe; - is stdout.",
 )
 @json_option("the repair")
 @html_option("the repair")

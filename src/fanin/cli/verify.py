@@ -54,12 +54,14 @@ def _fused(
 
 @click.command("verify", short_help="Say which tensors of CHECKPOINT are still at their start.")
 @click.argument("checkpoint")
-@click.option("--recipe", metavar="FILE", help="That was applied; default: from CHECKPOINT.")
+@click.option(
+    "--recipe", metavar="FILE", help="The recipe that was applied; default: the one in CHECKPOINT."
+)
 @click.option(
     "--seed",
     type=Integer(0, 2**64 - 1),
     metavar="N",
-    help="Of the draw; default: from CHECKPOINT.",
+    help="The seed that was used; default: the one in CHECKPOINT.",
 )
 @click.option(
     "--alias",

@@ -12,6 +12,7 @@ from fanin.catalogue import find
 from fanin.comparing.batches import cause
 from fanin.errors import ArgumentError, FaninError, RecipeError
 from fanin.planning import init_
+from fanin.wording import did_you_mean
 
 __all__ = ["AS_BUILT", "Start", "read"]
 
@@ -79,7 +80,12 @@ def _start(name: str | None, given: Any) -> Start:
     if isinstance(given, str):
         if given == AS_BUILT:
             return Start(name or given, lambda model, batch, seed: None)
-        scheme = find(given).name
+        try:
+            scheme = find(given).name
+        except ArgumentError:
+            if hint := did_you_mean(given, [AS_BUILT]):
+                raise ArgumentError(f"schemes: there is no {given!r}{hint}") from None
+            raise
         return Start(
             name or given,
             lambda model, batch, seed: init_(model, batch, scheme=scheme, seed=seed),
