@@ -10,7 +10,7 @@ from fanin.layers import Depth
 from fanin.report.record import Record
 from fanin.summary import count
 from fanin.symmetry import UnitClass
-from fanin.wording import visible
+from fanin.wording import layer_named, visible
 
 __all__ = [
     "MARKS",
@@ -155,6 +155,6 @@ def growth(depth: Depth, write: Callable[[str], str] = visible) -> str:
         ("cotangent ×{} a layer towards the input", depth.cotangent_growth, depth.cotangent_turn),
     ):
         if factor is not None:
-            start = "" if turn is None else f", from {write(turn) or 'the model itself'} on"
+            start = "" if turn is None else f", from {write(layer_named(turn))} on"
             parts.append(what.format(number(factor)) + start)
     return f"along depth: {'; '.join(parts)}" if parts else ""
