@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_imports import ORDER
 
 from fanin.catalogue import SCHEMES
 from fanin.findings import RULES
@@ -45,6 +46,13 @@ def test_no_other_page_is_generated_and_committed():
 def test_links_between_pages_lead_somewhere(page: Path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_layout_names_every_module_in_the_order_of_imports():
+    layout = (DOCS / "source.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    cells = re.findall(r"^\| (`.+?) \|", layout, flags=re.MULTILINE)
+    named = [name.rstrip("/") for cell in cells for name in re.findall(r"`([\w/]+)`", cell)]
+    assert named == [name for name in ORDER if name.isidentifier() and name != "__main__"]
 
 
 def test_the_guide_links_the_page_of_every_rule_and_scheme():
