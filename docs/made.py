@@ -32,7 +32,8 @@ WIDTH = 80  # of a command's help, as click wraps it for a terminal
 FINDINGS = """\
 # Findings
 
-What `fanin.check` can say. An **error** says that the model will not train as it should because of
+What `fanin.check` can say. How to read a report, and what to do then, is told in
+[Read a report](report.md). An **error** says that the model will not train as it should because of
 how it starts; a **warning** that something is odd: slower, wasteful or fragile; an **info** only
 tells. Where two severities stand, the measured size of the fault decides.
 
@@ -57,12 +58,19 @@ tensor; those marked in `fanin.schemes` with `scope == "model"` need a whole mod
 AUTO = """\
 # The automatic choice
 
+What `fanin.init_` does where no scheme is named. You need not know any of it to use it: the plan
+gives the reason for each parameter (`plan["layer.weight"].because`). This page is for those who
+want to know why.
+
 `fanin.plan(model, batch)` watches the model run once and reads, for each parameter, what it does:
 the operation, its fans, the activation before and after, norms, the residual branch it stands in
 and how many there are, its part in an attention, gates, tables, the output layer, experts, low-rank
-pairs. From that the first row that fits in this table decides; `fanin explain auto` prints it, and
-`plan["layer.weight"].because` says which reason held. *Keeps the scale* is what the rows from
-"behind relu" on say.
+pairs. From that the first row that fits in this table decides (`fanin explain auto` prints it).
+
+*Keeps the scale* is what the rows from "behind relu" on say. φ is the activation, E[φ²] the mean of
+its square on a signal of unit size, L the number of residual branches and m that of the layers in
+one. χ is how much a small difference grows in a layer ([Moments and maps](theory.md)). A *stretch*
+is a row of layers without norms or residual connections between them.
 
 {table}
 Weight norm and spectral norm divide by the size of what is drawn, so zeros are never drawn under
