@@ -6,6 +6,8 @@ import functools
 import io
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +257,17 @@ def test_global_generators_are_left_alone():
 def test_bad_arguments_are_named(call):
     with pytest.raises(ArgumentError, match="must be"):
         call()
+
+
+def test_the_table_of_the_readme_is_what_the_checks_say(checked: Demo) -> None:
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    lines = page.partition("| start | before training |")[2].splitlines()[2 : 2 + len(checked.rows)]
+    for line, row in zip(lines, checked.rows, strict=True):
+        start, verdict, distinct, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        assert start.partition(":")[0].replace(" ", "") == row.start
+        assert verdict.partition(":")[0] == row.verdict.partition(":")[0]
+        assert re.findall(r"[A-Z]\d{3}", verdict) == re.findall(r"[A-Z]\d{3}", row.verdict)
+        assert distinct == " ".join(row.distinct)
 
 
 def test_check_finds_the_zeros_locked_and_no_other_start(checked):

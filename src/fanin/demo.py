@@ -165,7 +165,9 @@ class Demo:
         parts: list[RenderableType] = [
             f"Two circles, network 2-10-5-1, {self.iterations:,} steps of gradient descent",
             _table(self.rows),
-            f"cost in nats, at iteration {recorded:,}; published: cost, test accuracy\n",
+            f"cost in nats, at iteration {recorded:,}; published: cost, test accuracy\n"
+            "randn×10: torch's gradient of this loss is zero everywhere (S102); it learns\n"
+            "because the exercise writes the gradient by hand, past the flat sigmoid\n",
             plot(self.comparison),
         ]
         for row in self.rows:

@@ -169,13 +169,14 @@ _FROZEN_FIX = (
 
 
 _SLOPE_WHY = (
-    "The result of such a function (a rounding, a sign, a softmax or norm over a single value) "
-    "does not change when its input changes a little, so no gradient comes back through it."
+    "The result of such a function (a rounding, a sign, a softmax or norm over a single value, a "
+    "sigmoid so far out that it is exactly 0 or 1) does not change when its input changes a "
+    "little, so no gradient comes back through it."
 )
 _SLOPE_FIX = (
     "Take another: a sigmoid for one output, a softmax over the dimension of the classes, a norm "
     "over more than one value; pass the gradient on around a rounding (x + (x.round() - "
-    "x).detach())."
+    "x).detach()).  In front of a sigmoid or tanh that is all flat, draw smaller weights."
 )
 
 
