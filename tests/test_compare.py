@@ -96,9 +96,10 @@ class TestComparison:
         with pytest.raises(KeyError, match=r"'he'.*auto, zeros"):
             two["he"]
 
-    def test_the_default_is_one_rate_and_three_schemes(self) -> None:
+    def test_the_default_is_one_rate_for_the_model_as_it_is_and_three_schemes(self) -> None:
         found = compare(build, (X, Y), F.cross_entropy, steps=2)
-        assert [o.scheme for o in found.outcomes] == ["auto", "he_normal", "xavier_normal"]
+        starts = ["default", "auto", "he_normal", "xavier_normal"]
+        assert [o.scheme for o in found.outcomes] == starts
         assert (found.rates, found.seeds, found.optimizer) == ((0.1,), (0,), "sgd")
 
 

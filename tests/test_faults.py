@@ -432,6 +432,22 @@ def test_a_function_without_slope_is_named(function: str):
         assert fanin.repair_(model, batch, loss).changed == ()
 
 
+def test_an_activation_that_is_all_flat_is_no_function_without_slope():
+    torch.manual_seed(0)
+    model = nn.Sequential(*mlp(20, 64, 1), nn.Sigmoid())
+    with torch.no_grad():
+        model[2].weight.mul_(1e4).abs_()
+    batch, labels = torch.randn(64, 20), torch.zeros(64, 1)
+
+    def loss(output):
+        return nn.functional.binary_cross_entropy(output, labels)
+
+    (found,) = [f for f in fanin.check(model, batch, loss).findings if f.code == "S102"]
+    assert "an activation in its flat part (sigmoid in 3)" in found.message
+    assert "smaller weights" in found.fix
+    assert fanin.repair_(model, batch, loss).after.ok
+
+
 class Grouped(nn.Module):
     """Experts in one fused product, which torch computes in float32 at most."""
 

@@ -54,7 +54,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tupl
     "--schemes",
     multiple=True,
     metavar="NAMES",
-    default=("auto,he_normal,xavier_normal",),
+    default=("default,auto,he_normal,xavier_normal",),
     show_default=True,
     callback=_names,
     help="The starts: names of schemes, or default for the model as it is built; repeatable.",

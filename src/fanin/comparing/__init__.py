@@ -46,7 +46,7 @@ __all__ = [
 Tell = Callable[[str, float], None]  # what is under way, and the share of it that is done
 
 SCHEMA_VERSION = 1
-SCHEMES = ("auto", "he_normal", "xavier_normal")
+SCHEMES = ("default", "auto", "he_normal", "xavier_normal")
 # One rate each, of those that most tutorials begin with; a fair verdict on a start takes several.
 RATES = {"sgd": (0.1,), "adam": (0.001,)}
 

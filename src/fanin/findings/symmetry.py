@@ -14,6 +14,7 @@ from fanin.summary import count
 from fanin.symmetry import (
     FROZEN_ZERO,
     NO_SLOPE,
+    SATURATED,
     STILL,
     TWO_ZEROS,
     UNSEEN,
@@ -169,14 +170,21 @@ _FROZEN_FIX = (
 
 
 _SLOPE_WHY = (
-    "The result of such a function (a rounding, a sign, a softmax or norm over a single value, a "
-    "sigmoid so far out that it is exactly 0 or 1) does not change when its input changes a "
-    "little, so no gradient comes back through it."
+    "The result of such a function (a rounding, a sign, a softmax or norm over a single value) "
+    "does not change when its input changes a little, so no gradient comes back through it."
 )
 _SLOPE_FIX = (
     "Take another: a sigmoid for one output, a softmax over the dimension of the classes, a norm "
     "over more than one value; pass the gradient on around a rounding (x + (x.round() - "
-    "x).detach()).  In front of a sigmoid or tanh that is all flat, draw smaller weights."
+    "x).detach())."
+)
+_SATURATED_WHY = (
+    "So far out, a sigmoid is exactly 0 or 1 and its slope exactly zero, as is that of a tanh or a "
+    "softmax: what stands in front of it gets no gradient at all."
+)
+_SATURATED_FIX = (
+    "Draw smaller weights in front of it, and bring their biases near zero (nn.init.xavier_normal_ "
+    "keeps outputs at about one)."
 )
 
 
@@ -263,6 +271,8 @@ def _deadlock(evidence: Evidence, severity: str, found: tuple[Deadlock, ...]) ->
     idle = NO_SLOPE in causes and severity == "warning"
     if NO_SLOPE in causes:
         why, fix = (_IDLE_WHY, _IDLE_FIX) if idle else (_SLOPE_WHY, _SLOPE_FIX)
+    if SATURATED in causes:
+        why, fix = _SATURATED_WHY, _SATURATED_FIX
     if STILL in causes:
         why, fix = _STILL_WHY, _STILL_FIX
     if UNSEEN in causes:

@@ -18,6 +18,7 @@ from fanin.symmetry.examining import examine
 from fanin.symmetry.result import (
     FROZEN_ZERO,
     NO_SLOPE,
+    SATURATED,
     STILL,
     TWO_ZEROS,
     UNSEEN,
@@ -34,6 +35,7 @@ __all__ = [
     "FROZEN_ZERO",
     "LOCK_TOLERANCE",
     "NO_SLOPE",
+    "SATURATED",
     "STILL",
     "TWO_ZEROS",
     "UNSEEN",

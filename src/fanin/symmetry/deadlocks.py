@@ -7,11 +7,13 @@ from functools import cached_property
 
 from fanin.architecture import Architecture
 from fanin.calls import Call
+from fanin.kinds import ACTIVATIONS
 from fanin.passes import Pass
 from fanin.symmetry.result import (
     DEAD_UNITS,
     FROZEN_ZERO,
     NO_SLOPE,
+    SATURATED,
     STILL,
     TWO_ZEROS,
     UNSEEN,
@@ -93,9 +95,11 @@ class _Holders:
         if factors or dead:
             cause = self._cause(name, factors)
             return Deadlock(name, layer, cause, tuple(dict.fromkeys([*factors, *dead]))[:_NAMED])
-        functions = self._without_slope(own) if silent else ()
-        if functions:
-            return Deadlock(name, layer, NO_SLOPE, functions)
+        flat = self._without_slope(own) if silent else []
+        if flat:
+            full = all(c.op in ACTIVATIONS and not has_no_slope(c) for c in flat)
+            named = dict.fromkeys(f"{c.op} in {c.module}" if c.module else c.op for c in flat)
+            return Deadlock(name, layer, SATURATED if full else NO_SLOPE, tuple(named))
         if self._holds_itself(name):
             return Deadlock(name, layer, TWO_ZEROS, (name,))
         followed = not self._leading.isdisjoint(own)
@@ -171,7 +175,7 @@ class _Holders:
             return FROZEN_ZERO
         return TWO_ZEROS if factors or name in self._run.zero else DEAD_UNITS
 
-    def _without_slope(self, start: set[int]) -> tuple[str, ...]:
+    def _without_slope(self, start: set[int]) -> list[Call]:
         """Functions that get a gradient, and hand none of it back to what `start` makes.
 
         Where anything moves, only those that are known to have none: a loss may be weighted with
@@ -186,8 +190,7 @@ class _Holders:
                 elif call.index not in seen:
                     seen.add(call.index)
                     queue.append(call.index)
-        known = [c for c in met if has_no_slope(c) or not self._run.moved]
-        return tuple(dict.fromkeys(f"{c.op} in {c.module}" if c.module else c.op for c in known))
+        return [c for c in met if has_no_slope(c) or not self._run.moved]
 
 
 def _dead_at(seen: Pass, index: int) -> bool:

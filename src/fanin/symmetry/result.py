@@ -9,6 +9,7 @@ __all__ = [
     "DEAD_UNITS",
     "FROZEN_ZERO",
     "NO_SLOPE",
+    "SATURATED",
     "STILL",
     "TWO_ZEROS",
     "UNSEEN",
@@ -26,6 +27,7 @@ Cause = Literal[
     "a frozen zero",
     "dead units",
     "a function without slope",
+    "an activation in its flat part",
     "no weight of the model moves",
     "nothing that was watched says why",
     "unused",
@@ -34,6 +36,7 @@ TWO_ZEROS: Final = "two zero factors"  # each waits for the other
 FROZEN_ZERO: Final = "a frozen zero"  # nothing passes it, and it never changes
 DEAD_UNITS: Final = "dead units"
 NO_SLOPE: Final = "a function without slope"  # rounding, or a softmax over one value
+SATURATED: Final = "an activation in its flat part"  # a sigmoid that is exactly 0 or 1
 # All that is computed reaches the loss times zero; offsets of the output alone move.
 STILL: Final = "no weight of the model moves"
 UNSEEN: Final = "nothing that was watched says why"  # it is used where nothing can be measured
