@@ -38,7 +38,7 @@ from fanin.policies.auto import HEAD_GAIN, MODULATION, TABLE, auto, target_size
 from fanin.policies.choice import blueprint
 from fanin.policies.deep import DEEP, DEEP_HEAD
 from fanin.policies.published import PUBLISHED
-from fanin.policies.signal import bending, keeps_scale
+from fanin.policies.signal import DIRECT_STD, READ_STD, bending, keeps_scale
 from fanin.reading import reading
 from fanin.roles import roles
 
@@ -577,7 +577,7 @@ RULES: dict[str, Rule] = {
         lambda: (Factored(deep=True), (torch.arange(20), torch.arange(20))),
         "users.weight",
         "past every layer",
-        lambda a: (a.scheme, a.std) == ("normal", 0.3),
+        lambda a: (a.scheme, a.std) == ("normal", DIRECT_STD),
     ),
     "table to whose rows fixed positions are added, before norms": Rule(
         lambda: (Placed(), torch.randint(0, 20, (8, 9))),
@@ -1396,10 +1396,12 @@ def test_rows_that_are_multiplied_into_the_output_are_small():
     torch.manual_seed(0)
     model, batch = Fields(True), torch.randint(40, (128, 4))
     found = init_(model, batch)
-    assert [found[n].std for n in ("table.weight", "weights.weight")] == [0.3, 0.3]
+    assert [found[n].std for n in ("table.weight", "weights.weight")] == [DIRECT_STD] * 2
     logits = model(batch).detach()
-    assert float(F.binary_cross_entropy_with_logits(logits, (logits < 0).float())) < 1.2
-    assert plan(Fields(False), batch)["table.weight"].std == 0.1
+    assert float(F.binary_cross_entropy_with_logits(logits, (logits < 0).float())) < 0.8
+    assert "past every layer" in found["table.weight"].because
+    alone = plan(Fields(False), batch)["table.weight"]
+    assert alone.std == READ_STD and "past every layer" not in alone.because
 
 
 @pytest.mark.parametrize("end", [nn.Linear(8, 3), nn.Conv1d(6, 3, 1), nn.GRU(8, 8)])
@@ -1519,21 +1521,22 @@ class Rows(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("beside", "size"),
+    ("beside", "size", "direct"),
     [
-        (lambda y, rows: y + (rows[:, :8] * rows[:, 8:]).sum(-1, keepdim=True), 0.3),
-        (lambda y, rows: (y, rows.flatten(1)), 0.1),
-        (lambda y, rows: y, 0.1),
-        (lambda y, rows: y * rows.mean(1, keepdim=True).exp(), 0.3),
-        (lambda y, rows: (y, rows.pow(2).mean()), 1.0),
-        (lambda y, rows: y.square().mean() + rows.pow(2).mean(), 1.0),
+        (lambda y, rows: y + (rows[:, :8] * rows[:, 8:]).sum(-1, keepdim=True), DIRECT_STD, True),
+        (lambda y, rows: (y, rows.flatten(1)), READ_STD, False),
+        (lambda y, rows: y, READ_STD, False),
+        (lambda y, rows: y * rows.mean(1, keepdim=True).exp(), DIRECT_STD, True),
+        (lambda y, rows: (y, rows.pow(2).mean()), 1.0, False),
+        (lambda y, rows: y.square().mean() + rows.pow(2).mean(), 1.0, False),
     ],
     ids=["product", "returned", "read", "taken", "penalty", "penalty-in-the-loss"],
 )
-def test_the_layer_that_reads_a_table_knows_its_size(beside, size: float):
+def test_the_layer_that_reads_a_table_knows_its_size(beside, size: float, direct: bool):
     model = Rows(beside).to("meta")
     found = fanin.plan(model, torch.arange(20, device="meta"))
     assert found["table.weight"].std == size
+    assert ("past every layer" in found["table.weight"].because) == direct
     assert found["layers.0.weight"].std == pytest.approx(0.25 / size)
 
 

@@ -45,7 +45,7 @@ class Ball(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.points = nn.Embedding(20, 16)
+        self.points = nn.Embedding(20, 100)  # drawn with std 0.1, about half are outside
         nn.init.uniform_(self.points.weight, -1e-3, 1e-3)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -105,9 +105,9 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("table that is the output layer too", "lecun_normal over the width, × 0.3", "small logits"),
     (
         "table whose rows reach the output past every layer, no norms",
-        "normal, std 0.3",
-        "rows that are logits, or that are multiplied with one another; a layer that reads them "
-        "too makes up for it",
+        "normal, std 0.1",
+        "rows that are logits, or that are multiplied with one another: sums of many start small "
+        "too; a layer that reads them makes up for it",
     ),
     (
         "table to whose rows fixed positions are added, before norms",
