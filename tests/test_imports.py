@@ -59,6 +59,8 @@ ORDER = (
     "stretches",
     "tables",
     "reparametrized",
+    "layouts",
+    "outputs",
     "roles",
     "adapters",
     "priors",

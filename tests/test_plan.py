@@ -1401,7 +1401,8 @@ def test_rows_that_are_multiplied_into_the_output_are_small():
     assert float(F.binary_cross_entropy_with_logits(logits, (logits < 0).float())) < 0.8
     assert "past every layer" in found["table.weight"].because
     alone = plan(Fields(False), batch)["table.weight"]
-    assert alone.std == READ_STD and "past every layer" not in alone.because
+    assert alone.std == READ_STD
+    assert "past every layer" not in alone.because
 
 
 @pytest.mark.parametrize("end", [nn.Linear(8, 3), nn.Conv1d(6, 3, 1), nn.GRU(8, 8)])
@@ -2267,6 +2268,28 @@ def test_points_of_a_hyperbolic_space_stay(layers: bool):
     index = torch.arange(20)
     found = plan(Ball(), (index, index.flip(0)))
     assert ("points.weight" in found.untouched) != layers
+
+
+class Graph(nn.Module):
+    """Two layers of a graph attention: a layer scores what another one makes, and it is mixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.score = nn.Linear(12, 8), nn.Linear(8, 2)
+        self.last, self.last_score = nn.Linear(8, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for layer, score in ((self.first, self.score), (self.last, self.last_score)):
+            x = layer(x)
+            to, of = score(x).unbind(1)
+            x = F.elu(F.leaky_relu(to[:, None] + of[None]).softmax(1) @ x)
+        return x
+
+
+def test_the_values_that_their_own_scores_mix_are_the_output():
+    found = plan(Graph(), torch.randn(20, 12))
+    assert "output layer" in found["last.weight"].because
+    assert "output layer" not in found["first.weight"].because
 
 
 def turned(bias: Tensor, weight: float = 0.0) -> tuple[nn.Module, Any]:

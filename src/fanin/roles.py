@@ -16,10 +16,10 @@ from torch import nn
 
 from fanin.architecture import Architecture
 from fanin.attention import attention_parts
-from fanin.axes import letters
 from fanin.branches import Branch, branches, low_rank_pairs
 from fanin.calls import BATCH, Call, Operand
 from fanin.kinds import ADDING, NORMS, PASSIVE, PRODUCTS, QUOTIENTS, RECURRENT, SUMS
+from fanin.layouts import layout_of, outputs_given
 from fanin.neighbours import (
     Generated,
     Input,
@@ -32,6 +32,7 @@ from fanin.neighbours import (
     sets_steps,
     unrolled,
 )
+from fanin.outputs import Outputs
 from fanin.reparametrized import Part, parts
 from fanin.stretches import stretches
 from fanin.tables import Beside, beside, is_direct, is_read, picking, sources, stream
@@ -81,7 +82,7 @@ class Role:
         heads: of that attention, where they can be told.
         shuffled: whether pixel shuffle lays its outputs side by side.
         head: whether its output goes to the model's output, with no layer behind it; also where
-            outputs of several are mixed there (experts, dueling heads).
+            outputs of several are mixed there (experts, dueling heads), by scores of its own too.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
@@ -175,7 +176,7 @@ class _Reader:
         self.parts = parts(model)
         self.branches, self.branch_of, self.lasts = architecture.once(branches)
         self.low_rank = low_rank_pairs(architecture)
-        self.heads = {i for layer in architecture.heads for i in layer.calls}
+        self.outputs = Outputs(architecture)
         self.attention, self.mixed_at = attention_parts(architecture)
         self.ends = {b.end for b in self.branches}
         self.norms = norms = {c.index for c in self.calls if architecture.normalizes(c)}
@@ -300,13 +301,8 @@ class _Reader:
         return all(self._is_head(c) for k, c, _ in uses if k == kind or k not in _ASIDE)
 
     def _is_head(self, call: Call) -> bool:
-        """Whether a call makes the model's output, alone or mixed with others."""
-        if call.index in self.heads:
-            return True
-        last = call.units is not None and call.index not in self.architecture.inner
-        matrix = last and "i" in call.layout and call.op not in RECURRENT
         apart = call.index not in self.branch_of and self.attention.get(call.index, "o") == "o"
-        return matrix and apart
+        return self.outputs.made_by(call, apart)
 
     def _kind(self, bare: Role, call: Call, operand: Operand) -> str:
         part = self.parts.get(bare.parameter)
@@ -427,7 +423,7 @@ class _Reader:
 
         In a network unrolled over time, the first state is a constant.
         """
-        layout = _layout(role, call, operand)
+        layout = layout_of(role.shape, role.part is None, call, operand)
         if len(layout) != len(role.shape) and role.part is None:
             return replace(role, kind="unknown", seen=call.op)
         repeated = late.index in self.again and call.op not in RECURRENT
@@ -526,7 +522,7 @@ class _Reader:
         if "o" not in layout or len(layout) != len(role.shape):
             return 1
         at = layout.index("o")
-        rows, part = role.shape[at], _outputs(call, operand, at)
+        rows, part = role.shape[at], outputs_given(call, operand, at)
         if 0 < part < rows and rows % part == 0:
             return rows // part
         several = len(attention) if attention not in ("", "o") else 1
@@ -566,29 +562,6 @@ def _is_multiple(kind: str, uses: list[tuple[str, Call, Operand]]) -> bool:
     """Whether a weight is multiplied with the same constants wherever it is used."""
     multiples = {(o.offset, o.factor, o.kept) for _, _, o in uses}
     return kind == "weight" and len(multiples) == 1 and uses[0][2].factor is not None
-
-
-def _given_as(call: Call, operand: Operand) -> str:
-    """What the dimensions of an operand are; "" where it is not known which those are."""
-    layout = call.layout if operand is call.operands[0] else "oi"
-    return layout if operand.axes is not None and len(operand.axes) == len(layout) else ""
-
-
-def _outputs(call: Call, operand: Operand, at: int) -> int:
-    """How many outputs of dimension `at` of a parameter a call is given at once."""
-    axes = zip(_given_as(call, operand), operand.shape, operand.axes or (), strict=False)
-    return math.prod(size for letter, size, held in axes if letter == "o" and at in held)
-
-
-def _layout(role: Role, call: Call, operand: Operand) -> str:
-    """What the dimensions of a parameter are, where the call was given a part or it reshaped."""
-    if role.part is None and operand.axes is not None and _given_as(call, operand):
-        return letters(_given_as(call, operand), operand.axes, role.shape)
-    layout = call.layout if operand is call.operands[0] else "oi"
-    turned = operand.shape[:-2] + operand.shape[:-3:-1]
-    if operand.turned or (role.shape != operand.shape and role.shape == turned):
-        layout = layout[:-2] + layout[:-3:-1]
-    return layout
 
 
 def _by_parameter(uses: Iterable[tuple[Call, Operand]]) -> dict[str, list[tuple[Call, Operand]]]:
