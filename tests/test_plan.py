@@ -209,6 +209,21 @@ class Token(nn.Module):
         return self.head(self.body(torch.cat([self.token.expand(len(x), -1, -1), x], 1))[:, 0])
 
 
+class Columns(nn.Module):
+    """Each number of a row makes a token of its own, before a branch with a norm."""
+
+    def __init__(self, wave=False):
+        super().__init__()
+        self.wave, self.weight = wave, nn.Parameter(torch.randn(8, 16) / 4)
+        self.places = nn.Parameter(torch.randn(8, 16) / 4)
+        self.norm, self.body, self.head = nn.LayerNorm(16), mlp(16, 16, 16), nn.Linear(16, 1)
+
+    def forward(self, x):
+        h = self.weight * x[..., None]
+        h = (h.sin() if self.wave else h) + self.places
+        return self.head((h + self.body(self.norm(h))).mean(1))
+
+
 class Placed(nn.Module):
     """Tokens, and positions that are fixed or learned, before a branch with a norm."""
 
@@ -570,6 +585,14 @@ RULES: dict[str, Rule] = {
         "tokens.weight",
         "output layer too",
         lambda a: a.scheme == "lecun_normal" and a.fan == 32,
+    ),
+    "what makes several features of one number of the data, in such a stream": Rule(
+        lambda: (Columns(), torch.randn(32, 8)),
+        "weight",
+        lambda: (Columns(wave=True), torch.randn(32, 8)),
+        "weight",
+        "features of a number",
+        lambda a: (a.scheme, a.std) == ("normal", 1.0),
     ),
     "table whose rows reach the output past every layer, no norms": Rule(
         lambda: (Factored(), (torch.arange(20), torch.arange(20))),

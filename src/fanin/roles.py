@@ -35,7 +35,7 @@ from fanin.neighbours import (
 from fanin.outputs import Outputs
 from fanin.reparametrized import Part, parts
 from fanin.stretches import stretches
-from fanin.tables import Beside, beside, is_direct, is_read, picking, sources, stream
+from fanin.tables import Beside, beside, is_direct, is_read, picking, sources, spreads, stream
 
 __all__ = ["Role", "roles"]
 
@@ -57,8 +57,9 @@ class Role:
         kind: "weight", "recurrent", "projection", "bias", "recurrent_bias", "table", "codes" (a
             table that says itself which row is picked), "token", "rows" (one for each copy of the
             signal), "input" (of a layer), "state" (a recurrent layer's first), "norm_scale",
-            "norm_shift", "branch_scale", "scale", "score_bias", "slope", "magnitude", "step",
-            "computed", "unknown" or "unused".
+            "norm_shift", "branch_scale", "scale", "spread" (a scale that makes several features of
+            each number of the data), "score_bias", "slope", "magnitude", "step", "computed",
+            "unknown" or "unused".
         op: canonical operation of the call that uses it.
         layer: path of the module that runs that call.
         call: index of its first call.
@@ -103,8 +104,8 @@ class Role:
         low_rank: "A" or "B" in a low-rank pair beside another layer (LoRA), else "".
         features: size of the signal it reads (weights) or makes (tables).
         feeds_scores: whether it ends up as a bias on attention scores.
-        stream: of a table or token: what its rows are multiplied with before they are added to a
-            residual stream, whose norms are the first to read them; 0 where they are not.
+        stream: of a table, token or spread: what its rows are multiplied with before they are added
+            to a residual stream, whose norms are the first to read them; 0 where they are not.
         direct: whether rows of a table reach the output past every layer, for more than to be
             returned, in a model without norms; of a weight that reads tables: whether theirs do.
         read: the same of rows that layers read, multiplied or not, and nothing else takes.
@@ -255,6 +256,8 @@ class _Reader:
             return self._bias(role, call)
         if kind == "token":
             role = replace(role, stream=self._stream(call))
+        if kind == "scale" and spreads(self.architecture, call, operand) and self._stream(call):
+            role = replace(role, kind="spread", stream=self._stream(call))
         return replace(role, layout="o" if len(bare.shape) == 1 else "", **self._standing(call))
 
     def _are_codes(self, role: Role, uses: list[tuple[Call, Operand]]) -> bool:

@@ -9,10 +9,10 @@ from itertools import islice
 from torch import nn
 
 from fanin.architecture import Architecture
-from fanin.calls import BATCH, INTEGERS, Call
-from fanin.kinds import BILINEAR, JOINS, PASSIVE, PRODUCTS, QUOTIENTS, SUMS
+from fanin.calls import BATCH, INTEGERS, Call, Operand
+from fanin.kinds import BENDING, BILINEAR, JOINS, PASSIVE, PRODUCTS, QUOTIENTS, SUMS
 
-__all__ = ["Beside", "beside", "is_direct", "is_read", "picking", "sources", "stream"]
+__all__ = ["Beside", "beside", "is_direct", "is_read", "picking", "sources", "spreads", "stream"]
 
 # Calls that are followed at most from a table to what is added to its rows.
 _NEAR = 12
@@ -175,6 +175,25 @@ def stream(
         elif after.op not in PASSIVE:
             break
     return factor
+
+
+def spreads(architecture: Architecture, call: Call, operand: Operand) -> bool:
+    """Whether a product makes several features of each number of the data, and no wave of them.
+
+    As of the columns of a table: a layer of one input for each (Gorishniy 2021, FT-Transformer).
+    """
+    if not call.sources or call.sources[0] < 0 or operand.shape[-1:] in ((), (1,)):
+        return False
+    before = architecture.trace.calls[call.sources[0]]
+    if before.shape[-1:] != (1,):
+        return False
+    while before.op in PASSIVE and len(before.behind) == 1:
+        before = architecture.trace.calls[before.behind[0]]
+    if before.op not in PASSIVE or before.inputs != (BATCH,):
+        return False
+    bends = {c.index for c in architecture.trace.calls if c.op in BENDING or c.op == "exp"}
+    readers = {c.index for c in architecture.trace.calls if c.layout or architecture.normalizes(c)}
+    return not architecture.first_met({call.index}, bends | readers, onward=True) & bends
 
 
 def _has_size(architecture: Architecture, index: int) -> bool:

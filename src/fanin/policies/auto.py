@@ -127,6 +127,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "0.02 beside features are learned late",
     ),
     (
+        "what makes several features of one number of the data, in such a stream",
+        "normal, std 1 over the factor between",
+        "a layer of one input, of a column of a table: as large as the positions beside it",
+    ),
+    (
         "table whose rows layers read, and nothing else takes, no norms",
         "normal, std 0.1; × 10 in the layers",
         "steps of Adam move rows against their size, and most are seen rarely",
