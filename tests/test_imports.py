@@ -72,6 +72,7 @@ ORDER = (
     "measuring",
     "tried",
     "policies",
+    "sparse",
     "summary",
     "planning",
     "starts",

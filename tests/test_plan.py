@@ -224,6 +224,16 @@ class Columns(nn.Module):
         return self.head((h + self.body(self.norm(h))).mean(1))
 
 
+def bags(words: int) -> Callable[[], tuple[nn.Module, Any]]:
+    """Two hidden layers over bags of 100 words."""
+
+    def build():
+        chosen = torch.rand(64, 100).argsort(1)[:, :words]
+        return mlp(100, 16, 16, 4), torch.zeros(64, 100).scatter(1, chosen, 1 / words)
+
+    return build
+
+
 class Placed(nn.Module):
     """Tokens, and positions that are fixed or learned, before a branch with a norm."""
 
@@ -593,6 +603,13 @@ RULES: dict[str, Rule] = {
         "weight",
         "features of a number",
         lambda a: (a.scheme, a.std) == ("normal", 1.0),
+    ),
+    "that reads data of which nine in ten numbers are zero, and layers read what it makes": Rule(
+        bags(5),
+        "0.weight",
+        bags(30),
+        "0.weight",
+        "mostly zeros",
     ),
     "table whose rows reach the output past every layer, no norms": Rule(
         lambda: (Factored(), (torch.arange(20), torch.arange(20))),
@@ -2291,6 +2308,22 @@ def test_points_of_a_hyperbolic_space_stay(layers: bool):
     index = torch.arange(20)
     found = plan(Ball(), (index, index.flip(0)))
     assert ("points.weight" in found.untouched) != layers
+
+
+@pytest.mark.parametrize("bags_of", ["words", "zeros", "words, in front of the output layer"])
+def test_rows_that_few_samples_pick_start_small_where_layers_make_up_for_it(bags_of: str):
+    model, batch = bags(5)()
+    if bags_of == "zeros":
+        batch = torch.zeros_like(batch)
+    elif bags_of != "words":
+        del model[2:4]
+    found = init_(model, batch)
+    small = "mostly zeros" in found["0.weight"].because
+    assert small == (bags_of == "words")
+    if small:
+        first, second = model[0](batch).detach(), model[:3](batch).detach()
+        assert float(first.square().mean().sqrt()) == pytest.approx(READ_STD, rel=0.3)
+        assert float(second.square().mean().sqrt()) == pytest.approx(1.0, rel=0.3)
 
 
 class Graph(nn.Module):

@@ -31,6 +31,7 @@ from fanin.reading import bare, check_batch, reading
 from fanin.recipe import Difference, Mismatch, check, diff, from_toml, to_toml
 from fanin.roles import Role, roles
 from fanin.shut import shut
+from fanin.sparse import with_sparse
 from fanin.summary import table, to_text
 from fanin.trace import reject_refusing
 from fanin.tried import at_risk, trying
@@ -244,6 +245,9 @@ def plan(
     meta = any(p.is_meta for p in spread.parameters())
     if sharded and not meta:
         give_values_(spread, model)
+    if name == "auto" and not meta:
+        place = held(next(spread.parameters())).device
+        found = with_sparse(found, architecture, batch, total, place)
     recipe = decide(found, name, gain=gain, arguments=arguments, frozen=frozen, meta=meta)
     if name == "auto" and not frozen:
         recipe = _without(recipe, at_rest(model, found) | meant(model, found, architecture))

@@ -109,6 +109,7 @@ class Role:
         direct: whether rows of a table reach the output past every layer, for more than to be
             returned, in a model without norms; of a weight that reads tables: whether theirs do.
         read: the same of rows that layers read, multiplied or not, and nothing else takes.
+        sparse: whether the data that it reads are mostly zeros (`fanin.sparse`).
         seen: torch functions that use it, where its role is not known.
     """
 
@@ -159,6 +160,7 @@ class Role:
     stream: float = 0.0
     direct: bool = False
     read: bool = False
+    sparse: bool = False
     seen: str = ""
 
 

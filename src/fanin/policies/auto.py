@@ -12,7 +12,7 @@ from fanin.catalogue import find
 from fanin.catalogue.models import fixup_factor
 from fanin.policies.choice import Blueprint, Choice, Leave, Skip, words
 from fanin.policies.deep import DEEP_HEAD, deep, deep_shift, deep_size, in_a_row
-from fanin.policies.signal import bending, is_even, keeps_scale, preactivation_std
+from fanin.policies.signal import READ_STD, bending, is_even, keeps_scale, preactivation_std
 from fanin.roles import Role
 
 __all__ = ["HEAD_GAIN", "MODULATION", "SIREN", "TABLE", "auto", "head_gain", "target_size"]
@@ -100,6 +100,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "before an activation written out that is steep (χ > 8, less in long stretches)",
         "the same, × the size where χ is no more",
         "exp(−(x/0.1)²), x = 1 …: of larger signals it would let the gradient grow",
+    ),
+    (
+        "that reads data of which nine in ten numbers are zero, and layers read what it makes",
+        "the same, × 0.1",
+        "bags of words, counts: like rows of a table, steps of Adam move them against their size",
     ),
     ("any other weight", "lecun_normal", "variance 1/fan_in keeps the scale"),
     ("table that is the output layer too", "lecun_normal over the width, × 0.3", "small logits"),
@@ -259,7 +264,20 @@ def auto(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
         return _in_time(role)
     if _by_branch(role):
         return _in_branch(role)
-    return deep(role, drawn) or in_a_row(role, keeps_scale(role))
+    chosen = deep(role, drawn)
+    if chosen is None and role.sparse:
+        return _rarely_moved(role)
+    return chosen or in_a_row(role, keeps_scale(role))
+
+
+def _rarely_moved(role: Role) -> Choice:
+    """A layer whose input is mostly zeros: a table, of which each sample picks a few rows."""
+    base = keeps_scale(role)
+    because = (
+        f"the data that it reads are mostly zeros: × {READ_STD:g}, so that steps can move the few "
+        f"rows that a sample picks; {base.because}"
+    )
+    return replace(base, gain=base.gain * READ_STD, because=because)
 
 
 def _head(role: Role, drawn: Blueprint) -> Choice:
@@ -421,4 +439,5 @@ def target_size(role: Role | None, drawn: Blueprint | None = None) -> float:
     size = None if _by_branch(role) else deep_size(role, drawn)
     if size is not None:
         return size
-    return _branch_factor(role) * preactivation_std(role)
+    rare = READ_STD if role.sparse and deep(role, drawn) is None else 1.0
+    return rare * _branch_factor(role) * preactivation_std(role)
