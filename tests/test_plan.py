@@ -756,6 +756,8 @@ def test_every_rule_of_the_table_is_tested():
         "what new values would make NaN or infinite, and its own do not",
         "weights that are all zero, under a bias with a pattern, and that bias",
         "table of points whose distances are hyperbolic (acosh, atanh)",
+        "weights that are all zero, whose output is only joined with a signal from around them",
+        "rotations of which more is computed, as the determinant",
         "LayerScale, other scales",
         "adapter beside frozen weights that is zero, if it is no low-rank pair",
         "codes that the signal is compared with (vector quantization)",
@@ -2346,6 +2348,46 @@ def test_the_values_that_their_own_scores_mix_are_the_output():
     found = plan(Graph(), torch.randn(20, 12))
     assert "output layer" in found["last.weight"].because
     assert "output layer" not in found["first.weight"].because
+
+
+class Coupling(nn.Module):
+    """Half of the signal is scaled and shifted by what a network makes of the other (Glow)."""
+
+    def __init__(self, bent=False, around=True, drawn=True):
+        super().__init__()
+        self.bent, self.around = bent, around
+        self.turn, self.net = nn.Parameter(torch.linalg.qr(torch.randn(8, 8))[0]), mlp(4, 16, 8)
+        self.gain, self.head = nn.Parameter(torch.zeros(8)), nn.Linear(8, 3)
+        nn.init.zeros_(self.net[-1].weight)
+        if not drawn:
+            nn.init.zeros_(self.net[0].weight)
+
+    def forward(self, x):
+        kept, moved = (x @ self.turn).chunk(2, 1)
+        made = self.net(kept) * self.gain.exp()
+        scale, shift = (made.relu() if self.bent else made).chunk(2, 1)
+        if not self.around:
+            moved = kept = torch.zeros_like(moved)
+        moved = (moved + shift) * (scale + 2).sigmoid()
+        return self.head(torch.cat([kept, moved], 1)) + torch.linalg.slogdet(self.turn)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "stays"),
+    [({}, True), ({"bent": True}, False), ({"around": False}, False), ({"drawn": False}, False)],
+    ids=["coupling", "bent", "alone", "over-another-zero"],
+)
+def test_zeros_that_let_another_signal_pass_stay(options: dict[str, bool], stays: bool):
+    found = plan(Coupling(**options), torch.randn(32, 8))
+    told = found.untouched.get("net.2.weight", "")
+    assert ("passes as it is" in told) == stays
+
+
+def test_a_rotation_whose_determinant_is_taken_stays():
+    model, batch = Coupling(), torch.randn(32, 8)
+    assert "rotation" in plan(model, batch).untouched["turn"]
+    model.turn.data.mul_(1.1)
+    assert "turn" in plan(model, batch)
 
 
 def turned(bias: Tensor, weight: float = 0.0) -> tuple[nn.Module, Any]:

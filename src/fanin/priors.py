@@ -8,7 +8,8 @@ networks: −1 to −3; Jozefowicz 2015, forget gates: 1); under a root it keeps
 of what a state is multiplied with, say how long each remembers (Tallec 2018, chrono initialization;
 Peng 2023, RWKV; Beck 2024, xLSTM).  A pattern over weights that are all zero is what a layer gives
 for every input at first: a transform that changes nothing (Jaderberg 2015), positions in a grid
-(Zhu 2021, deformable attention).
+(Zhu 2021, deformable attention).  Zeros on a way that only joins another are a start at which that
+one passes as it is, and rotations have no effect on a likelihood (Kingma 2018, Glow).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fanin.architecture import Architecture
-from fanin.kinds import BENDING, BILINEAR
+from fanin.kinds import BENDING, BILINEAR, PRODUCTS, SUMS
 from fanin.roles import Role
 
 __all__ = ["meant"]
@@ -39,6 +40,9 @@ _RATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid", "softplus", "exp", "
 # Published: 2.9 (chrono over 48 steps), 3.5 (RWKV), 4.5 (xLSTM, retention), 6.9 at most (chrono
 # over a thousand).  Beyond, a gate is shut.
 SPREAD = (1.0, 8.0)
+# What makes a scale of the output of a layer, which bends no signal by that.
+_SCALING = frozenset({"sigmoid", "tanh", "softplus"})
+_ROUNDED = 1e-3  # of a rotation, as of one in half precision
 _LOGITS = (None, "sigmoid", "softmax", "log_softmax", "logsigmoid")
 _GATES = ("sigmoid", "hardsigmoid")
 _BIASES = ("bias", "recurrent_bias")
@@ -46,7 +50,7 @@ _BIASES = ("bias", "recurrent_bias")
 
 def meant(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
     """Parameters that keep what their author gave them → why; empty on the meta device."""
-    rules = (_factors, _offsets, _maps, _points, _rates)
+    rules = (_factors, _offsets, _maps, _points, _rates, _joining, _rotations)
     return {name: told for rule in rules for name, told in rule(model, roles, architecture).items()}
 
 
@@ -206,6 +210,91 @@ def _is_rate(role: Role, architecture: Architecture) -> bool:
     if not first or not first <= rates:
         return False
     return bool(architecture.first_met(first, ends | layers, onward=True) & ends)
+
+
+def _joining(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:
+    """Layers that are all zero and only change another signal → why; empty on the meta device.
+
+    That signal comes from the batch around them, and as a factor is not zero; what they read is
+    made by layers that are not.  Twelve couplings of a Glow end at 0.046 for 0.066 so at the best
+    of three rates, at 0.17 and 0.42 for 0.35 and 0.68 (two seeds) at the lowest.
+
+    >>> from fanin.reading import reading
+    >>> class Coupled(nn.Linear):
+    ...     def forward(self, x):
+    ...         return x[:, :4] + super().forward(x[:, 4:])
+    >>> layer = Coupled(4, 4)
+    >>> _ = nn.init.zeros_(layer.weight)
+    >>> read = reading(layer, torch.ones(2, 8))
+    >>> _joining(layer, [Role("weight", (4, 4), True, "weight", call=2)], read)
+    {'weight': 'zero by design: the signal that its output is joined with passes as it is'}
+    """
+    own = dict(model.named_parameters())
+    drawn = {n: p for n, p in own.items() if p.is_floating_point() and not p.is_meta}
+    empty = {n for n, p in drawn.items() if p.dim() > 1 and not p.any()}
+    found = {}
+    for role in roles:
+        free = role.branch is None or role.branch.norm == "none"
+        apart = free and not (role.head or role.modulates or role.low_rank)
+        if role.kind != "weight" or not role.trainable or role.parameter not in empty or not apart:
+            continue
+        if _only_joins(role.call, architecture, empty):
+            told = "zero by design: the signal that its output is joined with passes as it is"
+            found[role.parameter] = told
+    return found
+
+
+def _only_joins(index: int, architecture: Architecture, empty: set[str]) -> bool:
+    """Whether what a layer makes meets a signal from around it, in sums and products, first of all.
+
+    Neither a factor of it nor what the layer reads is made by a layer that is in `empty`.
+    """
+    calls = architecture.trace.calls
+    around: set[int] = set()
+    for call in calls:
+        if call.index != index and (call.entry or not around.isdisjoint(call.behind)):
+            around.add(call.index)
+    layers = {c.index for c in calls if c.layout}
+    bends = {c.index for c in calls if c.op in BENDING - _SCALING}
+    met = (c for c in calls if c.op in SUMS | PRODUCTS and not around.isdisjoint(c.behind))
+    joins = {c.index: c for c in met}
+    first = architecture.first_met({index}, layers | bends | joins.keys(), onward=True)
+    if not first or not first <= joins.keys():
+        return False
+    factors = {i for c in first if joins[c].op in PRODUCTS for i in joins[c].behind if i in around}
+    before = architecture.first_met({*factors, index}, layers, onward=False) - {index}
+    return not any(empty.intersection(calls[i].parameters[:1]) for i in before)
+
+
+def _rotations(
+    model: nn.Module, roles: Sequence[Role], architecture: Architecture
+) -> dict[str, str]:
+    """Rotations that a layer uses, and the model something computed of → why; empty on meta.
+
+    As of the invertible layers of a Glow, whose log-determinant is a term of the likelihood: beside
+    couplings that start as the identity it ends at 0.15 and 0.12 for 0.17 and 0.42 (two seeds).
+    """
+    own = dict(model.named_parameters())
+    calls = architecture.trace.calls
+    computed = {n for c in calls for o in c.operands if o.offset is None for n in o.parameters}
+    found = {}
+    for role in roles:
+        layer = role.kind == "weight" and role.trainable and role.parameter in computed
+        if layer and role.uses and _is_rotation(own[role.parameter].detach()):
+            told = "a rotation of its author's, of which more is computed, as of its determinant"
+            found[role.parameter] = told
+    return found
+
+
+def _is_rotation(values: Tensor) -> bool:
+    """Whether a matrix is square and its rows are orthonormal."""
+    if values.is_meta or not values.is_floating_point() or values.dim() < 2:
+        return False
+    matrix = values.flatten(1)
+    if len(matrix) != matrix.shape[1]:
+        return False
+    unit = torch.eye(len(matrix), dtype=torch.double, device=matrix.device)
+    return torch.allclose(matrix.double() @ matrix.double().mT, unit, atol=_ROUNDED)
 
 
 def _points(model: nn.Module, roles: Sequence[Role], architecture: Architecture) -> dict[str, str]:

@@ -197,6 +197,16 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "grid",
     ),
     (
+        "weights that are all zero, whose output is only joined with a signal from around them",
+        "left alone",
+        "that signal passes as it is at first: couplings of a flow (Glow, Kingma 2018)",
+    ),
+    (
+        "rotations of which more is computed, as the determinant",
+        "left alone",
+        "invertible layers, whose determinant is one (Glow)",
+    ),
+    (
         "table of points whose distances are hyperbolic (acosh, atanh)",
         "left alone",
         "they start next to the origin, and have to stay inside of a ball",
