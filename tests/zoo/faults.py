@@ -1609,12 +1609,12 @@ def packed_projection_of_multihead_attention():
 
 
 @FAULTS(thread="pytorch#166378", codes=("W502",), layers=("0.body.qkv",), **WARNING)
-def packed_projection_by_hand():
+def packed_projection_by_hand(draw=nn.init.xavier_uniform_):
     class Body(nn.Module):
         def __init__(self):
             super().__init__()
             self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
-            nn.init.xavier_uniform_(self.qkv.weight)
+            draw(self.qkv.weight)
             nn.init.zeros_(self.qkv.bias)
 
         def forward(self, x):
@@ -1631,6 +1631,11 @@ def packed_projection_by_hand():
 
     model = nn.Sequential(Join(), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(64, 3))
     return model, torch.randn(8, 7, 64), classify(8, 3)
+
+
+@FAULTS(thread="pytorch#166378", codes=("W502",), layers=("0.body.qkv",), **WARNING)
+def packed_projection_by_hand_of_normals():
+    return packed_projection_by_hand(nn.init.xavier_normal_)
 
 
 class Truncated(nn.Linear):

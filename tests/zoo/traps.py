@@ -1803,6 +1803,18 @@ def packed_projections_drawn_block_by_block():
 
 
 @TRAPS(absent=("W502",))
+def packed_projections_at_a_std_set_by_hand():
+    """N(0, 0.1) at width 50 has the std of Xavier over [3n, n], but nobody meant Xavier."""
+    attention = blocks.Attention(50, 5)
+    nn.init.normal_(attention.qkv.weight, std=0.1)
+    nn.init.zeros_(attention.qkv.bias)
+    model = nn.Sequential(
+        blocks.Residual(attention), blocks.Lambda(lambda x: x.mean(1)), nn.Linear(50, 3)
+    )
+    return model, torch.randn(8, 7, 50), classify(8, 3)
+
+
+@TRAPS(absent=("W502",))
 def wide_layer_that_is_not_packed():
     """Xavier over [3n, n], and nobody splits the output."""
     model = mlp(48, 144, 4)
