@@ -1700,6 +1700,14 @@ def test_frozen_parameters_are_planned_when_asked():
     assert found["backbone.stem.0.weight"].std > 0
 
 
+def test_a_model_of_tables_alone_has_the_fan_of_a_one_hot_input():
+    table = nn.Embedding(1000, 64)
+    found = fanin.init_(table, torch.arange(1000), "lecun_normal")["weight"]
+    assert (found.fan, found.std) == (1, 1)
+    assert float(table.weight.detach().var()) == pytest.approx(1, rel=0.02)
+    assert plan(*looked_up(), "lecun_normal")["0.weight"].std < 1  # layers that read it are scaled
+
+
 def test_weight_norm_plans_the_length_of_a_row():
     found = planned("weight-norm")
     direction = found["0.parametrizations.weight.original1"]

@@ -124,7 +124,7 @@ def _require(name: str, roles: Sequence[Role]) -> None:
             raise ArgumentError(f"scheme: {name} needs a model with {what}; this one has none")
     elif name not in PUBLISHED and name != "auto":
         scheme = find(_MEASURED.get(name, name))
-        if not any(meant_for(scheme, role) for role in roles):
+        if not any(meant_for(scheme, role, roles) for role in roles):
             what = scheme.needs or "a weight that the forward pass uses"
             raise ArgumentError(f"scheme: {name} fills {what}; this model has none")
 

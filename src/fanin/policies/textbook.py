@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fanin.catalogue import Scheme
@@ -62,13 +62,18 @@ def _power(role: Role) -> bool:
     return larger > 0 and larger & (larger - 1) == 0
 
 
-def meant_for(scheme: Scheme, role: Role) -> bool:
-    """Whether a scheme is meant for a parameter of this role."""
+def meant_for(scheme: Scheme, role: Role, roles: Sequence[Role]) -> bool:
+    """Whether a scheme is meant for a parameter of this role, one of the `roles` of a model.
+
+    A fan says little of a table, of which one row is looked up: the fan of a one-hot input, 1, is
+    taken where a model has nothing but tables.
+    """
     chosen = _MEANT.get(scheme.name)
     if chosen is not None:
         return chosen(role)
-    if role.kind == "table":  # one row is looked up: a fan says nothing of it
-        return scheme.fan is None and scheme.form in ("normal", "uniform", "trunc_normal")
+    if role.kind == "table":
+        alone = scheme.fan is None or not any(r.kind in _WEIGHTS for r in roles)
+        return alone and scheme.form in ("normal", "uniform", "trunc_normal")
     return role.kind in _WEIGHTS
 
 
@@ -79,7 +84,7 @@ def textbook(
     selective = scheme.name in _MEANT
 
     def policy(role: Role, drawn: Blueprint) -> Choice | Leave | Skip:
-        if meant_for(scheme, role):
+        if meant_for(scheme, role, drawn.roles):
             choice = Choice(scheme.name, f"{scheme.name} was asked for", gain, arguments=arguments)
             try:
                 assign(role, choice)
