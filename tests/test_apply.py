@@ -795,6 +795,15 @@ def test_weight_norm_gives_the_effective_weight_its_planned_std(wrap):
         assert len(named) == 3, named
 
 
+def test_a_weight_under_the_old_weight_norm_shows_at_once_what_was_drawn():
+    layer = nn.utils.weight_norm(nn.Linear(16, 8))
+    init_(nn.Sequential(layer), torch.randn(4, 16), "he_normal")
+    shown = layer.weight
+    layer(torch.randn(4, 16))
+    assert torch.equal(shown, layer.weight)
+    assert shown.requires_grad
+
+
 def test_weight_norm_in_auto_keeps_the_scale():
     model, batch = Sizes(nn.utils.parametrizations.weight_norm), torch.randn(64, 64)
     init_(model, batch)

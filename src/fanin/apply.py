@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fanin.architecture import Parameter, parameters_of
 from fanin.assignment import Assignment, Recipe
@@ -17,7 +18,7 @@ from fanin.errors import ArgumentError, ModelError, RecipeError
 from fanin.fill import assign_, factored
 from fanin.fused import Fused, Part, parts_of
 from fanin.memory import empty_like
-from fanin.placement import Draw, Holders, Share, exchange_, held, made, prepared, share
+from fanin.placement import Draw, Holders, Share, exchange_, held, is_spread, made, prepared, share
 from fanin.reading import bare, plain
 from fanin.recipe import check
 from fanin.started import started
@@ -106,7 +107,25 @@ def apply_(
                 assign(held.tensor, piece.assignment, seed, piece.name, held.window)
         devices = (whole.tensor.device for whole in shares.values())
         keep.buffers(buffers, device or next(devices, torch.device("cpu")))
+    _compute_again_(model, set(drawn))
     return tuple(drawn)
+
+
+def _compute_again_(model: nn.Module, drawn: Set[str]) -> None:
+    """Let weights under the old `weight_norm` show what was drawn, as they will after a forward."""
+    found: list[tuple[nn.Module, str, Tensor]] = []
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for hook in module._forward_pre_hooks.values():
+            if not isinstance(hook, WeightNorm) or f"{prefix}{hook.name}_v" not in drawn:
+                continue
+            shown = getattr(module, hook.name)
+            parts = [getattr(module, f"{hook.name}_{own}") for own in "gv"]
+            if not any(p.is_meta or is_spread(p) for p in parts):
+                with torch.set_grad_enabled(shown.requires_grad):
+                    found.append((module, hook.name, hook.compute_weight(module)))
+    for module, name, weight in found:
+        setattr(module, name, weight)
 
 
 @contextmanager
