@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from fanin.calls import INTEGERS, Call, Trace
-from fanin.kinds import ADDING, BENDING, NORMS, PASSIVE, SUMS
+from fanin.kinds import ADDING, BENDING, JOINS, NORMS, PASSIVE, SUMS
 
 __all__ = [
     "Architecture",
@@ -186,16 +186,25 @@ class Architecture:
 
         Other terms of a loss, which are one number, are no such signals.
         """
-        found = []
-        for layer in self.layers:
-            if self.inner.isdisjoint(layer.calls):
-                after = self.descendants(layer.calls)
-                later = after.difference(layer.calls)
-                met = {i for index in later for i in self.trace.calls[index].behind}
-                other = met.difference(after, self.labels)
-                if all(math.prod(self.trace.calls[i].shape) == 1 for i in other):
-                    found.append(layer)
-        return tuple(found)
+        return tuple(y for y in self.ends if not any(True for _ in self._met(y)))
+
+    @cached_property
+    def ends(self) -> tuple[Layer, ...]:
+        """Layers whose output goes to the goal, alone or as a term of a sum or a part of a whole.
+
+        So the target tells their units apart, or nothing does.
+        """
+        ends = (y for y in self.layers if self.inner.isdisjoint(y.calls))
+        return tuple(y for y in ends if all(call.op in SUMS | JOINS for call in self._met(y)))
+
+    def _met(self, layer: Layer) -> Iterator[Call]:
+        """Calls on the way from a layer's output to the goal that take another signal in."""
+        after = self.descendants(layer.calls)
+        for index in after.difference(layer.calls):
+            call = self.trace.calls[index]
+            other = set(call.behind).difference(after, self.labels)
+            if any(math.prod(self.trace.calls[i].shape) != 1 for i in other):
+                yield call
 
     @cached_property
     def labels(self) -> frozenset[int]:

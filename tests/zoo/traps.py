@@ -180,6 +180,13 @@ def lora_on_a_single_linear():
     return blocks.LoRA(nn.Linear(12, 9), 3), torch.randn(16, 12), regress(16, 9)
 
 
+@TRAPS(thread="LoRA#98", absent=("S101", "S102"))
+def lora_on_a_single_linear_whose_outputs_are_summed():
+    """The loss treats all outputs alike, so only a target would tell the rows of B apart."""
+    model, batch, _ = lora_on_a_single_linear()
+    return model, batch, lambda out: out.sum()
+
+
 @TRAPS(absent=("S101", "S102"))
 def lora_over_units_dead_on_the_batch():
     """The frozen layer holds some ReLU units shut: their rows of B are zeros without a gradient."""

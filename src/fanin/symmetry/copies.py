@@ -21,11 +21,11 @@ __all__ = ["suspects", "unit_classes"]
 
 def suspects(seen: Pass) -> frozenset[Key]:
     """Layers where some units agree to the precision of the pass."""
-    # A head's units are told apart by the target alone: those of a zero head for classes that the
-    # batch lacks are equal, and there is nothing to mend.
-    found, heads = set(), seen.architecture.heads
+    # The units of a layer at the end are told apart by the target alone: those of a zero head for
+    # classes that the batch lacks are equal, and there is nothing to mend.
+    found, ends = set(), seen.architecture.ends
     for layer in seen.architecture.layers:
-        if layer.units is None or layer.units < 2 or not layer.trainable or layer in heads:
+        if layer.units is None or layer.units < 2 or not layer.trainable or layer in ends:
             continue
         forward, cotangent = fingerprints(layer, seen.cells)
         if forward is None or cotangent is None or not np.any(np.isfinite(forward)):
