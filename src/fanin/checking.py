@@ -20,13 +20,13 @@ from fanin.clones import repeated_rows, shared
 from fanin.construction import Record, recorded
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
-from fanin.guard import finite_again, watching
+from fanin.guard import finite_again, private, reseed, watching
 from fanin.kinds import PASSIVE
 from fanin.layers import LayerStats, layer_stats
-from fanin.nested import arguments, signals_in, tensors_in
+from fanin.nested import arguments, map_batch, signals_in, tensors_in
 from fanin.numbers import Audit, audit
 from fanin.offsets import misplaced
-from fanin.passes import Pass, Subject, run_pass
+from fanin.passes import Noise, Pass, Subject, run_pass
 from fanin.planning import plan
 from fanin.prediction import between_samples, predictions
 from fanin.probe import Recorder, relative_spread
@@ -67,7 +67,8 @@ def check(
         batch: a tensor or TensorDict (one positional argument), a tuple (positional arguments) or a
             dict (keyword arguments).
         loss: from the model's output to a scalar, the mean loss.  Without it the output's own
-            ``.loss`` is used, or else a random linear functional of the output.
+            ``.loss`` is used, or else a random linear functional of the output; so it is where the
+            loss is least already, as a square is of the zeros that a zero head gives.
         seed: of everything random in the check.
         dtype: the dtype that training will compute in, for the range that values must stay in
             (N404); the model's own by default.
@@ -166,6 +167,10 @@ def _look(
         tell("looking for the first value that is not finite")
         seen, gradients, rows = _first_pass(subject, torch.finfo(torch.float32).max)
     _blame_loss(subject, seen, audits)
+    met = None
+    if not any(seen.gradients.values()) and _is_met(subject):
+        met, subject = seen.loss, replace(subject, loss=None)
+        seen, gradients, rows = _first_pass(subject, limit[0] if limit[0] < _NARROW else None)
     symmetry, distinct = examine(subject, seen, gradients, rows, tell)
     trunk = stations(seen, seen.architecture.trunk)
     branches, inside = residual_branches(seen.architecture)
@@ -191,6 +196,7 @@ def _look(
         lost=record.lost(subject.model),
         thrown=record.thrown(subject.model),
         shared=shared(subject.model),
+        met=met,
     )
 
 
@@ -265,6 +271,31 @@ def _blame_loss(subject: Subject, seen: Pass, audits: tuple[Audit, ...]) -> None
         raise LossError(told)
 
 
+def _is_met(subject: Subject) -> bool:
+    """Whether the output is where the loss given is least, as zeros are of their squares.
+
+    It then has no gradient, whatever the weights are, and a loss in general has to tell.
+    """
+    loss, noise = subject.loss, Noise(subject.seed)
+    if loss is None:
+        return False
+
+    def cost(output: Any) -> float:
+        reseed(subject.seed)
+        return float(loss(output))
+
+    def aside(tensor: Tensor) -> Tensor:
+        return tensor + _STEP * noise.like(tensor) if tensor.is_floating_point() else tensor
+
+    with contextlib.suppress(Exception), torch.no_grad():  # a loss may take derivatives itself
+        args, kwargs = arguments(private(subject.batch))
+        reseed(subject.seed)
+        output = subject.model(*args, **kwargs)
+        least = cost(output)
+        return all(cost(map_batch(aside, output)) > least for _ in range(_ASIDE))
+    return False
+
+
 def _is_finite_anew(subject: Subject) -> bool:
     """Whether the loss is a number with every weight drawn anew: then the start is to blame, as
     where a density is taken at a width that has underflowed."""
@@ -277,6 +308,9 @@ def _is_finite_anew(subject: Subject) -> bool:
     return math.isfinite(seen.loss)
 
 
+# Steps aside that all make a loss larger where it is least; where it has a slope, half of them do.
+_ASIDE = 8
+_STEP = 0.01  # so short that the square of one cannot hide the slope of a product of two
 # Findings that need no pass.
 _OF_ENTRIES = frozenset({"N401", "N402"})
 # bfloat16 reaches as far as float32; only a dtype that ends below this has a range to look at.
@@ -447,7 +481,7 @@ def _report(
         tensors=len(tensors),
         dtype=", ".join(sorted(kinds)),
         device=str(first.device),
-        loss=evidence.seen.loss if evidence.seen.named_loss else None,
+        loss=evidence.seen.loss if evidence.seen.named_loss else evidence.met,
         chance=None if evidence.seen.chance is None else evidence.seen.chance.loss,
         seed=subject.seed,
         samples=subject.samples,

@@ -39,6 +39,30 @@ def zeros_under_relu_and_softmax():
     return model, torch.randn(40, 20), classify(40, 5)
 
 
+@FAULTS(codes=("S101", "S102"), layers=("0", "2"), **ERROR)
+def zeros_under_relu_at_the_least_of_their_loss():
+    """The square of zeros has no slope, but any other loss would move nothing either."""
+    model, batch, _ = zeros_under_relu()
+    return model, batch, lambda out: out.square().mean()
+
+
+@FAULTS(codes=("S102",), layers=("left", "right"), **ERROR)
+def zero_embeddings_whose_product_is_in_the_loss():
+    """The loss has no slope either, but it is not least there: each is held by the other."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(12, 8), nn.Linear(12, 8)
+            zero_(self)
+
+        def forward(self, x):
+            return self.left(x), self.right(x)
+
+    target = torch.randn(32, 32)
+    return Net(), torch.randn(32, 12), lambda out: (out[0] @ out[1].T - target).square().mean()
+
+
 @FAULTS(codes=("S101",), layers=("0", "2"), **ERROR)
 def zeros_under_sigmoid():
     """The weights move, and the units stay one."""

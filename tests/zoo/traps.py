@@ -50,6 +50,19 @@ def zero_readout_of_a_regression():
     return model, torch.randn(32, 20), regress(32, 1)
 
 
+@TRAPS(absent=("S101", "S102"))
+def zero_readout_at_the_least_of_its_loss():
+    """The square of zeros has no slope, whatever the weights: it says nothing of the start."""
+    model, batch = zero_readout_without_a_loss()
+    return model, batch, lambda out: out.square().mean()
+
+
+@TRAPS(absent=("S101", "S102"))
+def zero_modulation_of_a_dit_at_the_least_of_its_loss():
+    model, batch, _ = zero_modulation_of_a_dit()
+    return model, batch, lambda out: out.abs().sum()
+
+
 @TRAPS(absent=("S102",))
 def constant_last_layer_under_softmax():
     """The residuals sum to zero, so the hidden gradient is exactly zero at step 0 only."""

@@ -96,6 +96,7 @@ class Evidence:
         refused: what the forward or the loss raised where entries are not finite; the pass was then
             made with zeros in their place.
         misplaced: last layers that their biases hold where they hardly learn, for no gain.
+        met: the loss given, where the output is where it is least; `seen` is then without it.
     """
 
     seen: Pass
@@ -120,6 +121,7 @@ class Evidence:
     thrown: tuple[str, ...] = ()
     refused: str = ""
     misplaced: frozenset[str] = frozenset()
+    met: float | None = None
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:
