@@ -178,7 +178,8 @@ _RESIZES = frozenset({"resize_", "resize_as_"})
 _PLAIN = (Tensor, nn.Parameter)
 
 
-_DRAWS = frozenset({"normal_", "uniform_"})
+# The last is one call to a mode, which does not see what it calls.
+_DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 # What hands out the memory of a tensor; whatever is written to that is not seen.
 _HANDS_OUT = frozenset(
@@ -345,8 +346,15 @@ def recording(*, operators: bool = False) -> Iterator[Record]:
 
         return wrapped
 
+    def copied(tensor: Tensor, *rest: Any, **more: Any) -> Any:
+        result = orthogonal(tensor, *rest, **more)  # draws aside, and copies that into the tensor
+        record.drew(tensor)
+        return result
+
     for name, function in kept.items():
         setattr(nn.init, name, note(function))
+    orthogonal = kept["orthogonal_"] = nn.init.orthogonal_
+    setattr(nn.init, "orthogonal_", copied)  # noqa: B010 - mypy lets no function be assigned to
     try:
         watch = _Watch(record)
         with watch, _Beneath(watch) if operators else nullcontext():

@@ -1716,6 +1716,21 @@ def weight_drawn_without_gradients_after_weight_norm():
 
 
 @FAULTS(
+    codes=("W504",),
+    layers=("0.parametrizations.weight", "2.parametrizations.weight"),
+    watched=True,
+    **WARNING,
+)
+def orthogonal_and_he_after_weight_norm():
+    """Initializers that torch shows as one call, or that draw aside and copy."""
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)) for _ in range(2)]
+    nn.init.orthogonal_(layers[0].weight)
+    nn.init.kaiming_uniform_(layers[1].weight)
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(16, 4))
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(
     thread="torchtitan#3334",
     codes=("W503",),
     severities=("warning", "info"),
