@@ -493,3 +493,33 @@ class Unseen(nn.Module):
 def test_a_frozen_parameter_that_cannot_be_put_back_is_an_error(verb):
     with pytest.raises(ModelError, match="changes the parameter 'mean' in place"):
         verb(Unseen(), torch.randn(16, 4))
+
+
+# ── contexts around a call ───────────────────────────────────────────────────────────────────
+
+
+def test_under_autocast_values_from_before_a_change_count_for_nothing():
+    """Autocast keeps what it converted of a weight until its block ends."""
+
+    def build() -> nn.Module:
+        with seeded(1):
+            layers = [nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+            return nn.Sequential(*layers)
+
+    def trained() -> float:
+        pair, loss = (batch, target), nn.functional.cross_entropy
+        found = fanin.compare(build, pair, loss, schemes=["default"], steps=20)
+        assert found["default"].final is not None
+        return found["default"].final
+
+    batch, target = torch.randn(32, 6), torch.randint(3, (32,))
+    plain, model = build(), build()
+    told, curve = fanin.init_(plain, batch, "lsuv"), trained()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch)
+        measured = fanin.init_(model, batch, "lsuv")
+        inside = model(batch).detach().float()
+        assert trained() == pytest.approx(curve, rel=0.02)
+        assert torch.is_autocast_cache_enabled()
+    assert [a.std for a in measured] == pytest.approx([a.std for a in told], rel=0.02)
+    torch.testing.assert_close(inside, plain(batch).detach(), rtol=0.05, atol=0.05)

@@ -108,6 +108,7 @@ def apply_(
         devices = (whole.tensor.device for whole in shares.values())
         keep.buffers(buffers, device or next(devices, torch.device("cpu")))
     _compute_again_(model, set(drawn))
+    torch.clear_autocast_cache()  # which may hold the values from before
     return tuple(drawn)
 
 

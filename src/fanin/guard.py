@@ -23,7 +23,16 @@ from fanin.kinds import name_of
 from fanin.nested import map_batch, tensors_in
 from fanin.process import Lasting
 
-__all__ = ["Guard", "finite_again", "private", "random_state", "reseed", "untouched", "watching"]
+__all__ = [
+    "Guard",
+    "finite_again",
+    "private",
+    "random_state",
+    "reseed",
+    "uncached",
+    "untouched",
+    "watching",
+]
 
 _T = TypeVar("_T")
 _CONTAINERS = (list, dict, set)
@@ -162,11 +171,26 @@ def watching(model: nn.Module) -> Iterator[Guard]:
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[Guard]:
     guard = Guard(model)
-    with random_state(model):
+    with random_state(model), uncached():
         try:
             yield guard
         finally:
             guard.restore()
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Convert weights anew at every call under autocast, as long as the block lasts and after it.
+
+    What autocast keeps of them until it ends would be their values before a change.
+    """
+    keeps = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(keeps)
+        torch.clear_autocast_cache()
 
 
 class _Writes(TorchFunctionMode):

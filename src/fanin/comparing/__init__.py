@@ -24,7 +24,7 @@ from fanin.comparing.starts import Start, read
 from fanin.comparing.text import plot
 from fanin.comparing.training import OPTIMIZERS, Training, every, train_
 from fanin.errors import ArgumentError
-from fanin.guard import random_state, reseed
+from fanin.guard import random_state, reseed, uncached
 from fanin.plain import as_json, to_plain
 from fanin.report import Report
 from fanin.report.figure import Figure
@@ -212,7 +212,7 @@ def compare(
     tell = _callable("progress", progress) or (lambda _text, _share: None)
     _callable("loss", loss)
     _callable("accuracy", accuracy)
-    with torch.inference_mode(False), torch.enable_grad(), _kept():
+    with torch.inference_mode(False), torch.enable_grad(), uncached(), _kept():
         source = Source(build, seeds[0])
         with random_state(source.first):
             reseed(seeds[0])  # a loader may shuffle
