@@ -97,3 +97,34 @@ def test_a_mapped_model_is_planned_like_any_other():
     body = mlp(20, 32, 5)
     mapped, plain = fanin.plan(Mapped(body), x), fanin.plan(body, x)
     assert [a.std for a in mapped] == [a.std for a in plain]
+
+
+@pytest.mark.parametrize("loss", [nn.functional.mse_loss, nn.functional.cross_entropy])
+def test_a_loss_inside_of_vmap_is_no_loss_of_the_model(loss):
+    """Steps of the inner loop of meta-learning: one for each task, before the loss that counts."""
+
+    class Learner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = start(mlp(4, 16, 3, act=nn.Tanh), None)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            weights = dict(self.body.named_parameters())
+
+            def task(x: Tensor, y: Tensor) -> Tensor:
+                def inner(weights):
+                    return loss(torch.func.functional_call(self.body, weights, (x,)), y)
+
+                slopes = torch.func.grad(inner)(weights)
+                moved = {name: w - 0.1 * slopes[name] for name, w in weights.items()}
+                return torch.func.functional_call(self.body, moved, (x,))
+
+            return torch.vmap(task)(x, y)
+
+    x, y = torch.randn(4, 10, 4), torch.randn(4, 10, 3).softmax(-1)
+    report = fanin.check(Learner(), (x, y), lambda out: (out - y).square().mean())
+    assert report.ok, str(report)
+    compared = fanin.compare(
+        Learner, (x, y), lambda out: nn.functional.mse_loss(out, y), schemes=["default"], steps=2
+    )
+    assert compared["default"].final < compared["default"].start

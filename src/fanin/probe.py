@@ -18,6 +18,8 @@ from fanin.focus import Focus, focus_of_fused, focus_of_softmax
 from fanin.gates import Gates, gates_of
 from fanin.guesses import Parts
 from fanin.kinds import BENDING, PASSIVE, RECURRENT, RECURRENT_CELLS
+from fanin.mapped import is_mapped
+from fanin.nested import tensors_in
 from fanin.operations import Weighted, as_rows
 from fanin.sketch import Directions, project
 from fanin.slopes import constant, flat_parts
@@ -289,6 +291,8 @@ class Recorder(Observer):
     ) -> None:
         """The loss of guessing, of a known loss or a part of one; of a regression, the target's
         size and the loss of guessing zero."""
+        if any(is_mapped(tensor) for tensor in tensors_in((args, kwargs))):
+            return  # it has no values, and is no loss of the model's
         if name in DIFFERENCES:
             target = subtracted(args)
             if target is not None:

@@ -19,7 +19,8 @@ from fanin.comparing.batches import Batches, cause
 from fanin.comparing.record import Run
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError
 from fanin.guard import reseed
-from fanin.nested import arguments
+from fanin.mapped import is_mapped
+from fanin.nested import arguments, tensors_in
 
 __all__ = ["OPTIMIZERS", "Training", "every", "train_"]
 
@@ -198,7 +199,7 @@ class _Guesses(TorchFunctionMode):
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         right = _RIGHT.get(func)
-        if right is not None:
+        if right is not None and not any(map(is_mapped, tensors_in((args, kwargs)))):
             given = dict(zip(("input", "target"), args, strict=False)) | kwargs
             with torch.no_grad():
                 hits = right(given)
