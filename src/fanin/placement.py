@@ -29,6 +29,7 @@ __all__ = [
     "is_spread",
     "made",
     "prepared",
+    "reject_flat",
     "share",
 ]
 
@@ -88,6 +89,20 @@ def held(tensor: Tensor) -> Tensor:
     return local.detach()
 
 
+def reject_flat(model: nn.Module) -> None:
+    """Raise ModelError where parameters are flattened into memory that comes and goes."""
+    module: Any = sys.modules.get("torch.distributed.fsdp")
+    if module is None:
+        return
+    for name, each in model.named_modules():
+        if isinstance(each, module.FullyShardedDataParallel):
+            raise ModelError(
+                f"model: {name or 'it'} is wrapped by FullyShardedDataParallel, which flattens its "
+                "parameters; do this before it is wrapped, or shard it by "
+                "torch.distributed.fsdp.fully_shard, which plan, init_ and Plan.apply_ take"
+            )
+
+
 def prepared(model: nn.Module) -> None:
     """Make sure that the parameters of a model are its shards.
 
@@ -97,15 +112,11 @@ def prepared(model: nn.Module) -> None:
     Raises:
         ModelError: the model is wrapped by FullyShardedDataParallel, whose parameters are flat.
     """
+    reject_flat(model)
     module: Any = sys.modules.get("torch.distributed.fsdp")
     if module is None:
         return
-    for name, each in model.named_modules():
-        if isinstance(each, module.FullyShardedDataParallel):
-            raise ModelError(
-                f"model: {name or 'it'} is wrapped by FullyShardedDataParallel, which flattens its "
-                "parameters; use torch.distributed.fsdp.fully_shard, or initialize it before"
-            )
+    for each in model.modules():
         sharded: Any = each
         if isinstance(each, module.FSDPModule):
             sharded.reshard()

@@ -39,7 +39,7 @@ from fanin.mapped import is_mapped, outside, plainly
 from fanin.nested import arguments, map_tensors, refuses, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
 from fanin.operations import LEARNED_INPUT, MULTIPLYING, Weighted, describe
-from fanin.placement import is_spread
+from fanin.placement import is_spread, reject_flat
 from fanin.provenance import Provenance, Record, learned_by, names_of, operand_of
 from fanin.terms import filled, in_order, option
 from fanin.wording import listed
@@ -558,6 +558,7 @@ def reject_unwatchable(model: nn.Module) -> None:
             "model: a ScriptModule's calls cannot be watched; give the Python module it was made "
             "from"
         )
+    reject_flat(model)
     reject_refusing(model)
     spread = next((name for name, p in model.named_parameters() if is_spread(p)), None)
     if spread is not None:
