@@ -260,6 +260,7 @@ WRITES: dict[str, Callable[[Tensor], object]] = {
     "row of data": lambda w: w.data[1].normal_(),
     "chunk": lambda w: w.detach().chunk(2)[1].zero_(),
     "out": lambda w: torch.add(w.data, 1, out=w.data),
+    "overload": lambda w: quietly(lambda: torch.ops.aten.mul_.Scalar(w, 0.9)),
     "init": lambda w: nn.init.orthogonal_(w),
     "nan": lambda w: w.data.fill_(float("nan")),
     "foreach": lambda w: torch._foreach_add_([w.data], 1.0),
@@ -485,7 +486,8 @@ class Unseen(nn.Module):
         self.layer, self.mean = nn.Linear(4, 3), nn.Parameter(torch.ones(3), requires_grad=False)
 
     def forward(self, x):
-        torch.ops.aten.mul_.Scalar(self.mean, 0.9)
+        with torch._C.DisableTorchFunction():
+            self.mean.mul_(0.9)
         return self.layer(x) + self.mean
 
 

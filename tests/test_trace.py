@@ -381,6 +381,33 @@ def test_writing_in_place_keeps_the_layers_linked(name: str):
     assert set(named(model, torch.randn(16, 6))) == {"a", "b"}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_exported_program_is_seen_as_what_it_was_exported_from(training: bool):
+    """What torch.export gives calls the overloads of torch.ops.aten."""
+    aten = torch.ops.aten
+
+    def exported(m, tokens):
+        x = aten.embedding.default(m.e.weight, tokens)
+        x = aten.linear.default(x, m.a.weight, m.a.bias)
+        x = aten.relu_.default(aten.add.Tensor(x, x))
+        x = aten.batch_norm.default(
+            x, m.n.weight, m.n.bias, m.n.running_mean, m.n.running_var, training, 0.1, 1e-5, True
+        )
+        return aten.linear.default(x, m.b.weight, m.b.bias)
+
+    def plain(m, tokens):
+        x = m.a(m.e(tokens))
+        return m.b(m.n((x + x).relu_()))
+
+    tokens, found = torch.arange(32) % 9, []
+    for forward in (exported, plain):
+        parts = {"e": nn.Embedding(9, 6), "a": nn.Linear(6, 8), "n": nn.BatchNorm1d(8)}
+        model = Net(forward, **parts, b=nn.Linear(8, 3)).train(training)
+        found.append(fanin.init_(model, tokens))
+        assert fanin.check(model, tokens).ok
+    assert found[0].assignments == found[1].assignments
+
+
 ACTIVATIONS = {
     "relu": [
         torch.relu,

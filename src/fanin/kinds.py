@@ -102,6 +102,8 @@ _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
 def name_of(func: Any) -> tuple[str, bool]:
     """Canonical name of a torch function, and whether it writes into its first argument."""
     name = getattr(func, "__name__", None) or str(func)
+    if getattr(func, "namespace", None) == "aten":  # as an exported program calls torch
+        name = name.partition(".")[0]
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name)), False
     if name in ("__getitem__", "__setitem__"):

@@ -192,7 +192,9 @@ def _bilinear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted:
 
 
 def _norm(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Weighted | None:
-    place = 3 if name in ("batch_norm", "instance_norm") else 2
+    place = 2
+    if name in ("batch_norm", "instance_norm"):  # torch's own, of nine arguments, has weights first
+        place = 1 if len(args) + len(kwargs) == 9 else 3
     weight = _argument(args, kwargs, place, "weight")
     bias = _argument(args, kwargs, place + 1, "bias") if name != "rms_norm" else None
     operands = _operands(("weight", weight), ("bias", bias))
