@@ -2012,3 +2012,20 @@ def test_a_norm_in_the_middle_of_a_branch_holds_it_where_every_way_passes(way, n
 
     model = nn.Sequential(nn.Linear(6, 8), Block(), Block(), nn.Linear(8, 3))
     assert branch_of(seen(model, torch.randn(7, 6)), "1.second.weight").norm == norm
+
+
+@pytest.mark.parametrize("function", [torch.sparse.mm, torch.mm, lambda x, w: w.T.mm(x.mT).mT])
+def test_a_product_with_a_sparse_matrix_is_a_layer_like_any_other(function: Any):
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Parameter(torch.randn(40, 8)), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(function(x, self.words).relu())
+
+    dense = torch.randn(16, 40) * (torch.rand(16, 40) < 0.1)
+    batch = dense.to_sparse() if function is torch.sparse.mm else dense
+    role = seen(Bag(), batch)["words"]
+    assert (role.kind, role.fan_in) == ("weight", 40)
+    assert fanin.check(Bag(), batch).ok

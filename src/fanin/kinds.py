@@ -97,6 +97,8 @@ ADDING = frozenset({"shift", "token", "select", "clamp"})
 
 # The names between the underscores of the operators that write in place: __iadd__, ...
 _IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "imatmul", "ipow"})
+# Products of torch.sparse, which are those of other matrices.
+_SPARSE = {"_sparse_mm": "mm", "smm": "mm", "_sparse_addmm": "addmm"}
 
 
 def name_of(func: Any) -> tuple[str, bool]:
@@ -104,6 +106,8 @@ def name_of(func: Any) -> tuple[str, bool]:
     name = getattr(func, "__name__", None) or str(func)
     if getattr(func, "namespace", None) == "aten":  # as an exported program calls torch
         name = name.partition(".")[0]
+    if name in _SPARSE:
+        return _SPARSE[name], False
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name)), False
     if name in ("__getitem__", "__setitem__"):
