@@ -739,6 +739,41 @@ def test_pictures_of_bytes_are_a_signal_like_those_of_floats(name: str, factor: 
     assert not code or code in [f.code for f in of_bytes.findings]
 
 
+class Graph:
+    """A batch of a class of its own, with a store inside."""
+
+    def __init__(self, x: Tensor, edges: Tensor) -> None:
+        self.store, self.name, self.owner = {"x": x}, "graph", self
+        self.edges = [edges]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_tensors_in_an_object_are_signals_like_others(scale: float):
+    """And what the forward writes into them stays with the copy that it was given."""
+
+    def forward(m, *given):
+        x, (start, end) = given if len(given) > 1 else (given[0].store["x"], given[0].edges[0])
+        x /= 2
+        for weight in m.weights:
+            h = x @ weight
+            x = torch.zeros_like(h).index_add(0, end, h[start]).relu()
+        return m.head(x)
+
+    weights = nn.ParameterList(scale * torch.randn(16, 16) / 2 for _ in range(3))
+    model = Net(forward, weights=weights, head=nn.Linear(16, 3))
+    x, edges = torch.randn(40, 16), torch.randint(40, (2, 160))
+    graph, kept = Graph(x, edges), x.clone()
+    loss, found = blocks.classify(40, 3), []
+    for batch in ((x, edges), graph):
+        report = fanin.check(model, batch, loss)
+        assert torch.equal(x, kept)
+        assert graph.store["x"] is x
+        found.append(([f.code for f in report.findings], [y.rms for y in report.layers]))
+        found[-1] += (fanin.plan(model, batch).assignments,)
+    assert found[0] == found[1]
+    assert report.ok == (scale == 1.0)
+
+
 def test_bytes_beside_tokens_are_a_mask():
     class Tagger(nn.Module):
         def __init__(self) -> None:

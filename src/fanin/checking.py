@@ -23,7 +23,7 @@ from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, 
 from fanin.guard import finite_again, private, reseed, watching
 from fanin.kinds import PASSIVE
 from fanin.layers import LayerStats, layer_stats
-from fanin.nested import arguments, map_batch, signals_in, tensors_in
+from fanin.nested import arguments, inputs_in, map_batch, signals_in
 from fanin.numbers import Audit, audit
 from fanin.offsets import misplaced
 from fanin.passes import Noise, Pass, Subject, run_pass
@@ -64,8 +64,8 @@ def check(
     Args:
         model: any module that runs; or a function without arguments that builds one, whose
             construction is then watched too (W503, and N402 with certainty).
-        batch: a tensor or TensorDict (one positional argument), a tuple (positional arguments) or a
-            dict (keyword arguments).
+        batch: a tensor, TensorDict or other object, as a graph is (one positional argument), a
+            tuple (positional arguments) or a dict (keyword arguments).
         loss: from the model's output to a scalar, the mean loss.  Without it the output's own
             ``.loss`` is used, or else a random linear functional of the output; so it is where the
             loss is least already, as a square is of the zeros that a zero head gives.
@@ -434,7 +434,7 @@ def _limit(model: nn.Module, dtype: torch.dtype | str | None) -> tuple[float, st
 
 
 def _samples(batch: Any) -> int | None:
-    for tensor in tensors_in(arguments(batch)):
+    for tensor in inputs_in(arguments(batch)):
         if tensor.dim() > 0:
             return tensor.shape[0]
     return None
@@ -445,7 +445,7 @@ def _input_variation(batch: Any, samples: int | None) -> float | None:
     if not samples or samples < 2:
         return None
     found = []
-    for tensor in tensors_in(arguments(batch)):
+    for tensor in inputs_in(arguments(batch)):
         dense = tensor.layout == torch.strided
         if dense and tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel():
             spread = relative_spread(tensor.reshape(samples, -1).to(torch.float64), 0)
@@ -495,7 +495,7 @@ def _report(
         versions=(("fanin", __version__), ("torch", str(torch.__version__))),
         branches=evidence.branches,
         starts=starts(model, evidence.seen.architecture),
-        batch=tuple(_tensor(t) for t in tensors_in(arguments(subject.batch))),
+        batch=tuple(_tensor(t) for t in inputs_in(arguments(subject.batch))),
         ignored=ignored,
         compute_dtype=evidence.limit[1],
     )

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from inspect import signature
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import SUPPORTED_NODES
+from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["arguments", "map_batch", "map_tensors", "refuses", "signals_in", "tensors_in"]
+__all__ = [
+    "arguments",
+    "inputs_in",
+    "map_batch",
+    "map_tensors",
+    "refuses",
+    "signals_in",
+    "tensors_in",
+]
+
+# What holds tensors that are no part of a batch.
+_CLOSED = (type, FunctionType, MethodType, ModuleType, nn.Module, DataLoader, Dataset)
+_DEEP = 3  # objects in objects that are looked into
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -64,6 +80,30 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def inputs_in(batch: Any, deep: int = _DEEP) -> Iterator[Tensor]:
+    """Every tensor of a batch: as `tensors_in`, and what objects hold, as graphs and caches do.
+
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> graph = SimpleNamespace(x=torch.ones(3, 2), edges=[torch.zeros(2, 4)], name="a")
+    >>> [tuple(tensor.shape) for tensor in inputs_in((graph, torch.ones(1)))]
+    [(3, 2), (2, 4), (1,)]
+    """
+    if isinstance(batch, Tensor):
+        if deep == _DEEP or not isinstance(batch, nn.Parameter):
+            yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from inputs_in(item, deep)
+    elif deep and _is_object(batch):
+        for item in vars(batch).values():
+            yield from inputs_in(item, deep - 1)
+
+
+def _is_object(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, _CLOSED)
+
+
 def signals_in(batch: Any) -> Iterator[Tensor]:
     """The tensors of a batch whose values are a signal: those with floating or complex numbers.
 
@@ -75,7 +115,7 @@ def signals_in(batch: Any) -> Iterator[Tensor]:
     >>> [tuple(tensor.shape) for tensor in signals_in((frames, labels))]
     [(4, 3, 8, 8)]
     """
-    tensors = list(tensors_in(batch))
+    tensors = list(inputs_in(batch))
     floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
     tokens = any(t.dim() > 1 and t.dtype in (torch.int32, torch.int64) for t in tensors)
     if floating or tokens:
@@ -101,7 +141,8 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """A batch with every tensor replaced.
 
     Containers that torch knows (`torch.utils._pytree`), as TensorDict, keep their kind; other kinds
-    of dicts become plain ones.  `map_tensors` leaves all of these alone.
+    of dicts become plain ones.  Objects that hold tensors are copied, where they can be.
+    `map_tensors` leaves all of these alone.
 
     >>> import torch
     >>> map_batch(lambda tensor: tensor + 1, {"a": (torch.ones(1), "text")})
@@ -119,4 +160,15 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         return type(batch)(*(map_batch(function, value) for value in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(map_batch(function, value) for value in batch)
-    return batch
+    return _mapped(function, batch) if _is_object(batch) else batch
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A deep copy of an object with every tensor replaced; itself where it cannot be had."""
+    held = list(inputs_in(value))
+    if not held:
+        return value
+    made = value
+    with suppress(Exception):  # what a user's class may raise: a lock, a file, a module in a graph
+        made = copy.deepcopy(value, {id(tensor): function(tensor) for tensor in held})
+    return made if len(list(inputs_in(made))) == len(held) else value

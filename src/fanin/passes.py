@@ -17,7 +17,7 @@ from fanin.errors import ForwardError, LossError
 from fanin.focus import Focus
 from fanin.guard import Guard, private, reseed
 from fanin.guesses import Chance, chance, regressions, terms_of_loss
-from fanin.nested import map_batch, tensors_in
+from fanin.nested import inputs_in, map_batch, tensors_in
 from fanin.operations import Weighted
 from fanin.probe import Cell, Recorder, rms
 from fanin.trace import Adjust, Watch, trace
@@ -223,12 +223,12 @@ def _forward(
 ) -> tuple[Watch, Trace, Tensor, bool]:
     """The forward pass: its watch, its trace, what is to be differentiated, and whether that is a
     loss.  What the backward pass needs of the output, the graph keeps."""
-    given, noise = list(tensors_in(subject.batch)), stand.noise
+    given, noise = list(inputs_in(subject.batch)), stand.noise
     subject.guard.keep_gradients(given)
     batch = stand.batch if noise is None else map_batch(noise.added, stand.batch)
     batch = private(batch, attached=subject.loss is not None)
     # A loss that takes derivatives by the batch means the copy that the model was given.
-    pairs = zip(given, tensors_in(batch), strict=True)
+    pairs = zip(given, inputs_in(batch), strict=True)
     substitute = {id(own): copy for own, copy in pairs if own.requires_grad}
     extra = ({**substitute, **stand.substitute}, stand.promote)
     watch = Watch(subject.model, stand.parameters.items(), subject.guard, recorder, *extra)

@@ -14,7 +14,7 @@ from fanin.architecture import Architecture, read
 from fanin.calls import Observer
 from fanin.errors import BatchError, ForwardError
 from fanin.guard import Guard, finite_again, private, reseed, watching
-from fanin.nested import arguments, map_batch, tensors_in
+from fanin.nested import arguments, inputs_in, map_batch
 from fanin.trace import Watch, reject_unwatchable, trace
 
 __all__ = ["bare", "check_batch", "plain", "reading"]
@@ -100,12 +100,12 @@ def check_batch(model: nn.Module, batch: Any) -> None:
         )
     places = {t.device for t in (*model.parameters(), *model.buffers())}
     named = [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]
-    given = [tensor for _, value in named for tensor in tensors_in(value)]
+    given = [tensor for _, value in named for tensor in inputs_in(value)]
     if given and not any(tensor.numel() for tensor in given):
         shapes = ", ".join(str(list(tensor.shape)) for tensor in given)
         raise BatchError(f"batch: it is empty ({shapes}); at least one sample is needed")
     for name, value in named:
-        for tensor in tensors_in(value):
+        for tensor in inputs_in(value):
             if tensor.device not in places and tensor.dim() > 0:
                 here = ", ".join(sorted(str(p) for p in places))
                 raise BatchError(

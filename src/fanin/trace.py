@@ -36,7 +36,7 @@ from fanin.kinds import (
     takes_shape,
 )
 from fanin.mapped import is_mapped, outside, plainly
-from fanin.nested import arguments, map_tensors, refuses, signals_in, tensors_in
+from fanin.nested import arguments, inputs_in, map_tensors, refuses, signals_in, tensors_in
 from fanin.opened import open_recurrent, transparent, written_out
 from fanin.operations import LEARNED_INPUT, MULTIPLYING, Weighted, describe
 from fanin.placement import is_spread, reject_flat
@@ -102,7 +102,7 @@ class Watch(TorchFunctionMode):
     def note_batch(self, batch: Any) -> None:
         """Mark every tensor of the batch, as a signal or as integers."""
         signals = {id(tensor) for tensor in signals_in(batch)}
-        for number, tensor in enumerate(tensors_in(batch)):
+        for number, tensor in enumerate(inputs_in(batch)):
             made = BATCH if id(tensor) in signals else INTEGERS
             self.provenance.set(tensor, Record(made, given=number))
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fanin.errors import ArgumentError, BatchError, FaninError
-from fanin.nested import tensors_in
+from fanin.nested import inputs_in
 
 __all__ = ["Batches", "cause", "gather"]
 
@@ -53,7 +53,7 @@ class Batches:
                 f"batch: the loss takes an output and a target, so a pair (batch, target) is "
                 f"needed; step {step:,} has {_kind(item)}"
             )
-        if any(tensor.grad_fn is not None for tensor in tensors_in(item)):
+        if any(tensor.grad_fn is not None for tensor in inputs_in(item)):
             raise BatchError("batch: it belongs to an autograd graph; detach it first")
         item = _copied(item)
         return (item[0], (item[1],)) if self.paired else (item, ())
