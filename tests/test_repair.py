@@ -479,6 +479,25 @@ def test_a_bias_of_zero_stays_where_a_layer_of_copies_is_drawn_again():
     assert "0.bias" not in done.entries
 
 
+def test_copies_in_front_of_a_weight_that_is_computed_are_drawn_again():
+    """Which of its dimensions reads them is not known."""
+
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 5)
+            nn.init.constant_(self.a.weight, 0.1)
+            nn.init.zeros_(self.a.bias)
+            nn.init.constant_(self.b.weight, 0.1)
+
+        def forward(self, x):
+            return F.linear(self.a(x).relu(), self.b.weight.tanh().sinh(), self.b.bias)
+
+    repair = fanin.repair_(Computed(), torch.randn(32, 8), classify(32, 5))
+    assert (repair.before.ok, repair.after.ok) == (False, True)
+    assert repair.changed == ("a.weight",)
+
+
 def test_clones_are_drawn_under_their_own_names_and_the_first_stays():
     done = by_name("twin-critics-by-deepcopy")
     weights = ("0.weight", "2.weight", "4.weight")

@@ -2029,3 +2029,34 @@ def test_a_product_with_a_sparse_matrix_is_a_layer_like_any_other(function: Any)
     role = seen(Bag(), batch)["words"]
     assert (role.kind, role.fan_in) == ("weight", 40)
     assert fanin.check(Bag(), batch).ok
+
+
+def test_what_quantization_rounds_while_it_trains_is_what_it_was():
+    """Weights and signals, as `prepare_qat` of torch.ao.quantization puts them into a model."""
+
+    class Rounded(nn.Module):
+        def __init__(self, rounds: bool):
+            super().__init__()
+            self.rounds, self.scales = rounds, [torch.full((n,), 0.01) for n in (32, 3)]
+            with seeded(5):
+                self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 3)
+            self.seen = torch.tensor([torch.inf]), torch.tensor([-torch.inf])
+            self.on, self.scale = torch.ones(1).long(), (torch.ones(1), torch.zeros(1).int())
+
+        def rows(self, weight, scale):
+            none = torch.zeros_like(scale).int()
+            made = torch.fake_quantize_per_channel_affine(weight, scale, none, 0, -128, 127)
+            return made if self.rounds else weight
+
+        def forward(self, x):
+            x = F.linear(x, self.rows(self.a.weight, self.scales[0]), self.a.bias).relu()
+            if self.rounds:
+                args = (self.on, self.on, *self.seen, *self.scale, 0.01, 0, 255, -1)
+                x = torch.fused_moving_avg_obs_fake_quant(x, *args)
+            return F.linear(x, self.rows(self.b.weight, self.scales[1]), self.b.bias)
+
+    batch = torch.randn(64, 8)
+    rounded, plain = (fanin.plan(Rounded(rounds), batch) for rounds in (True, False))
+    assert [a.parameter for a in rounded] == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert [a.std for a in rounded] == pytest.approx([a.std for a in plain], rel=0.02)
+    assert fanin.check(Rounded(True), batch, blocks.classify(64, 3)).ok

@@ -40,7 +40,8 @@ PASSIVE = frozenset({
     "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
     "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout", "identity", "requires_grad", "rename", "checkpoint", "pixel_shuffle",
-    "_pack_padded_sequence", "_pad_packed_sequence",
+    "_pack_padded_sequence", "_pad_packed_sequence", "fake_quantize_per_tensor_affine",
+    "fake_quantize_per_channel_affine", "fused_moving_avg_obs_fake_quant",
 })  # fmt: skip
 
 # Nonlinearities.

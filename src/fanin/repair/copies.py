@@ -157,11 +157,12 @@ def _outgoing(case: Case, share: float) -> Iterator[Assignment]:
         role = case.roles.get(name)
         if role is None or not role.trainable or wire.inputs is None or name in case.zeros:
             continue
-        columns = case.model.get_parameter(name).detach()
-        columns = columns.movedim(max(role.layout.find("i"), 0), 0)
+        if role.layout.count("i") != 1:  # or it is not known which of its dimensions they are
+            continue
+        columns = case.model.get_parameter(name).detach().movedim(role.layout.index("i"), 0)
         groups = [c for c in classes(wire.inputs) if not share or _equal(columns[list(c)])]
         again = [u for c in groups for u in c[1:]]
-        if len(again) > share * (len(wire.inputs) - wire.silent) and role.layout.count("i") == 1:
+        if len(again) > share * (len(wire.inputs) - wire.silent):
             part = np.zeros(role.shape, dtype=np.bool_)
             np.moveaxis(part, role.layout.index("i"), 0)[again] = True
             yield case.fresh(name, f"it read {len(again)} copies alike", part)
