@@ -246,6 +246,18 @@ def test_a_forward_that_sets_its_own_start_is_told_to_be_run_before():
     assert fanin.check(model, x).ok
 
 
+def test_a_parameter_that_is_written_from_the_data_keeps_no_hook():
+    class Shifted(Naughty):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.first.bias.copy_(x.mean() - self.first.bias)
+            return self.last((self.first.weight.mean(1) + self.first.bias) * x.mean(1, True))
+
+    model, x = Shifted(lambda m: None), torch.randn(16, 6)
+    with unchanged(model, x), pytest.raises(ModelError, match=r"'first\.bias' in place"):
+        fanin.check(model, x)
+
+
 # ── writing into parameters ──────────────────────────────────────────────────────────────────
 
 WRITES: dict[str, Callable[[Tensor], object]] = {

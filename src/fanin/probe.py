@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fanin.architecture import Key, key_of, weighted_source
 from fanin.calls import Call, Observer
@@ -419,10 +419,13 @@ def _keep_forward(cell: Cell, weighted: Weighted, values: Tensor) -> None:
         def keep(gradient: Tensor) -> None:
             cell.kept["gradient"] = rows(gradient.detach()).clone()
 
-        _on_gradient(weight, keep)
+        _on_gradient(weight, keep, weight=True)
 
 
-def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
+def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None], weight: bool = False) -> None:
+    if isinstance(tensor, nn.Parameter) and not weight:
+        return  # the model's own, written in place: it would keep the hook
+
     def unwatched(gradient: Tensor | None) -> None:
         if gradient is None:  # nothing reads this result of a call that has several
             return
