@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from zoo.checks import QUIET
 from zoo.healthy import HEALTHY
 
 import fanin
-from fanin.branches import Branch
+from fanin.branches import Branch, low_rank_pairs, residual_branches
 from fanin.neighbours import Generated, Input
 from fanin.reading import reading
 from fanin.roles import Role, roles
@@ -2060,3 +2061,28 @@ def test_what_quantization_rounds_while_it_trains_is_what_it_was():
     assert [a.parameter for a in rounded] == ["a.weight", "a.bias", "b.weight", "b.bias"]
     assert [a.std for a in rounded] == pytest.approx([a.std for a in plain], rel=0.02)
     assert fanin.check(Rounded(True), batch, blocks.classify(64, 3)).ok
+
+
+def test_reading_a_recurrence_by_hand_takes_time_in_proportion_to_its_length():
+    """Both ways to a sum of its state come from the input, far back."""
+
+    def scan(x):
+        first, gate, inlet, h = *layers[:3], 0.0
+        u = first(x)
+        for at in range(u.shape[1]):
+            h = torch.sigmoid(gate(u[:, at])) * h + inlet(u[:, at])
+        return layers[3](h)
+
+    def seconds(steps: int) -> float:
+        read, took = reading(model, torch.randn(2, steps, 4)), []
+        for _ in range(3):
+            begun = time.process_time()
+            assert residual_branches(read) == ((), {})
+            assert low_rank_pairs(read) == {}
+            took.append(time.process_time() - begun)
+        return min(took)
+
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    model = Lambda(scan)
+    model.layers = nn.ModuleList(layers)
+    assert seconds(120) < 10 * seconds(30)  # 16 times, if it grew with the square

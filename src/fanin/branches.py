@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fanin.architecture import Architecture
@@ -25,6 +25,7 @@ _COUNTS = frozenset({
     "bucketize", "multinomial", "one_hot", "bincount", "histc", "long", "int", "bool",
 })  # fmt: skip
 _PICKS = _COUNTS | {"topk", "sort"}
+_STARTS = 64  # whose depths are kept: the sums of a stream start from few calls, one after another
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,13 @@ def branches(
     """The branches, the innermost branch of each call inside one, and the calls that end them."""
     found: list[tuple[Branch, set[int]]] = []
     starts: dict[int, int] = {}  # end of a branch → where it started
-    for index in architecture.once(_meetings):
-        pair = _branch(architecture, architecture.trace.calls[index], starts)
-        if pair is not None and not _restores(architecture, pair[0]):
-            found.append(pair)
-            starts[index] = pair[0].start
+    origins, depths = _Origins(architecture.trace.calls), _Depths(architecture.trace.calls)
+    for add in origins.follow():
+        if add.op in _ADDS and len(set(add.sources)) == 2:
+            pair = _branch(architecture, add, _start(origins, add, starts), depths)
+            if pair is not None and not _restores(architecture, pair[0]):
+                found.append(pair)
+                starts[add.index] = pair[0].start
     numbered = _numbered(architecture, [branch for branch, _ in found])
     regions = [(branch, region) for branch, (_, region) in zip(numbered, found, strict=True)]
     inside: dict[int, Branch] = {}
@@ -127,12 +130,17 @@ def _restores(architecture: Architecture, branch: Branch) -> bool:
 def low_rank_pairs(architecture: Architecture) -> dict[int, str]:
     """Weighted call → "A" or "B": two linear layers in a row beside a single one (LoRA)."""
     found: dict[int, str] = {}
-    calls, layered = architecture.trace.calls, architecture.once(_layered)
-    for index, start in architecture.once(_meetings).items():
-        call = calls[index]
-        if start is None or min(call.sources) < 0 or min(layered[i] for i in call.sources) <= start:
+    calls = architecture.trace.calls
+    origins = _Origins(calls)
+    for call in origins.follow():
+        if call.op not in _ADDS or len(set(call.sources)) != 2 or min(call.sources) < 0:
             continue
-        sides = [_region(calls, index, start) for index in call.sources]
+        start = origins.meeting(*call.sources)
+        if start is None:
+            continue
+        sides = [s for i in call.sources if (s := _short(calls, i, start)) is not None]
+        if len(sides) < 2:
+            continue
         chains = [sorted(i for i in side if calls[i].units is not None) for side in sides]
         bent = any(calls[i].op in ACTIVATIONS for side in sides for i in side)
         short, long = sorted(chains, key=len)
@@ -162,21 +170,28 @@ class _Way:
 
 
 def _branch(
-    architecture: Architecture, add: Call, starts: Mapping[int, int]
+    architecture: Architecture,
+    add: Call,
+    meeting: tuple[int | None, int | None],
+    depths: _Depths,
 ) -> tuple[Branch, set[int]] | None:
     """The branch that a sum ends, with all calls inside; None where it ends none."""
-    calls, layered = architecture.trace.calls, architecture.once(_layered)
-    start, stream = _start(architecture, add, starts)
-    one, two = dict.fromkeys(add.sources)
-    if start is None or all(layered[i] <= start for i in (one, two) if i >= 0):
+    calls = architecture.trace.calls
+    start, stream = meeting
+    if start is None:
         return None
+    ends = dict.fromkeys(add.sources)
+    deep = {end: depths.of(start, end) if end != stream else 0 for end in ends}
+    least, most = sorted(deep.values())
+    if most == 0 or least > 1 or least == most:
+        return None  # none has layers, or both do
     ways = []
-    for end in (one, two):
+    for end in ends:
         inside = _region(calls, end, start) if end != stream else set()
         bent = any(calls[i].op in ACTIVATIONS for i in inside)
-        ways.append(_Way(end, inside, _longest(calls, inside, start), bent))
+        ways.append(_Way(end, inside, deep[end], bent))
     around, through = sorted(ways, key=lambda way: way.depth)
-    if through.depth == 0 or not _goes_around(calls, around, through, start):
+    if not _goes_around(calls, around, through, start):
         return None
     region = _onward(calls, through.calls - around.calls, start)
     layers = tuple(sorted(i for i in region if _counts(calls[i])))
@@ -189,18 +204,75 @@ def _branch(
     return branch, region
 
 
+class _Origins:
+    """What each call comes from, as bits of a number: the batch is bit 0, call i is bit i + 1.
+
+    The number of a call is let go behind the last call that reads it.
+    """
+
+    def __init__(self, calls: tuple[Call, ...]) -> None:
+        self._calls = calls
+        self._last = {i: call.index for call in calls for i in call.inputs}
+        self._known = {BATCH: 1, INTEGERS: 0}  # integers are no signal that could go around
+
+    def follow(self) -> Iterator[Call]:
+        """Each call in turn, while it is known what its inputs come from."""
+        for call in self._calls:
+            yield call
+            if call.index in self._last:
+                own = 1 << (call.index + 1)
+                for i in _signals(call):
+                    own |= self._known[i]
+                self._known[call.index] = own
+            for i in call.behind:
+                if self._last[i] == call.index:
+                    del self._known[i]
+
+    def meeting(self, one: int, two: int) -> int | None:
+        """The nearest call from which both come (-1: the batch); None when there is none."""
+        if min(one, two) < 0:
+            return BATCH if min(one, two) == BATCH else None
+        common = self._known[one] & self._known[two]
+        return common.bit_length() - 2 if common else None
+
+    def reach(self, start: int, end: int) -> bool:
+        """Whether a call comes from another; from the batch comes all that is no integer of it."""
+        if start == BATCH:
+            return end != INTEGERS
+        return bool(self._known[end] >> (start + 1) & 1)
+
+
+class _Depths:
+    """How many layers are on the longest way from one call to another."""
+
+    def __init__(self, calls: tuple[Call, ...]) -> None:
+        self._calls = calls
+        self._known: dict[int, tuple[dict[int, int], list[int]]] = {}  # the list: up to where
+
+    def of(self, start: int, end: int) -> int:
+        """Layers behind `start`, up to `end` and with it; 0 where no way leads there."""
+        if start not in self._known and len(self._known) >= _STARTS:
+            del self._known[next(iter(self._known))]
+        depth, done = self._known.setdefault(start, ({start: 0}, [start]))
+        for index in range(done[0] + 1, end + 1):
+            before = [depth[i] for i in self._calls[index].inputs if i in depth]
+            if before:
+                depth[index] = max(before) + _counts(self._calls[index])
+        done[0] = max(done[0], end)
+        return depth.get(end, 0)
+
+
 def _start(
-    architecture: Architecture, add: Call, starts: Mapping[int, int]
+    origins: _Origins, add: Call, starts: Mapping[int, int]
 ) -> tuple[int | None, int | None]:
     """The call from which both ways to a sum start; and which of the two is a sum of the stream.
 
     In x + a(x) + b(x) the sum with a(x) is the stream that b(x) is added to: both start from x.
     """
-    given = architecture.once(_given)
-    start, stream = architecture.once(_meetings)[add.index], None
     one, two = dict.fromkeys(add.sources)
+    start, stream = origins.meeting(one, two), None
     for end, other in ((one, two), (two, one)):
-        if end in starts and start != end and _meeting(given, starts[end], other) == starts[end]:
+        if end in starts and start != end and origins.reach(starts[end], other):
             start, stream = starts[end], end
     return start, stream
 
@@ -227,56 +299,9 @@ def _counts(call: Call) -> bool:
     return call.units is not None and "v" not in call.layout
 
 
-def _layered(architecture: Architecture) -> list[int]:
-    """For each call the latest layer that it comes from, itself included; -1 where there is none.
-
-    A sum whose ways have met behind it has no layers in them, as most of those in a loop over time.
-    """
-    latest: list[int] = []
-    for call in architecture.trace.calls:
-        own = -1 if call.units is None else call.index
-        latest.append(max(own, *(latest[i] for i in call.behind), -1))
-    return latest
-
-
-def _meetings(architecture: Architecture) -> dict[int, int | None]:
-    """For each sum of two signals the nearest call from which both come."""
-    calls, given = architecture.trace.calls, architecture.once(_given)
-    sums = (c for c in calls if c.op in _ADDS and len(set(c.sources)) == 2)
-    return {add.index: _meeting(given, *dict.fromkeys(add.sources)) for add in sums}
-
-
-def _given(architecture: Architecture) -> list[tuple[int, ...]]:
-    return [_signals(call) for call in architecture.trace.calls]
-
-
 def _signals(call: Call) -> tuple[int, ...]:
-    """What a call's values come from: none where it looks at them for integers, or looks up.
-
-    Integers are no signal that could go around.
-    """
-    if call.op in _COUNTS or "v" in call.layout:
-        return ()
-    return tuple(i for i in call.inputs if i != INTEGERS)
-
-
-def _meeting(given: Sequence[tuple[int, ...]], one: int, two: int) -> int | None:
-    """The nearest call from which both come (-1: the batch); None when there is none."""
-    if min(one, two) < 0:
-        return BATCH if min(one, two) == BATCH else None
-    marks = {one: 1, two: 2}
-    heap = sorted((-one, -two))
-    while heap:
-        index = -heapq.heappop(heap)
-        mark = marks[index]
-        if mark == 3:
-            return index
-        for i in given[index] if index >= 0 else ():
-            before = marks.get(i, 0)
-            if not before:
-                heapq.heappush(heap, -i)
-            marks[i] = before | mark
-    return None
+    """What a call's values come from: none where it looks at them for integers, or looks up."""
+    return () if call.op in _COUNTS or "v" in call.layout else call.inputs
 
 
 def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
@@ -291,6 +316,23 @@ def _region(calls: tuple[Call, ...], end: int, start: int) -> set[int]:
     return seen
 
 
+def _short(calls: tuple[Call, ...], end: int, start: int) -> set[int] | None:
+    """As `_region`; None where it has more than two layers."""
+    seen: set[int] = set()
+    heap, layers = [-end], 0
+    while heap:
+        index = -heapq.heappop(heap)
+        if index <= start or index in seen:
+            continue
+        seen.add(index)
+        layers += calls[index].units is not None
+        if layers > 2:
+            return None
+        for i in calls[index].behind:
+            heapq.heappush(heap, -i)
+    return seen
+
+
 def _onward(calls: tuple[Call, ...], region: set[int], start: int) -> set[int]:
     """The calls of a region that depend on its start: not what makes gates of a condition."""
     if start < 0:
@@ -300,16 +342,6 @@ def _onward(calls: tuple[Call, ...], region: set[int], start: int) -> set[int]:
         if any(i == start or i in found for i in calls[index].behind):
             found.add(index)
     return found
-
-
-def _longest(calls: tuple[Call, ...], region: set[int], start: int) -> int:
-    """Layers on the longest way from `start` through a region."""
-    depth = {start: 0}
-    for index in sorted(region):
-        before = [depth[i] for i in calls[index].inputs if i in depth]
-        if before:
-            depth[index] = max(before) + _counts(calls[index])
-    return max(depth.values())
 
 
 def _first_behind(calls: tuple[Call, ...], end: int, region: set[int]) -> dict[int, int]:

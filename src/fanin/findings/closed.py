@@ -14,10 +14,12 @@ __all__ = ["constant", "shut"]
 
 def constant(seen: Pass, zeros: frozenset[str]) -> set[int]:
     """Calls that the batch reaches through weights of zero alone: they give one value, or zero."""
+    if not zeros:
+        return set()
     read, cells = seen.architecture, seen.cells
     found = {c.index for c in read.trace.calls if _is_closed(c, zeros)}
     zero = {i for i in found if i in cells and cells[i].squares == 0.0}
-    return shut(read, found, zero) if found else found
+    return shut(read, found, zero)
 
 
 def shut(read: Architecture, stops: Collection[int], nothing: Collection[int]) -> set[int]:

@@ -45,6 +45,8 @@ def beside_the_trunk(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _judged(evidence: Evidence, tower: Tower) -> Iterator[Finding]:
+    if sum(s.layer is not None for s in tower.run) < LEAST:
+        return
     run = [s for s in live(evidence, tower.run) if s.rms > 0]
     while run and not tower.apart and _is_scale(run[-1]):
         run.pop()  # how little of a branch is added is its author's choice: LayerScale, ReZero
