@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -139,6 +140,12 @@ class Pass:
     first_bad_gradient: Call | None = None
     heard: frozenset[int] = frozenset()
     absorbed: frozenset[str] = frozenset()
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest finite gradient of a parameter; 0 where there is none."""
+        known = (g for g in self.gradients.values() if g is not None and math.isfinite(g))
+        return max(known, default=0.0)
 
     def cells_of(self, layer: Layer) -> list[Cell]:
         """What was measured at the calls of one of its layers."""

@@ -234,12 +234,11 @@ class VirtualRun:
         return self._moving(gradients, self.steps)
 
     def _moving(self, gradients: Mapping[str, Tensor | None], step: int) -> dict[str, Tensor]:
-        sizes = self.passes[-1].gradients
-        largest = max((g for g in sizes.values() if g and math.isfinite(g)), default=0.0)
+        seen = self.passes[-1]
         moving = {
             n: g.to_dense() if g.is_sparse else g
             for n, g in gradients.items()
-            if g is not None and not self._noise(n, sizes[n], largest, step)
+            if g is not None and not self._noise(n, seen, step)
         }
         self.moved |= moving.keys()
         return moving
@@ -340,11 +339,12 @@ class VirtualRun:
                 for added in hooks.keys() - before:  # those that listened to its gradient
                     del hooks[added]
 
-    def _noise(self, name: str, rms: float | None, largest: float, step: int) -> bool:
+    def _noise(self, name: str, seen: Pass, step: int) -> bool:
         """Whether a gradient is nothing but the round-off of a sum that cancels."""
+        rms = seen.gradients[name]
         if not rms or not math.isfinite(rms):
             return True
-        if rms > self.precision.noise * largest:
+        if rms > self.precision.noise * seen.largest:
             return False
         first = self.seen.gradients.get(name)
         return step > 0 or not first or not 0.5 < first / rms < 2.0
