@@ -292,13 +292,18 @@ def _smoothed(
         cuts = np.concatenate([cuts, np.broadcast_to(grid, (len(cuts), len(grid)))], axis=1)
         cuts.sort(axis=1)
         half = np.diff(cuts)[:, :, None] / 2
-        y = cuts[:, :-1, None] + half * (1 + NODES)
+        y = half * (1 + NODES)  # large arrays: each more of them takes as long as its arithmetic
+        y += cuts[:, :-1, None]
         middle = _plain(activation, sigma * centre)[:, :, None]
-        change = _plain(activation, sigma * (centre[:, :, None] + rest * y)) - middle
+        points = rest * y
+        points += centre[:, :, None]
+        points *= sigma
+        change = _plain(activation, points) - middle
         change *= weights(y, half)
         place = slice(start, start + step)
         result[0, place] = middle[:, 0, 0] + change.sum((1, 2))
-        result[1, place] = (change * y).sum((1, 2)) / (rest * sigma)
+        change *= y
+        result[1, place] = change.sum((1, 2)) / (rest * sigma)
     return result.reshape(2, *x.shape)
 
 

@@ -102,16 +102,24 @@ def moments(activation: str | Function, mean: float = 0.0, variance: float = 1.0
     mean, variance = number("mean", mean), number("variance", variance, low=0.0)
     if isinstance(activation, str):
         return _remembered(activation, mean, variance)
-    return _moments(activation_of(activation), mean, variance)
+    known = activation_of(activation)
+    return _moments(known, *mean_and_square(known, mean, variance), mean, variance)
 
 
 @lru_cache(maxsize=4096)
 def _remembered(name: str, mean: float, variance: float) -> Moments:
-    return _moments(activation_of(name), mean, variance)
+    return _moments(activation_of(name), *_sizes(name, mean, variance), mean, variance)
 
 
-def _moments(activation: Activation, mean: float, variance: float) -> Moments:
-    first, second = mean_and_square(activation, mean, variance)
+@lru_cache(maxsize=4096)
+def _sizes(name: str, mean: float, variance: float) -> tuple[float, float]:
+    """E[φ] and E[φ²]: all that a length map takes, and less than half the work."""
+    return mean_and_square(activation_of(name), mean, variance)
+
+
+def _moments(
+    activation: Activation, first: float, second: float, mean: float, variance: float
+) -> Moments:
     around = second - first**2
     if first**2 > second / 2:  # digits would cancel
         around = spread(activation, mean, variance, first)
@@ -161,7 +169,7 @@ def length_map(
     """
     q, w, b = _layer(q, weight_variance, bias_variance)
     if isinstance(activation, str):
-        return w * moments(activation, 0.0, q).second + b
+        return w * _sizes(activation, 0.0, q)[1] + b
     return w * mean_and_square(activation_of(activation), 0.0, q)[1] + b
 
 

@@ -68,12 +68,18 @@ _ROUGHNESS = _signs_of_roughness()
 
 def density(t: np.ndarray) -> np.ndarray:
     """Of N(0, 1)."""
-    return np.asarray(np.exp(-0.5 * t * t) / math.sqrt(2 * math.pi))
+    found = np.asarray(-0.5 * t * t)
+    np.exp(found, out=found)
+    found /= math.sqrt(2 * math.pi)
+    return found
 
 
 def weights(t: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Quadrature weights at nodes t [..., nodes] of pieces of the given half width, in σ."""
-    return np.asarray(density(t) * half * _WEIGHTS)
+    found = density(t)
+    found *= half
+    found *= _WEIGHTS
+    return found
 
 
 def _pieces(
