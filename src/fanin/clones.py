@@ -25,16 +25,16 @@ def clones(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     ones, identities, tables of sines and repeated rows are designs, not accidents.
     """
     again = {name for _, name in shared(model)}
-    random = {
+    matrices = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name not in again
-        and _is_matrix(parameter)
-        and _random_looking(parameter)
-        and not _smooth(parameter)
+        if name not in again and _is_matrix(parameter)
     }
-    kin = {name: name for name in random}  # what looks random → the first that is equal
-    groups_of_equal = equal(random)
+    groups_of_equal = [same for same in equal(matrices) if _is_drawn(matrices[same[0]])]
+    if not groups_of_equal:
+        return ()
+    # what looks random → the first that is equal
+    kin = {name: name for name, parameter in matrices.items() if _is_drawn(parameter)}
     for same in groups_of_equal:
         kin.update(dict.fromkeys(same, same[0]))
     inside = _members(kin)
@@ -170,6 +170,10 @@ def _is_matrix(parameter: Tensor) -> bool:
     """Trainable, with two axes or more (axes of length one do not count)."""
     wide = sum(size > 1 for size in parameter.shape) > 1
     return parameter.requires_grad and parameter.is_floating_point() and wide
+
+
+def _is_drawn(parameter: Tensor) -> bool:
+    return _random_looking(parameter) and not _smooth(parameter)
 
 
 def _random_looking(parameter: Tensor) -> bool:

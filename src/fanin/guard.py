@@ -331,6 +331,8 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
 
 def _content(value: Any, deep: bool = True) -> Any:
     """Members of a plain container (and theirs), a copy of a tensor or array, else None."""
+    if type(value) in _PLAIN:
+        return None
     for kind in _CONTAINERS:
         if isinstance(value, kind):
             members = value.values() if isinstance(value, dict) else value
@@ -344,6 +346,7 @@ def _content(value: Any, deep: bool = True) -> Any:
     return value.detach().clone() if plain else None
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str, tuple})  # most attributes, told at once
 _GENERATORS = (torch.Generator, np.random.RandomState, np.random.Generator, random.Random)
 
 
@@ -372,30 +375,31 @@ def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) ->
     for key, (value, content) in saved.items():
         if key not in here or here[key] is not value:
             here[key] = value
-        _restore_content(value, content)
+        if content is not None:
+            _restore_content(value, content)
 
 
 def _restore_content(value: Any, content: Any) -> None:
-    if isinstance(value, Tensor) and isinstance(content, Tensor):
+    if isinstance(value, Tensor):
         if not _same_bits(content, value):
             value.data.copy_(content)
-    elif isinstance(value, np.ndarray) and content is not None:
+    elif isinstance(value, np.ndarray):
         if not np.array_equal(value, content):
             value[...] = content
-    elif isinstance(value, _GENERATORS) and content is not None:
-        _set_state(value, content)
-    elif content is not None:
+    elif isinstance(value, _CONTAINERS):
         members, inner = content
         if not _same_members(value, members):
             value.clear()
             (value.extend if isinstance(value, list) else value.update)(members)
         for member, kept in inner:
             _restore_content(member, kept)
+    else:
+        _set_state(value, content)
 
 
 def _same_members(now: Any, before: Any) -> bool:
-    if len(now) != len(before):
-        return False
+    if len(now) != len(before) or not before:
+        return len(now) == len(before)
     if isinstance(now, dict):
         return all(a is b and now[a] is before[b] for a, b in zip(now, before, strict=True))
     if isinstance(now, set):

@@ -356,7 +356,7 @@ def sets_scale(architecture: Architecture, call: Call) -> bool:
                 own = architecture.descendants([call.index])
                 scaled = architecture.followers[after.index]
                 others = {i for c in scaled if c.op in PRODUCTS | QUOTIENTS for i in c.sources}
-                if not others <= own:
+                if not others <= architecture.descendants([call.index]):
                     return True
             bounds = after.op in _BOUNDS and after.units is None and len(set(after.sources)) == 1
             if bounds and after.index not in seen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from inspect import signature
 from types import FunctionType, MethodType, ModuleType
@@ -67,17 +67,30 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     >>> len(list(tensors_in((torch.ones(1), {"a": [torch.ones(2)]}))))
     2
     """
+    found: list[Tensor] = []
+    _gather(value, found)
+    return iter(found)
+
+
+def _gather(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
+        return
+    if type(value) in _PLAIN:  # most arguments of most calls: told by what takes least
+        return
+    if isinstance(value, (tuple, list)):
+        items: Iterable[Any] = value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
+        items = value.values()
     elif hasattr(value, "__dataclass_fields__"):
-        for item in vars(value).values():
-            yield from tensors_in(item)
+        items = vars(value).values()
+    else:
+        return
+    for item in items:
+        _gather(item, found)
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
 
 
 def inputs_in(batch: Any, deep: int = _DEEP) -> Iterator[Tensor]:

@@ -205,7 +205,8 @@ class _Reader:
             found.append(role)
         gated = self._gated()
         return tuple(
-            replace(r, gated_branch=r.branch is not None and r.branch.end in gated) for r in found
+            replace(r, gated_branch=True) if r.branch is not None and r.branch.end in gated else r
+            for r in found
         )
 
     def _gated(self) -> set[int]:

@@ -97,6 +97,8 @@ def labels(vectors: np.ndarray, tolerance: float) -> np.ndarray:
         gap = np.diff(value) > tolerance * np.maximum(norm[1:], norm[:-1]) + floor
         first = np.concatenate([[True], gap | (np.diff(old) != 0)])
         current[rows] = len(sizes) + np.cumsum(first)
+    if len(rows) == 0:
+        return np.arange(count)
     # numbered by first member: of several writes to one place the last one stays, the first row's
     leader = np.zeros(current.max() + 1, dtype=np.int64)
     leader[current[::-1]] = np.arange(count)[::-1]

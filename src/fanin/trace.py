@@ -335,14 +335,12 @@ class Watch(TorchFunctionMode):
         else:
             op, curve = traced(weighted.op if weighted else name, args, kwargs)
             factor = option(name, args, kwargs)
-            call = self._add_call(op, signals, outputs[0], weighted, factor, curve)
-            if weighted is None:
+            terms: tuple[Any, ...] = ()
+            if weighted is None and not (op in PASSIVE and not outputs[0].is_floating_point()):
+                # Numbers are not cut to integers, or to true and false.
                 one = curve is not None or op in PASSIVE
-                terms = args[:1] if one else in_order(op, args, kwargs)
-                if op in PASSIVE and not outputs[0].is_floating_point():
-                    terms = ()  # numbers are cut to integers, or to true and false
-                call = replace(call, terms=self._terms(terms))
-                self.calls[call.index] = call
+                terms = self._terms(args[:1] if one else in_order(op, args, kwargs))
+            call = self._add_call(op, signals, outputs[0], weighted, factor, curve, terms)
         self.provenance.note(outputs, Record(call.index, varies=call.varies))
         self._report(call, weighted, args, kwargs, outputs[0])
 
@@ -419,6 +417,7 @@ class Watch(TorchFunctionMode):
         weighted: Weighted | None,
         option: float | None = None,
         curve: str | None = None,
+        terms: tuple[int | float, ...] = (),
     ) -> Call:
         if output.is_nested:  # it has no shape, or one whose numbers cannot be compared
             raise ModelError(
@@ -455,6 +454,7 @@ class Watch(TorchFunctionMode):
             padding=uses.padding,
             option=option,
             curve=curve,
+            terms=terms,
         )
         self.calls.append(call)
         return call
