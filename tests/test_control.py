@@ -130,6 +130,7 @@ def told(model: Net, x: Tensor, loss: Callable[[Tensor], Tensor]) -> set[tuple[s
         return {(f.code, f.layer) for f in fanin.check(model, x, loss).findings}
 
 
+# It may be the first that is compiled in a process.
 _FIRST = """
 import sys, torch, fanin
 from test_control import Net, problem
@@ -143,10 +144,7 @@ with torch.no_grad():
 """
 
 
-def test_it_may_be_the_first_that_is_compiled_in_a_process():
-    subprocess.run([sys.executable, "-c", _FIRST], check=True, cwd=Path(__file__).parent)
-
-
+# torch's compiler is as before when the last of several threads is done.
 _KEPT = """
 import sys, threading, time, torch, fanin
 from torch import nn
@@ -176,5 +174,23 @@ for number, compile in enumerate([*kept, torch.compile], 1):
 """
 
 
-def test_torchs_compiler_is_as_before_when_the_last_of_several_threads_is_done():
-    subprocess.run([sys.executable, "-c", _KEPT], check=True, cwd=Path(__file__).parent)
+# Each in a process that has compiled nothing yet, forked from one that has imported the rest.
+_FORKED = """
+import os, sys, traceback, torch, fanin, test_control
+for program in sys.argv[1:]:
+    if os.fork() == 0:
+        try:
+            exec(program, {})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def test_torchs_compiler_is_first_used_in_a_check_or_after_plans_in_several_threads():
+    programs = [_FIRST, _KEPT]
+    subprocess.run(
+        [sys.executable, "-c", _FORKED, *programs], check=True, cwd=Path(__file__).parent
+    )
