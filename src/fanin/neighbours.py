@@ -353,7 +353,6 @@ def sets_scale(architecture: Architecture, call: Call) -> bool:
     while waiting:
         for after in architecture.followers[waiting.pop().index]:
             if after.op == "exp":
-                own = architecture.descendants([call.index])
                 scaled = architecture.followers[after.index]
                 others = {i for c in scaled if c.op in PRODUCTS | QUOTIENTS for i in c.sources}
                 if not others <= architecture.descendants([call.index]):
