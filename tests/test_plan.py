@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -2334,6 +2335,14 @@ def test_rows_that_few_samples_pick_start_small_where_layers_make_up_for_it(bags
         first, second = model[0](batch).detach(), model[:3](batch).detach()
         assert float(first.square().mean().sqrt()) == pytest.approx(READ_STD, rel=0.3)
         assert float(second.square().mean().sqrt()) == pytest.approx(1.0, rel=0.3)
+
+
+def test_sparse_data_in_an_object_is_seen():
+    model, batch = bags(5)()
+    whole = Lambda(lambda graph: model(graph.x))
+    whole.model = model
+    found = plan(whole, SimpleNamespace(edges=torch.ones(2, 9), x=batch))
+    assert "mostly zeros" in found["model.0.weight"].because
 
 
 class Graph(nn.Module):

@@ -17,7 +17,7 @@ from fanin.architecture import Architecture
 from fanin.calls import BATCH, Call
 from fanin.kinds import PASSIVE
 from fanin.measuring import Total
-from fanin.nested import tensors_in
+from fanin.nested import inputs_in
 from fanin.policies.targets import uncertain
 from fanin.roles import Role
 
@@ -47,7 +47,7 @@ def with_sparse(
         total: sums a tensor over the processes that plan together.
         device: where such a tensor is.
     """
-    given = list(tensors_in(batch))
+    given = list(inputs_in(batch))
     read = {i: given[n] for i, r in enumerate(roles) if (n := _data(r, architecture)) is not None}
     fit = {i: data for i, data in read.items() if _is_read(roles[i], roles, architecture)}
     counts = torch.tensor([_zeros(data) for data in fit.values()], device=device)
