@@ -111,11 +111,9 @@ class _Holders:
         return self._read.ancestors(self._read.goal)
 
     def _unseen(self, name: str, layer: str) -> Deadlock | None:
-        """A gradient of exactly zero where something was not watched; None where nothing ran."""
-        shapes = [self._read.trace.calls[i].shape for i in self._users.get(name, ())]
-        idle = bool(shapes) and all(0 in shape for shape in shapes)  # an expert nobody visits
+        """A gradient of exactly zero where something was not watched; None where it moves."""
         moved = any(p.gradients.get(name) for p in self._run.passes)
-        return None if idle or moved else Deadlock(name, layer, UNSEEN)
+        return None if moved else Deadlock(name, layer, UNSEEN)
 
     def _is_measured(self, own: set[int]) -> bool:
         return any(i in p.cells for p in self._run.passes for i in own)

@@ -47,7 +47,12 @@ def examine(
     twins = clones(subject.model)
     alike = suspects(seen)
     parameters = dict(subject.model.named_parameters())  # not every name is a path of modules
-    stuck = [n for n, g in seen.gradients.items() if g == 0.0 and parameters[n].numel() > 0]
+    idle = _idle(seen)
+    stuck = [
+        n
+        for n, g in seen.gradients.items()
+        if g == 0.0 and parameters[n].numel() > 0 and n not in idle
+    ]
     unused = tuple(
         Deadlock(n, n.rpartition(".")[0] or n, UNUSED)
         for n, g in seen.gradients.items()
@@ -74,6 +79,15 @@ def examine(
         ),
         distinct,
     )
+
+
+def _idle(seen: Pass) -> set[str]:
+    """Parameters that this batch leaves unused, as those of experts that nobody visits."""
+    used: dict[str, bool] = {}
+    for call in seen.architecture.trace.calls:
+        for name in call.parameters:
+            used[name] = used.get(name, False) or 0 not in call.shape
+    return {name for name, some in used.items() if not some}
 
 
 def _shown(run: VirtualRun) -> str:
