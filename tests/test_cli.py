@@ -81,10 +81,11 @@ class TestCheck:
         monkeypatch.setattr("fanin.cli.check_model", lambda *_a, **_k: UNSOUND)
         monkeypatch.setenv("COLUMNS", "400")  # no line is broken
         given = ("--input", "4x16")
-        *_, title, explain, mend = run("check", HEALTHY, *given).stdout.splitlines()
+        *_, title, explain, mend, anew = run("check", HEALTHY, *given).stdout.splitlines()
         assert title == "What now?"
         assert explain.startswith("  fanin explain S101  ")
         assert shlex.split(mend)[:6] == ["fanin", "repair", HEALTHY, *given, "--dry-run"]
+        assert shlex.split(anew)[:5] == ["fanin", "plan", HEALTHY, *given]
         assert "What now?" not in run("check", HEALTHY, "--json", "-").stdout
         warned = replace(UNSOUND.findings[0], severity="warning")
         monkeypatch.setattr(

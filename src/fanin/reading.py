@@ -123,7 +123,7 @@ def check_batch(model: nn.Module, batch: Any) -> None:
             bad = int((~torch.isfinite(values)).sum())
             if bad:
                 raise BatchError(
-                    f"batch: input {name} holds {bad} NaN or infinite values; "
+                    f"batch: input {name} holds {bad} NaN or infinite value{'s' * (bad > 1)}; "
                     "a finite batch is needed"
                 )
 

@@ -123,16 +123,18 @@ def check(
 
 
 def _show_what_next(report: Report, target: str, inputs: Sequence[str]) -> None:
-    """Name the commands that say more of what was found, and that mend it."""
+    """Name the commands that say more of what was found, that mend it, and that start anew."""
     found = [f for f in report.findings if f.severity != "info"]
     if not found:
         return
     given = [part for spec in inputs for part in ("--input", spec)]
     also = ["--warnings"] if report.ok else []
     mend = shlex.join(["fanin", "repair", target, *given, *also, "--dry-run"])
+    anew = shlex.join(["fanin", "plan", target, *given])
     steps = {
         f"fanin explain {found[0].code}": "what it means, and what it does not",
-        visible(mend): "what would mend the weights",
+        visible(mend): "what would mend these weights",
+        visible(anew): "how fanin would start every parameter",
     }
     width = max(map(len, steps))
     lines = [f"  {command:{width}}  {what}" for command, what in steps.items()]
