@@ -366,14 +366,14 @@ class Architecture:
         return seen
 
     def descendants(self, start: Iterable[int]) -> set[int]:
-        """Calls that `start` reaches, `start` included."""
+        """Calls that `start` reaches, `start` included, also where the trace ends before it."""
         seen: set[int] = set()
         queue = list(start)
         while queue:
             index = queue.pop()
             if index not in seen:
                 seen.add(index)
-                queue += [call.index for call in self.followers[index]]
+                queue += [call.index for call in self.followers.get(index, ())]
         return seen
 
 

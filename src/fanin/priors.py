@@ -232,9 +232,11 @@ def _joining(model: nn.Module, roles: Sequence[Role], architecture: Architecture
     own = dict(model.named_parameters())
     drawn = {n: p for n, p in own.items() if p.is_floating_point() and not p.is_meta}
     empty = {n for n, p in drawn.items() if p.dim() > 1 and not p.any()}
+    # A gate of its own starts at zero: two zeros would hold each other (Fixup, with its scales).
+    gated = {r.branch for r in roles if r.kind == "branch_scale"}
     found = {}
     for role in roles:
-        free = role.branch is None or role.branch.norm == "none"
+        free = role.branch is None or (role.branch.norm == "none" and role.branch not in gated)
         apart = free and not (role.head or role.modulates or role.low_rank)
         if role.kind != "weight" or not role.trainable or role.parameter not in empty or not apart:
             continue
