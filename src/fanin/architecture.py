@@ -356,25 +356,22 @@ class Architecture:
 
     def ancestors(self, start: Iterable[int]) -> set[int]:
         """Calls from which `start` is reached, `start` included."""
-        seen: set[int] = set()
-        queue = list(start)
-        while queue:
-            index = queue.pop()
-            if index not in seen:
-                seen.add(index)
-                queue += self.trace.calls[index].behind
-        return seen
+        return _reached(start, lambda index: self.trace.calls[index].behind)
 
     def descendants(self, start: Iterable[int]) -> set[int]:
         """Calls that `start` reaches, `start` included, also where the trace ends before it."""
-        seen: set[int] = set()
-        queue = list(start)
-        while queue:
-            index = queue.pop()
-            if index not in seen:
-                seen.add(index)
-                queue += [call.index for call in self.followers.get(index, ())]
-        return seen
+        return _reached(start, lambda index: [c.index for c in self.followers.get(index, ())])
+
+
+def _reached(start: Iterable[int], ways: Callable[[int], Iterable[int]]) -> set[int]:
+    seen: set[int] = set()
+    queue = list(start)
+    while queue:
+        index = queue.pop()
+        if index not in seen:
+            seen.add(index)
+            queue += ways(index)
+    return seen
 
 
 def read(trace: Trace, model: nn.Module) -> Architecture:
