@@ -45,6 +45,8 @@ enum { PIECE = 1024 };              /* numbers at once: they stay in the first c
 enum { BEFORE_ONE = 127 * 16 - 1 }; /* exponent and four bits of 1.0f, less one */
 /* c0 and c1, then c2 and c3, of the row that exponent and four bits of a float give. */
 static uint64_t by_pair[2][BEFORE_ONE + ROWS] __attribute__((aligned(64)));
+/* c3, c2, c0 and c1 of the same. */
+static uint32_t by_half[BEFORE_ONE + ROWS][COLUMNS] __attribute__((aligned(64)));
 static const int SIZES[] = {4, 4, 8, 2, 2};
 
 /* The upper half of the counter, and the two words of the key of each round. */
@@ -280,10 +282,13 @@ void fanin_table(const uint32_t *columns) {
     for (int row = 0; row < ROWS; row++)
         for (int k = 0; k < COLUMNS; k++)
             by_column[k][row] = by_row[row][k] = columns[k * ROWS + row];
-    for (int row = 0; row < ROWS; row++)
+    static const int halves[COLUMNS] = {3, 2, 0, 1};
+    for (int row = 0; row < ROWS; row++) {
+        const int at = row ? BEFORE_ONE + row : 0; /* exponent and four bits, as they are */
         for (int k = 0; k < COLUMNS; k += 2)
-            by_pair[k / 2][row ? BEFORE_ONE + row : 0] =
-                by_row[row][k] | (uint64_t)by_row[row][k + 1] << 32;
+            by_pair[k / 2][at] = by_row[row][k] | (uint64_t)by_row[row][k + 1] << 32;
+        for (int k = 0; k < COLUMNS; k++) by_half[at][k] = by_row[row][halves[k]];
+    }
 }
 
 /* Whether this machine has an instruction set. */

@@ -28,6 +28,7 @@ static inline V NAME(high)(V x, V y) {
     return SPLIT(even, odd);
 }
 
+#ifndef NORMALS
 /* z·2²⁸ of each word: gaussian.py. */
 static inline V NAME(normal)(V word) {
     const S upper = NOT_NEGATIVE(word); /* z is not negative */
@@ -43,18 +44,22 @@ static inline V NAME(normal)(V word) {
     return SIGNED(sum, upper);
 }
 
+static void NAME(normals)(uint32_t *words, uint64_t count) {
+    for (uint32_t *at = words; at < words + count; at += LANES) STORE(at, NAME(normal)(LOAD(at)));
+}
+#endif
+
 /* Words to numbers in place, `count` of them: a multiple of LANES. */
 static inline void NAME(map)(const Job *job, uint32_t *words, uint64_t count) {
     const V first = ALL(job->first), width = ALL(job->width);
     uint32_t *const end = words + count;
     switch (job->kind) {
-        case NORMAL:
-            for (uint32_t *at = words; at < end; at += LANES) STORE(at, NAME(normal)(LOAD(at)));
-            break;
         case BETWEEN:
             for (uint32_t *at = words; at < end; at += LANES)
-                STORE(at, NAME(normal)(ADD(first, NAME(high)(LOAD(at), width))));
+                STORE(at, ADD(first, NAME(high)(LOAD(at), width)));
+            NAME(normals)(words, count);
             break;
+        case NORMAL: NAME(normals)(words, count); break;
         case UNIFORM:
             for (uint32_t *at = words; at < end; at += LANES) {
                 const V v = SRL(LOAD(at), 8);
