@@ -1,25 +1,32 @@
 /* The draw for the instruction set of lanes.h. */
 
-/* 4·LANES words, from a block of Philox4x32-10 on. */
+/* Words of CHAINS vectors of blocks, from a block of Philox4x32-10 on. */
 static inline void NAME(philox)(const Keys *keys, uint64_t block, uint32_t *out) {
     /* Of each 64 bits the lower 32 are the counter word; what stands above is never looked at.
-     * Blocks stand in the order that STORE4 turns into their own. */
-    W a0 = WADD(WALL(block), WEVEN), b0 = WADD(a0, WALL(LANES < 4 ? 1 : LANES / 4));
-    W a1 = UPPER(a0), b1 = UPPER(b0);
-    W a2 = WALL(keys->high), b2 = a2, a3 = UPPER(a2), b3 = a3;
-    const W m0 = WALL(0xD2511F53u), m1 = WALL(0xCD9E8D57u);
-    for (int round = 0; round < ROUNDS; round++) {
-        const W pa0 = PRODUCT(a0, m0), pa1 = PRODUCT(a2, m1);
-        const W pb0 = PRODUCT(b0, m0), pb1 = PRODUCT(b2, m1);
-        const W k0 = WALL(keys->of[round][0]), k1 = WALL(keys->of[round][1]);
-        a0 = XOR3(ACROSS(pa1), a1, k0);
-        b0 = XOR3(ACROSS(pb1), b1, k0);
-        a2 = XOR3(ACROSS(pa0), a3, k1);
-        b2 = XOR3(ACROSS(pb0), b3, k1);
-        a1 = pa1, b1 = pb1, a3 = pa0, b3 = pb0;
+     * Blocks stand in the order that STORE2 turns into their own. */
+    W x[CHAINS][4];
+    for (int c = 0; c < CHAINS; c++) {
+        x[c][0] = WADD(WALL(block + c * (LANES / 2)), WORDER);
+        x[c][1] = UPPER(x[c][0]);
+        x[c][2] = WALL(keys->high);
+        x[c][3] = UPPER(x[c][2]);
     }
-    /* Lower halves of even and odd lanes side by side; then the four words of each block. */
-    STORE4(out, PACK(a0, b0), PACK(a1, b1), PACK(a2, b2), PACK(a3, b3));
+    const W m0 = WALL(0xD2511F53u), m1 = WALL(0xCD9E8D57u);
+#pragma GCC unroll 10
+    for (int round = 0; round < ROUNDS; round++) {
+        const W k0 = WALL(keys->of[round][0]), k1 = WALL(keys->of[round][1]);
+#pragma GCC unroll 3
+        for (int c = 0; c < CHAINS; c++) {
+            const W p0 = PRODUCT(x[c][0], m0), p1 = PRODUCT(x[c][2], m1);
+            x[c][0] = XOR3(ACROSS(p1), x[c][1], k0);
+            x[c][2] = XOR3(ACROSS(p0), x[c][3], k1);
+            x[c][1] = p1, x[c][3] = p0;
+            IN_TURN(x[c][0], x[c][2]);
+        }
+    }
+    /* Lower halves side by side: two words, and two words, of each block. */
+    for (int c = 0; c < CHAINS; c++)
+        STORE2(out + c * 2 * LANES, PACK(x[c][0], x[c][1]), PACK(x[c][2], x[c][3]));
 }
 
 /* Upper half of the product of 32 × 32 bits. */
@@ -49,19 +56,20 @@ static void NAME(normals)(uint32_t *words, uint64_t count) {
 }
 #endif
 
-/* Words to numbers in place, `count` of them: a multiple of LANES. */
-static inline void NAME(map)(const Job *job, uint32_t *words, uint64_t count) {
+/* All words to those between two bounds, in place, `count` of them: a multiple of LANES. */
+static inline void NAME(between)(const Job *job, uint32_t *words, uint64_t count) {
     const V first = ALL(job->first), width = ALL(job->width);
-    uint32_t *const end = words + count;
+    for (uint32_t *at = words; at < words + count; at += LANES)
+        STORE(at, ADD(first, NAME(high)(LOAD(at), width)));
+}
+
+/* Words to numbers in place, `count` of them: a multiple of LANES, and of 16. */
+static inline void NAME(map)(const Job *job, uint32_t *words, uint64_t count) {
     switch (job->kind) {
-        case BETWEEN:
-            for (uint32_t *at = words; at < end; at += LANES)
-                STORE(at, ADD(first, NAME(high)(LOAD(at), width)));
-            NAME(normals)(words, count);
-            break;
+        case BETWEEN: NAME(between)(job, words, count); /* falls through */
         case NORMAL: NAME(normals)(words, count); break;
         case UNIFORM:
-            for (uint32_t *at = words; at < end; at += LANES) {
+            for (uint32_t *at = words; at < words + count; at += LANES) {
                 const V v = SRL(LOAD(at), 8);
                 STORE(at, ADD(ADD(v, v), ALL(1 - (1 << 24))));
             }
@@ -106,7 +114,8 @@ static void NAME(stream)(const char *in, uint64_t size, char *out) {
 /* Values start … start + count − 1 of the stream; `past` the caches, where that can be. */
 static void NAME(fill)(const Job *job, uint64_t start, uint64_t count, char *out, int past) {
     const Keys keys = keys_of(job);
-    uint32_t piece[PIECE + 4 * LANES] __attribute__((aligned(64)));
+    enum { STEP = CHAINS * 2 * LANES }; /* words at once */
+    uint32_t piece[PIECE + 2 * STEP] __attribute__((aligned(64)));
 #ifdef STREAM
     char values[PIECE * 8] __attribute__((aligned(64)));
 #endif
@@ -114,10 +123,18 @@ static void NAME(fill)(const Job *job, uint64_t start, uint64_t count, char *out
     while (count) {
         const int lane = (int)(start % 4);
         const int size = (int)(count < PIECE ? count : PIECE);
-        const int step = 4 * LANES;
-        int drawn = 0; /* in two loops: in one the processor cannot look far enough ahead */
-        for (; drawn < lane + size; drawn += step)
+        int drawn = 0; /* in loops of their own: in one the processor cannot look far enough ahead */
+        for (; drawn < lane + size; drawn += STEP)
             NAME(philox)(&keys, start / 4 + drawn / 4, piece + drawn);
+#ifdef STRAIGHT
+        if (job->form == FLOAT32 && !job->shifted && (job->kind == NORMAL || job->kind == BETWEEN) &&
+            lane == 0 && size == PIECE && !(past && (uintptr_t)out % LINE)) {
+            if (job->kind == BETWEEN) NAME(between)(job, piece, size);
+            STRAIGHT(piece, job->scale, out, past);
+            out += (size_t)size * 4, start += size, count -= size;
+            continue;
+        }
+#endif
         NAME(map)(job, piece, drawn);
 #ifdef STREAM
         if (past) {

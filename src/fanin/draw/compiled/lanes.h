@@ -30,17 +30,20 @@
 #undef AT_LEAST_0
 #undef LOOK_UP
 #undef NORMALS
+#undef STRAIGHT
 #undef AS_W
 #undef WALL
 #undef WADD
-#undef WEVEN
+#undef WORDER
 #undef PRODUCT
 #undef UPPER
 #undef ACROSS
 #undef XOR3
 #undef PACK
 #undef SPLIT
-#undef STORE4
+#undef STORE2
+#undef CHAINS
+#undef IN_TURN
 #undef HALVES
 #undef STREAM
 
@@ -79,7 +82,8 @@
 #define AS_W(v) (v)
 #define WALL(x) _mm512_set1_epi64((long long)(x))
 #define WADD _mm512_add_epi64
-#define WEVEN _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0)
+#define WORDER _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0)
+#define CHAINS 2
 #define PRODUCT _mm512_mul_epu32
 #define UPPER(w) _mm512_srli_epi64(w, 32)
 /* Shifts have one unit of the processor, which products need too; shuffles have the other, which the
@@ -90,13 +94,6 @@
 #define SPLIT(even, odd) _mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xF5)
 
 #ifndef SET_GATHER
-/* Four by four numbers, turned, in each 128 bits. */
-static inline void turn_avx512(const __m512i *x, __m512i *y) {
-    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
-    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
-    y[0] = _mm512_unpacklo_epi64(a, c), y[1] = _mm512_unpackhi_epi64(a, c);
-    y[2] = _mm512_unpacklo_epi64(b, d), y[3] = _mm512_unpackhi_epi64(b, d);
-}
 /* All but one in 256 numbers fall into the last eight octaves, whose 128 rows are eight
  * vectors: permutations of these are quick everywhere, and gathering is slow on many processors. */
 static inline __m512i column_avx512(const uint32_t *column, __m512i row) {
@@ -130,14 +127,11 @@ static inline void look_up_gather(__m512i row, __m512i *c) {
         c[k + 1] = _mm512_permutex2var_epi32(a, odd, b);
     }
 }
-static inline void store4_avx512(uint32_t *out, __m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i x[4] = {a, b, c, d};
-    __m512i y[4];
-    turn_avx512(x, y);
-    for (int i = 0; i < 4; i++) STORE(out + 16 * i, y[i]);
+static inline void store2_avx512(uint32_t *out, __m512i a, __m512i b) {
+    STORE(out, _mm512_unpacklo_epi64(a, b)), STORE(out + 16, _mm512_unpackhi_epi64(a, b));
 }
 #endif
-#define STORE4 store4_avx512
+#define STORE2 store2_avx512
 #define STREAM(in, out) _mm512_stream_si512((__m512i *)(out), LOAD(in))
 #define HALVES(in, out) _mm_storeu_si128((__m128i *)(out), _mm256_cvtps_ph(_mm256_loadu_ps(in), 0))
 
@@ -161,11 +155,14 @@ static inline void store4_avx512(uint32_t *out, __m512i a, __m512i b, __m512i c,
 #define AS_W(v) (v)
 #define WALL(x) _mm256_set1_epi64x((long long)(x))
 #define WADD _mm256_add_epi64
-#define WEVEN _mm256_set_epi64x(5, 1, 4, 0)
+#define WORDER _mm256_set_epi64x(3, 1, 2, 0)
 #define PRODUCT _mm256_mul_epu32
 #define UPPER(w) _mm256_srli_epi64(w, 32)
-/* First the two that are there before the product: compilers take three in any order, and the other
- * one makes rounds a sixth longer. */
+/* Three chains, with sixteen registers.  First the two that are there before the product: compilers
+ * take three in any order, and the other one makes rounds a sixth longer.  And one chain after the
+ * other in each round: in an order of its own gcc has not enough registers. */
+#define CHAINS 3
+#define IN_TURN(a, b) __asm__ volatile("" : "+x"(a), "+x"(b))
 static inline __m256i kept_avx2(__m256i v) {
     __asm__("" : "+x"(v));
     return v;
@@ -173,21 +170,16 @@ static inline __m256i kept_avx2(__m256i v) {
 #define XOR3(a, b, c) XOR(a, kept_avx2(XOR(b, c)))
 #define PACK(even, odd) _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA)
 #define SPLIT(even, odd) _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA)
-/* Four by four numbers, turned, in each 128 bits. */
-static inline void turn_avx2(const __m256i *x, __m256i *y) {
-    const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
-    const __m256i c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
-    y[0] = _mm256_unpacklo_epi64(a, c), y[1] = _mm256_unpackhi_epi64(a, c);
-    y[2] = _mm256_unpacklo_epi64(b, d), y[3] = _mm256_unpackhi_epi64(b, d);
-}
 /* Normals in two loops, or numbers wait for what is looked up, and what is looked up for its row: 0.6 of
  * the time.  The second takes two vectors at a time, each operation on both before the next.  Of a row
  * come two numbers of 64 bits, c2 above c3 and c1 above c0; the upper half of a product stands where
  * it is subtracted from c2 and c1.  kernel.h has the same in one loop. */
+enum { NUMBERS, VALUES, VALUES_PAST }; /* what is written: past the caches in the last */
 static inline __m128i row_avx2(uint32_t at) {
     return _mm_load_si128((const __m128i *)((const char *)by_half + at));
 }
-static void piece_avx2(uint32_t *words, int count) { /* a multiple of 16 */
+static inline __attribute__((always_inline)) void piece_avx2(
+    const uint32_t *words, int count, int what, float scale, char *out) { /* a multiple of 16 */
     enum { HALVES = 4 }; /* even and odd numbers of two vectors */
     uint32_t rows[PIECE] __attribute__((aligned(64))), shifted[PIECE] __attribute__((aligned(64)));
     for (int i = 0; i < count; i += 8) {
@@ -213,24 +205,33 @@ static void piece_avx2(uint32_t *words, int count) { /* a multiple of 16 */
         for (int k = 0; k < HALVES; k++) sum[k] = PRODUCT(sum[k], t[k]);
         for (int k = 0; k < HALVES; k++) sum[k] = SUB(high[k], _mm256_srli_epi64(sum[k], 32 + 7));
         for (int k = 0; k < HALVES; k += 2) {
-            uint32_t *at = words + i + k * 4;
-            const __m256i upper = SRA(LOAD(at), 31);
-            STORE(at, SUB(upper, XOR(PACK(sum[k], sum[k + 1]), upper)));
+            const __m256i upper = SRA(LOAD(words + i + k * 4), 31);
+            const __m256i number = SUB(upper, XOR(PACK(sum[k], sum[k + 1]), upper));
+            const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(number), _mm256_set1_ps(scale));
+            char *at = out + (i + k * 4) * 4;
+            if (what == NUMBERS) STORE(at, number);
+            if (what == VALUES) _mm256_storeu_ps((float *)at, value);
+            if (what == VALUES_PAST) _mm256_stream_ps((float *)at, value);
         }
     }
 }
 static void normals_avx2(uint32_t *words, uint64_t count) {
-    for (uint64_t at = 0; at < count; at += PIECE)
-        piece_avx2(words + at, (int)(count - at < PIECE ? count - at : PIECE));
+    for (uint64_t at = 0; at < count; at += PIECE) {
+        const int size = (int)(count - at < PIECE ? count - at : PIECE);
+        piece_avx2(words + at, size, NUMBERS, 0, (char *)(words + at));
+    }
 }
 #define NORMALS normals_avx2
-static inline void store4_avx2(uint32_t *out, __m256i a, __m256i b, __m256i c, __m256i d) {
-    const __m256i x[4] = {a, b, c, d};
-    __m256i y[4];
-    turn_avx2(x, y);
-    for (int i = 0; i < 4; i++) STORE(out + 8 * i, y[i]);
+/* Of float32, a piece from registers to where it is wanted: in whole lines where past the caches. */
+static void straight_avx2(const uint32_t *words, float scale, char *out, int past) {
+    if (past) piece_avx2(words, PIECE, VALUES_PAST, scale, out);
+    else piece_avx2(words, PIECE, VALUES, scale, out);
 }
-#define STORE4 store4_avx2
+#define STRAIGHT straight_avx2
+static inline void store2_avx2(uint32_t *out, __m256i a, __m256i b) {
+    STORE(out, _mm256_unpacklo_epi64(a, b)), STORE(out + 8, _mm256_unpackhi_epi64(a, b));
+}
+#define STORE2 store2_avx2
 static inline void line_avx2(const char *in, char *out) {
     for (int i = 0; i < LINE; i += 32) _mm256_stream_si256((__m256i *)(out + i), LOAD(in + i));
 }
@@ -274,17 +275,19 @@ static inline void look_up_neon(uint32x4_t rough, uint32x4_t *c) {
 #define AS_W(v) vreinterpretq_u64_u32(v)
 #define WALL(x) vdupq_n_u64((uint64_t)(x))
 #define WADD vaddq_u64
-#define WEVEN vcombine_u64(vcreate_u64(0), vcreate_u64(2))
+#define WORDER vcombine_u64(vcreate_u64(0), vcreate_u64(1))
+#define CHAINS 2
 #define PRODUCT(a, b) vmull_u32(vmovn_u64(a), vmovn_u64(b))
 #define UPPER(w) vshrq_n_u64(w, 32)
 #define XOR3(a, b, c) veorq_u64(veorq_u64(a, b), c)
 #define PACK(even, odd) vtrn1q_u32(vreinterpretq_u32_u64(even), vreinterpretq_u32_u64(odd))
 #define SPLIT(even, odd) vtrn2q_u32(vreinterpretq_u32_u64(even), vreinterpretq_u32_u64(odd))
-static inline void store4_neon(uint32_t *out, V a, V b, V c, V d) {
-    const uint32x4x4_t all = {{a, b, c, d}};
-    vst4q_u32(out, all);
+static inline void store2_neon(uint32_t *out, uint32x4_t x, uint32x4_t y) {
+    const uint64x2_t a = vreinterpretq_u64_u32(x), b = vreinterpretq_u64_u32(y);
+    STORE(out, vreinterpretq_u32_u64(vtrn1q_u64(a, b)));
+    STORE(out + 4, vreinterpretq_u32_u64(vtrn2q_u64(a, b)));
 }
-#define STORE4 store4_neon
+#define STORE2 store2_neon
 
 #else
 
@@ -331,20 +334,19 @@ static inline void look_up_scalar(Pair rough, Pair *c) {
 #define AS_W(v) ((uint64_t)(v).at[1] << 32 | (v).at[0])
 #define WALL(x) ((uint64_t)(x))
 #define WADD(a, b) ((a) + (b))
-#define WEVEN 0
+#define WORDER 0
+#define CHAINS 2
 #define PRODUCT(a, b) ((uint64_t)(uint32_t)(a) * (uint32_t)(b))
 #define UPPER(w) ((w) >> 32)
 #define XOR3(a, b, c) ((a) ^ (b) ^ (c))
 #define PACK(even, odd) EACH(even, odd)
 #define SPLIT(even, odd) EACH((even) >> 32, (odd) >> 32)
-static inline void store4_scalar(uint32_t *out, Pair a, Pair b, Pair c, Pair d) {
-    for (int i = 0; i < 2; i++) {
-        const uint32_t block[4] = {a.at[i], b.at[i], c.at[i], d.at[i]};
-        memcpy(out + 4 * i, block, 16);
-    }
-}
-#define STORE4 store4_scalar
+#define STORE2(out, a, b) (STORE(out, a), STORE((out) + 2, b))
 
+#endif
+
+#ifndef IN_TURN /* compilers know best */
+#define IN_TURN(a, b)
 #endif
 
 #ifndef ACROSS /* the upper half in the place of the lower; above it stands anything */
