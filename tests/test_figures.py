@@ -542,7 +542,8 @@ class TestWords:
         ]
         said = report(layers).plot("signal").description
         assert "Signal falls from 1 (layer a) to 0.1 (layer c)." in said
-        assert "Cotangent rises from 2 (layer c) to 8 (layer a)." in said
+        gradient = "(the gradient of the loss at the output of a layer)"  # said before the chart
+        assert f"Cotangent {gradient} rises from 2 (layer c) to 8 (layer a)." in said
 
     def test_predictions_that_fit_are_counted(self) -> None:
         layers = [

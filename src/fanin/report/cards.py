@@ -20,6 +20,8 @@ CLASSES = 20  # classes of copies in a card that show their certificate
 GROUPS = 50  # groups of clones, and of parameters that never move, in a card
 
 CODES = {"locked": "S101", "self-breaking": "S103", "mirrored": "S105"}
+# Codes that ask for no change of weights: fanin.repair_ leaves them as they are.
+NO_WEIGHTS = ("S103", "W501")
 # The figure in which the finding of a rule can be seen.
 FIGURES = {
     "S101": "units",
@@ -84,6 +86,7 @@ class Card:
         proof: what belongs to it of what the virtual steps showed.
         first: whether it is the first of its code, which explains the rule.
         figure: kind of the figure that shows it, or "".
+        mend: the call that mends it, or "" where that is no matter of weights.
     """
 
     finding: Finding
@@ -93,6 +96,7 @@ class Card:
     proof: Proof
     first: bool
     figure: str
+    mend: str
 
 
 def cards(record: Record, figures: Iterable[str] = ()) -> tuple[tuple[Card, ...], Proof]:
@@ -120,9 +124,18 @@ def cards(record: Record, figures: Iterable[str] = ()) -> tuple[tuple[Card, ...]
                 _proof(own),
                 first,
                 figure if figure in known else "",
+                _mend(finding),
             )
         )
     return tuple(shown), _proof(_rest(record.symmetry, claimed))
+
+
+def _mend(finding: Finding) -> str:
+    """The call that mends what was found; one for all errors, since one may rest on another."""
+    if finding.severity == "info" or finding.code in NO_WEIGHTS:
+        return ""
+    also = "" if finding.severity == "error" else ", warnings=True"
+    return f"fanin.repair_(model, batch, loss{also})"
 
 
 def named(names: Sequence[str]) -> str:

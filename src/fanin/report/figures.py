@@ -68,6 +68,7 @@ NAMED = 3  # weights without an outline that the description names before it fol
 FALLS = 0.5  # a curve that ends below this share of its start is said to fall
 TENTH = 0.1  # of correlation: a prediction this near is said to fit
 NOTHING = "Nothing of this was measured."
+COTANGENT = "the gradient of the loss at the output of a layer"
 JOINED = "Lines join the same layer of successive blocks."
 
 
@@ -464,7 +465,8 @@ def _course(curve: Series, *, back: bool) -> str:
         parts.append(f"is exactly 0 in {count(zeros, 'layer')}")
     if wild:
         parts.append(f"is not finite in {count(wild, 'layer')}")
-    return f"{_capital(curve.name)} {'; '.join(parts)}."
+    what = f" ({COTANGENT})" if curve.name in ("cotangent", "cotangent before") else ""
+    return f"{_capital(curve.name)}{what} {'; '.join(parts)}."
 
 
 def _agreement(
