@@ -87,6 +87,10 @@ class TestCheck:
         assert shlex.split(mend)[:6] == ["fanin", "repair", HEALTHY, *given, "--dry-run"]
         assert shlex.split(anew)[:5] == ["fanin", "plan", HEALTHY, *given]
         assert "What now?" not in run("check", HEALTHY, "--json", "-").stdout
+        asked = ("--seed", "3", "--device", "cpu", "--dtype", "float16")
+        *_, mend, anew = run("check", HEALTHY, *asked).stdout.splitlines()
+        assert shlex.split(mend)[:10] == ["fanin", "repair", HEALTHY, *asked, "--dry-run"]
+        assert shlex.split(anew)[:5] == ["fanin", "plan", HEALTHY, "--seed", "3"]
         warned = replace(UNSOUND.findings[0], severity="warning")
         monkeypatch.setattr(
             "fanin.cli.check_model", lambda *_a, **_k: replace(SOUND, findings=(warned,))

@@ -118,18 +118,30 @@ def check(
         )
     deliver(report, text.render(report, full=full), json_to, html_to, quiet=quiet)
     if not quiet and json_to != STDOUT:
-        _show_what_next(report, target, inputs)
+        given = [part for spec in inputs for part in ("--input", spec)]
+        given += ["--seed", str(seed)] if seed else []
+        where = [("--device", device), ("--dtype", dtype)]
+        watched = [part for option, value in where if value for part in (option, value)]
+        _show_what_next(report, target, given, watched)
     return 0 if report.ok else 1
 
 
-def _show_what_next(report: Report, target: str, inputs: Sequence[str]) -> None:
-    """Name the commands that say more of what was found, that mend it, and that start anew."""
+def _show_what_next(
+    report: Report, target: str, given: Sequence[str], watched: Sequence[str]
+) -> None:
+    """Name the commands that say more of what was found, that mend it, and that start anew.
+
+    Args:
+        report: what was found.
+        target: the model.
+        given: options of the check that a plan heeds too.
+        watched: those that a repair alone heeds besides.
+    """
     found = [f for f in report.findings if f.severity != "info"]
     if not found:
         return
-    given = [part for spec in inputs for part in ("--input", spec)]
     also = ["--warnings"] if report.ok else []
-    mend = shlex.join(["fanin", "repair", target, *given, *also, "--dry-run"])
+    mend = shlex.join(["fanin", "repair", target, *given, *watched, *also, "--dry-run"])
     anew = shlex.join(["fanin", "plan", target, *given])
     steps = {
         f"fanin explain {found[0].code}": "what it means, and what it does not",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from torch import Tensor, nn
 
 from fanin.apply import by_path
@@ -37,6 +38,9 @@ from fanin.targets import Target, load
 from fanin.wording import listed, visible
 
 __all__ = ["init", "plan", "read_recipe"]
+
+COMMANDLINE = ParameterSource.COMMANDLINE
+BESIDE_DIFF = ("diff", "quiet", "debug")  # what fanin plan --diff heeds
 
 
 def _arguments(
@@ -131,11 +135,12 @@ def plan(
     Exit status: 0 planned (or no difference), 1 the two recipes differ, 2 could not run.
     """
     if diff is not None:
-        if target is not None:
-            raise click.UsageError("--diff takes two recipes and no TARGET")
+        _check_alone(click.get_current_context())
         return _compare(*diff, quiet=quiet)
     if target is None:
         raise click.UsageError("give a TARGET, or --diff with two recipes")
+    if output == json_to == STDOUT:
+        raise click.UsageError("--output and --json cannot both go to stdout")
     require_writable("--output", output)
     require_writable("--json", json_to)
     with contextlib.redirect_stdout(sys.stderr), Progress(quiet=quiet) as progress:
@@ -274,6 +279,8 @@ def _check_places(output: str | None, folder: str | None, options: FolderOptions
         raise click.UsageError("-o writes one file from one process; take --out DIR for several")
     if folder is None and options.given:
         raise click.UsageError(f"{options.given} goes with --out")
+    if folder == "":  # a path of no name is the folder that one is in
+        raise click.BadParameter("'' names no folder", param_hint="'--out'")
     if output == STDOUT or folder == STDOUT:
         hint = "'--output'" if folder is None else "'--out'"
         raise click.BadParameter("a checkpoint needs a file", param_hint=hint)
@@ -296,6 +303,16 @@ def read_recipe(place: str) -> Plan:
         return Plan.from_toml(text)
     except RecipeError as error:
         raise RecipeError(f"{place}: {error}") from error
+
+
+def _check_alone(context: click.Context) -> None:
+    """Raise where something was given that --diff would leave unread."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in BESIDE_DIFF or context.get_parameter_source(name) is not COMMANDLINE:
+            continue
+        other = "TARGET" if name == "target" else max(parameter.opts, key=len)
+        raise click.UsageError(f"--diff takes two recipes and no {other}")
 
 
 def _compare(before: str, after: str, *, quiet: bool) -> int:
