@@ -702,6 +702,11 @@ class TestShown:
         assert scale.place(1.0) == pytest.approx(0.5)
         assert scale.at(0.5) == pytest.approx(1.0)
 
+    def test_losses_near_one_another_are_told_apart_on_the_axis(self) -> None:
+        near = compare(build, X, lambda o: 1.2 + o.mean(), schemes={"a": "default"}, steps=2)
+        labels = [line.split()[0] for line in to_text(near).splitlines() if " ┤" in line]
+        assert len(set(labels)) == 3, labels
+
     def test_a_curve_of_one_value_is_drawn(self, two: Comparison) -> None:
         flat = Scale.of([((0, 0.0), (5, 0.0))])
         assert flat.place(0.0) == 0.5

@@ -160,7 +160,8 @@ def plot(record: Record) -> RenderableType:
             cell = (round((1 - place) * (ROWS - 1)), column)
             if cell not in cells or column % len(curves) == index:
                 cells[cell] = index
-    lines = [_line(row, scale, cells) for row in range(ROWS)]
+    labels = _labels(scale)
+    lines = [_line(row, labels.get(row), cells) for row in range(ROWS)]
     axis = f"{'':8}└{'─' * COLUMNS}"
     foot = f"{'':9}0{'updates':^{COLUMNS - 1 - len(f'{last:,}')}}{last:,}"
     legend = Text(" " * 9)
@@ -179,12 +180,20 @@ def _plotted(record: Record) -> tuple[Outcome, ...]:
     return tuple(outcome for outcome in record.outcomes if any(outcome is best for best in ranked))
 
 
-def _line(row: int, scale: Scale, cells: dict[tuple[int, int], int]) -> Text:
-    """One row of the plot, with its loss at the top, the middle and the bottom."""
-    labelled = row in (0, (ROWS - 1) // 2, ROWS - 1)
-    label = number(scale.at(1 - row / (ROWS - 1)), 2) if labelled else ""
+def _labels(scale: Scale) -> dict[int, str]:
+    """The losses at the top, the middle and the bottom row, in as few digits as tell them apart."""
+    losses = {row: scale.at(1 - row / (ROWS - 1)) for row in (0, (ROWS - 1) // 2, ROWS - 1)}
+    for digits in (2, 3):  # more than three do not fit beside the axis
+        labels = {row: number(loss, digits) for row, loss in losses.items()}
+        if len(set(labels.values())) == len(labels):
+            break
+    return labels
+
+
+def _line(row: int, label: str | None, cells: dict[tuple[int, int], int]) -> Text:
+    """One row of the plot, with its loss where it has a label."""
     line = Text(no_wrap=True)
-    line.append(f"{label:>7} {'┤' if labelled else '│'}", "dim")
+    line.append(f"{label or '':>7} {'│' if label is None else '┤'}", "dim")
     for column in range(COLUMNS):
         index = cells.get((row, column))
         line.append(" " if index is None else SERIES[index], COLOURS[index or 0])
