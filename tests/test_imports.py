@@ -22,6 +22,7 @@ ORDER = (
     "version",
     "wording",
     "plain",
+    "files",
     "moments",
     "assignment",
     "window",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ from fanin.report import Report
 from fanin.report.cards import Proof, cards
 from fanin.report.html import to_fragment, to_page
 from fanin.report.outline import Line, outline
-from fanin.report.page import explanation, render
+from fanin.report.page import explanation, render, write
 from fanin.symmetry import Deadlock, Identity, Symmetry, UnitClass
 from fanin.wording import visible
 
@@ -469,3 +470,22 @@ def test_templates_write_out_what_no_page_may_hold() -> None:
 def test_figures_that_are_not_finite_are_shown(make: Callable[[Report], str]) -> None:
     odd = report([layer("a", "linear", 2, 2, rms=inf, nonfinite=3)])
     assert "inf" in Page(make(odd)).text
+
+
+def test_a_page_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a full disk: the writing breaks off, and no half of a file is left either."""
+    place = tmp_path / "report.html"
+    place.write_text("the page of yesterday", encoding="utf-8")
+    written = Path.write_text
+
+    def full(path: Path, text: str, **options: str) -> int:
+        written(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArgumentError, match="cannot be written: No space left"):
+        write("<html>" * 100, place)
+    assert place.read_text(encoding="utf-8") == "the page of yesterday"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

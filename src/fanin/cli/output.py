@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Protocol
 import click
 from rich.console import Console, RenderableType
 
+from fanin import files
 from fanin.errors import ArgumentError
 
 __all__ = [
@@ -139,11 +139,11 @@ def require_writable(option: str, place: str | None, *, file: bool = False) -> N
         return
     if Path(place).is_dir():
         raise ArgumentError(f"{option} {place}: cannot be written: it is a folder")
-    if _is_stream(place):
+    if files.is_stream(place):
         if file:
             raise ArgumentError(f"{option} {place}: a checkpoint needs a file; this is none")
         return
-    probe = _beside(Path(place).resolve())
+    probe = files.beside(Path(place).resolve())
     try:
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -161,15 +161,9 @@ def replacing(option: str, place: str) -> Iterator[Path]:
     Raises:
         ArgumentError: the file cannot be written.
     """
-    direct = _is_stream(place)
-    target = Path(place).resolve()  # a symbolic link stays one
-    path = Path(place) if direct else _beside(target)
     try:
-        yield path
-        if not direct:
-            if target.exists():
-                shutil.copymode(target, path)
-            path.replace(target)
+        with files.replacing(place) as path:
+            yield path
     except (OSError, ArgumentError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__  # a page names its path
         if isinstance(cause, BrokenPipeError):
@@ -177,16 +171,3 @@ def replacing(option: str, place: str) -> Iterator[Path]:
         if not isinstance(cause, OSError):
             raise
         raise ArgumentError(f"{option} {place}: cannot be written: {cause.strerror}") from error
-    finally:
-        if not direct:
-            path.unlink(missing_ok=True)
-
-
-def _is_stream(place: str) -> bool:
-    """Whether it is a device or a pipe; `resolve` gives names such as /dev/fd/63 no real path."""
-    return Path(place).exists() and not Path(place).is_file()
-
-
-def _beside(target: Path) -> Path:
-    """Return a name for a temporary file in the same folder, so that a rename suffices."""
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import vl_convert
 
 from fanin.errors import ArgumentError
+from fanin.files import replacing
 from fanin.wording import did_you_mean
 
 __all__ = ["HEIGHT", "THEMES", "Figure", "complete", "config", "known", "nothing"]
@@ -175,10 +175,8 @@ class Figure:
             text = self.to_svg() if suffix == ".svg" else json.dumps(self.spec, allow_nan=False)
             content = text.encode()
         try:
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".figure-") as folder:
-                whole = Path(folder) / target.name
+            with replacing(target) as whole:
                 whole.write_bytes(content)
-                whole.replace(target)
         except OSError as error:
             raise ArgumentError(f"path: {path} cannot be written: {error.strerror}") from error
         return target

@@ -22,6 +22,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from fanin.errors import ArgumentError
+from fanin.files import replacing
 from fanin.findings import document
 from fanin.report.figure import Figure, config
 from fanin.report.wording import MARKS, number
@@ -104,6 +105,8 @@ def policy(scripts: Iterable[str]) -> str:
 def write(page: str, path: str | Path) -> Path:
     """Write a page that is complete to ``path`` and return it.
 
+    A file that is there stays as it was until the new one is whole.
+
     Raises:
         ArgumentError: ``path`` is no path, or cannot be written.
     """
@@ -111,7 +114,8 @@ def write(page: str, path: str | Path) -> Path:
         raise ArgumentError(f"path: {path!r:.40} is {type(path).__name__}; a path is needed")
     target = Path(path)
     try:
-        target.write_text(page, encoding="utf-8")
+        with replacing(target) as whole:
+            whole.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ArgumentError(f"path: {path} cannot be written: {error.strerror}") from error
     return target
