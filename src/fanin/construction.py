@@ -30,7 +30,7 @@ class _Draw(NamedTuple):
 
     tensor: weakref.ref[Tensor]
     leaves: list[Tensor]
-    recorded: bool  # whether gradients told what they are
+    recorded: bool  # whether gradients told what they are, and it was random
 
 
 class _Loose(NamedTuple):
@@ -86,7 +86,8 @@ class Record:
         """Parameters behind a computed weight that an initializer drew in their place."""
         sure = {id(t) for t in self._behind}
         sure |= {id(t) for d in self._drawn if d.recorded for t in d.leaves}
-        # Without a record of gradients, only a parametrization is known to make a weight of them.
+        # Without a record of gradients, and of numbers that are set, as a mask's are, only a
+        # parametrization is known to make a weight of them.
         likely = {id(t) for d in self._drawn for t in d.leaves}
         return tuple(
             n
@@ -131,12 +132,17 @@ class Record:
         for tensor in tensors if self._empty else ():
             self._empty.pop(_key(tensor), None)
 
-    def drew(self, tensor: Tensor) -> None:
-        """Note a random draw into a tensor; only one into a computed tensor has leaves behind."""
+    def drew(self, tensor: Tensor, random: bool = True) -> None:
+        """Note a draw into a tensor; only one into a computed tensor has leaves behind.
+
+        Args:
+            tensor: that it was made into.
+            random: whether it drew; what sets numbers may as well work on a signal.
+        """
         computed = self._data.get(tensor, tensor)
         if computed._base is not None:  # rows of a weight, written one by one
             return
-        aside = computed is not tensor or tensor in self._made
+        aside = computed is not tensor or tensor in self._made or not random
         found: list[Tensor] = list(self._made.get(tensor, ()))
         queue, seen = [computed.grad_fn], set()
         while queue:
@@ -150,7 +156,8 @@ class Record:
         if not aside:
             self._behind += found
         elif any(leaf.shape == tensor.shape for leaf in found):  # a weight, and no activation
-            self._drawn.append(_Draw(weakref.ref(tensor), found, tensor not in self._made))
+            sure = random and tensor not in self._made
+            self._drawn.append(_Draw(weakref.ref(tensor), found, sure))
 
     def made(self, out: Any, given: Iterable[Tensor]) -> None:
         """Note what is computed from parameters while no gradients are recorded."""
@@ -180,6 +187,8 @@ _PLAIN = (Tensor, nn.Parameter)
 
 # The last is one call to a mode, which does not see what it calls.
 _DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_"})
+# What initializers by constants, and those that copy, come to.
+_SETS = frozenset({"zero_", "fill_", "copy_", "constant_"})
 _DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 # What hands out the memory of a tensor; whatever is written to that is not seen.
 _HANDS_OUT = frozenset(
@@ -212,6 +221,9 @@ class _Watch(TorchFunctionMode):
         if name in _DRAWS:
             for tensor in tensors_in((args[:1], kwargs.get("tensor"))):
                 record.drew(tensor)
+        elif name in _SETS or (func is torch.eye and "out" in kwargs):
+            for tensor in tensors_in((args[:1], kwargs.get("tensor"), kwargs.get("out"))):
+                record.drew(tensor, random=False)
         grows = name in _RESIZES and not _bytes(args[0])
         self.inside = name != "new"  # which hides whether it was given sizes or values
         try:
