@@ -50,6 +50,7 @@ class Cell:
     saturated: float | None = None
     gates: Gates | None = None
     offset: bool = False  # a sigmoid's inputs lie close together, in a part that is not quite flat
+    shut: bool = False  # some of its units are gates, not the first to be bent, that pass nothing
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -174,6 +175,8 @@ class Recorder(Observer):
         dead, saturated = flat_parts(curve, inputs, dims)
         if source.index in self._bent:  # units that pass another nonlinearity too are not dead
             cell.dead = None if cell.dead is None else min(cell.dead, dead or 0.0)
+            part = curve == "sigmoid" and saturated == 1.0 and inputs.numel() < cell.count
+            cell.shut |= part and float(inputs.max()) < -_FAINT
             return
         self._bent.add(source.index)
         cell.dead, cell.dead_at = dead, call.index

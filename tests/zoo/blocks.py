@@ -358,6 +358,19 @@ def ensemble():
     return Ensemble(), torch.randn(32, 8), classify(32, 4)
 
 
+class Bent(nn.Module):
+    """x + W(tanh(a) σ(b)), where one layer makes a and b; the bias of b starts at `gate`."""
+
+    def __init__(self, width: int, gate: float) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Linear(width, 2 * width), nn.Linear(width, width)
+        nn.init.constant_(self.wide.bias[width:], gate)
+
+    def forward(self, x):
+        a, b = self.wide(x).chunk(2, -1)
+        return x + self.out(a.tanh() * b.sigmoid())
+
+
 class Routed(nn.Module):
     """Blocks that a gate relu(tanh(·)) multiplies (dynamic routing), with no way around them."""
 

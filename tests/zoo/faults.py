@@ -1049,6 +1049,44 @@ def gated_linear_units_shut_for_good():
     return model, torch.randn(16, 20, 8), regress(16, 20, 2)
 
 
+@FAULTS(codes=("P206",), layers=("1.wide", "2.wide"), words=("shut",), **WARNING)
+def gates_beside_units_that_are_bent_first():
+    """x + W(tanh(a) σ(b)), as in a WaveNet, where one layer makes a and b."""
+    model = nn.Sequential(nn.Linear(8, 24), *(blocks.Bent(24, -30.0) for _ in range(2)))
+    return model.append(nn.Linear(24, 2)), torch.randn(64, 8), regress(64, 2)
+
+
+@FAULTS(codes=("P206",), layers=("0", "4"), words=("layer 0 are so large",), **ERROR)
+def large_layer_in_front_of_a_tanh():
+    """The layer in front of the tanh is as it should be."""
+    model = mlp(16, 32, 32, 32, 3)
+    model[5] = nn.Tanh()
+    with torch.no_grad():
+        model[0].weight.mul_(1000)
+    return model, torch.randn(64, 16), classify(64, 3)
+
+
+@FAULTS(codes=("P206",), layers=("state",), **EITHER)
+def recurrence_by_hand_in_its_flat_part():
+    """Its first step starts from zeros, and is not."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.given, self.state = nn.Linear(8, 24), nn.Linear(24, 24, bias=False)
+            self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 3)
+            nn.init.normal_(self.state.weight, std=20.0)
+
+        def forward(self, x):
+            given = self.given(x)
+            state = torch.zeros_like(given)
+            for _ in range(6):
+                state = torch.tanh(self.state(state.detach()) + given)
+            return self.head(self.norm(state))
+
+    return Net(), torch.randn(64, 8), classify(64, 3)
+
+
 @FAULTS(codes=("P206",), layers=("0", "2"), **EITHER)
 def hardtanh_net_with_weights_of_ten():
     """Beyond its bounds of ± 2 on either side."""
@@ -1727,6 +1765,22 @@ def orthogonal_and_he_after_weight_norm():
     nn.init.orthogonal_(layers[0].weight)
     nn.init.kaiming_uniform_(layers[1].weight)
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(16, 4))
+    return model, torch.randn(32, 16), classify(32, 4)
+
+
+@FAULTS(
+    codes=("W504",),
+    layers=tuple(f"{i}.parametrizations.weight" for i in (0, 2, 4)),
+    watched=True,
+    **WARNING,
+)
+def numbers_set_in_weights_that_are_computed():
+    """Initializers by constants, and a copy: nothing is drawn."""
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)) for _ in range(3)]
+    nn.init.eye_(layers[0].weight)
+    nn.init.constant_(layers[1].weight, 0.1)
+    layers[2].weight.data.copy_(torch.randn(16, 16))
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     return model, torch.randn(32, 16), classify(32, 4)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import Actor, BasicBlock, Stepwise, classify, mlp, regress, zero_
+from zoo.blocks import Actor, BasicBlock, Bent, Stepwise, classify, mlp, regress, zero_
 
 __all__ = ["TRAPS"]
 
@@ -3096,6 +3096,12 @@ def an_output_whose_data_is_drawn_over_while_the_model_is_built():
 
 
 @TRAPS(absent=("P206",))
+def gates_beside_bent_units_that_start_nearly_shut():
+    model = nn.Sequential(nn.Linear(8, 24), Bent(24, -6.0), Bent(24, -6.0))
+    return model.append(nn.Linear(24, 2)), torch.randn(64, 8), regress(64, 2)
+
+
+@TRAPS(absent=("P206",))
 def actor_whose_actions_are_noise_in_bounds():
     wanted = torch.rand(64, 3) - 0.5
     return Actor(), torch.randn(64, 8), lambda action: F.mse_loss(action, wanted)
@@ -3111,6 +3117,21 @@ def draws_of_the_shape_of_a_weight_under_weight_norm():
         drawn.normal_(std=0.3)
         first.weight = drawn
     return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("W504",), watched=True)
+def numbers_set_in_what_is_computed_from_weights():
+    """A mask of a weight's own, and a weight that is emptied, written and set."""
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+    last = nn.Linear(16, 3)
+    mask = last.weight * 2
+    mask.data.fill_(1.0)
+    with torch.no_grad():
+        last.weight.mul_(mask)
+        written = first.weight * 1
+        written.zero_()
+        first.weight = written + torch.eye(16)
+    return nn.Sequential(first, nn.ReLU(), last), torch.randn(32, 16), classify(32, 3)
 
 
 @TRAPS(absent=("P204",))

@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from fanin.architecture import Architecture, Layer
 from fanin.findings.evidence import Evidence, Station
 from fanin.findings.in_time import exploding_in_time, step_by_step
-from fanin.findings.reach import TAME, from_nothing, gain, large_inputs, live, loud
+from fanin.findings.reach import TAME, from_nothing, gain, large_inputs, live, loud, outlier
 from fanin.findings.rules import Finding, finding
 from fanin.kinds import NORMS, PRODUCTS, RECURRENT
-from fanin.wording import listed
+from fanin.probe import Cell
+from fanin.wording import layer_named, listed
 
 __all__ = [
     "ABOVE_TARGET",
@@ -382,10 +384,10 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     """P206: layers that work in the flat part of a bounded activation."""
     read = evidence.seen.architecture
     heads, trunk = read.heads, evidence.passed
-    found: dict[tuple[str, tuple[str, str | None], bool], list[tuple[str, float, float]]] = {}
+    found: dict[tuple[str, _Cause, bool], list[tuple[str, float, float]]] = {}
     norms: dict[str, list[str]] = {}
     for layer in read.layers:
-        cells = evidence.seen.cells_of(layer)
+        cells = _given_samples(evidence, layer)
         shares = [c.saturated for c in cells if c.saturated is not None]
         if not shares:
             continue
@@ -393,12 +395,12 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         if at_bias and layer.name not in evidence.misplaced:
             continue
         share, central = min(shares), bool(set(layer.calls) & trunk)
+        on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(trunk)
         if not central and all(c.offset for c in cells) and _is_beside(evidence, layer):
             continue  # a gate that starts shut, or open, beside a way around it
         rms = max(c.rms for c in cells)
         full = SATURATED_GATES if layer.op in RECURRENT else SATURATED
-        if share >= (SATURATING if central else full):
-            on_trunk = central or not {c.dead_at for c in cells}.isdisjoint(trunk)
+        if share >= (SATURATING if on_trunk else full):
             fatal = on_trunk or layer.name in evidence.misplaced
             severity = "error" if fatal and share >= full else "warning"
             gate = layer.op in RECURRENT or layer.activation in _GATES
@@ -406,12 +408,12 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
             told = _SHIFTED if norms[layer.name] else _cause(evidence, layer, rms)
             kind = (severity, told, gate)
             found.setdefault(kind, []).append((layer.name, share, rms))
-    for (severity, (cause, fix), gate), flat in found.items():
+    for (severity, (cause, fix, by), gate), flat in found.items():
         shown = (f"{n}: {s:.0%} in the flat part (rms {r:.3g})" for n, s, r in flat)
         yield finding(
             "P206",
             severity,
-            [*(n for n, _, _ in flat), *(n for name, _, _ in flat for n in norms[name])],
+            [*by, *(n for n, _, _ in flat), *(n for name, _, _ in flat for n in norms[name])],
             measured=listed(shown, 4, apart="; "),
             expected=f"below {SATURATING:.0%}",
             message=f"{cause} units sit where their activation is flat.",
@@ -419,10 +421,29 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def _given_samples(evidence: Evidence, layer: Layer) -> list[Cell]:
+    """What was measured at the calls of a layer, but for those that are given the same whatever the
+    batch is, where there are others: the first step of a recurrence starts from zeros."""
+    calls, cells = evidence.seen.architecture.trace.calls, evidence.seen.cells
+    varied = [cells[i] for i in layer.calls if i in cells and calls[i].varies]
+    return varied or evidence.seen.cells_of(layer)
+
+
 _GATES = frozenset({"sigmoid", "hardsigmoid", "glu"})
 _SMALLER = "Draw smaller weights: nn.init.xavier_normal_(w), with a gain of 1, biases near zero."
 _NO_BIAS = "Set the biases of this layer near zero: nn.init.zeros_(b)."
-_SHIFTED = (
+
+
+class _Cause(NamedTuple):
+    """Why units are where their activation is flat, in words, what to do if it is not usual, and
+    the layer to blame, where that is another one."""
+
+    told: str
+    fix: str | None = None
+    by: tuple[str, ...] = ()
+
+
+_SHIFTED = _Cause(
     "The shifts of the norm behind them are so large that most",
     "Set the shift of this norm near zero: nn.init.zeros_(norm.bias).",
 )
@@ -430,16 +451,19 @@ _SHIFTED = (
 _BY_BIASES = 0.5
 
 
-def _cause(evidence: Evidence, layer: Layer, rms: float) -> tuple[str, str | None]:
-    """Why units are where their activation is flat, in words, and what to do if it is not usual."""
+def _cause(evidence: Evidence, layer: Layer, rms: float) -> _Cause:
     normalize = large_inputs(evidence, layer.name)
     if normalize is not None:
-        return "The inputs are so large that most", normalize
+        return _Cause("The inputs are so large that most", normalize)
     biases = () if layer.op in RECURRENT else layer.parameters[len(layer.weight) :]
     moved = sum(evidence.sizes[name] ** 2 for name in biases)
     if moved > _BY_BIASES * rms**2 and gain(evidence, layer) < TAME:
-        return "The biases are so large that most", _NO_BIAS
-    return "Most", None
+        return _Cause("The biases are so large that most", _NO_BIAS)
+    one = outlier(evidence, layer.name)
+    if one is None:
+        return _Cause("Most")
+    told = f"The weights of {layer_named(one.name)} are so large that most"
+    return _Cause(told, one.fix, (one.name,))
 
 
 # A norm gives a signal of unit size: a smaller shift leaves some of it where its activation bends.

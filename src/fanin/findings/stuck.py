@@ -1,4 +1,5 @@
-"""P206 of parts: queries that all pick one key, a gate of an LSTM or a GRU that is far out."""
+"""P206 of parts: queries that all pick one key, gates of an LSTM or a GRU that are far out, gates
+among the units of a layer that are shut."""
 
 from __future__ import annotations
 
@@ -184,4 +185,29 @@ def _part(bias: str, stuck: Stuck) -> str:
     return f"{bias}[{stuck.rows[0]}:{stuck.rows[1]}]"
 
 
-RULES = (picking, gates)
+def shut(evidence: Evidence) -> Iterator[Finding]:
+    """P206 of gates that are some units of a layer, others of which pass another nonlinearity.
+
+    Three residual blocks x + W(tanh(a) σ(b)) whose b has a bias of -30 end at 0.98 for 1e-6 (Adam)
+    and 9e-4 (SGD), and so do they without the blocks.
+    """
+    told = {name for f in saturated(evidence) for name in f.layers}
+    layers = evidence.seen.architecture.layers
+    cells = {y.name: evidence.seen.cells_of(y) for y in layers if y.trainable}
+    found = [n for n, own in cells.items() if own and n not in told and all(c.shut for c in own)]
+    if found:
+        yield finding(
+            "P206",
+            "warning",
+            found,
+            measured=f"sigmoids of a part of the units of {listed(found, 4)}: all below 1e-7",
+            expected="gates that are open by a few per cent at least",
+            message="Units that are gates are shut for every sample of the batch.",
+            why="What they are multiplied with comes to nothing, and next to no gradient reaches "
+            "either side.",
+            fix="Set their part of the biases near zero (or from 1 to 4 below it where a gate "
+            "shall start nearly shut).",
+        )
+
+
+RULES = (picking, gates, shut)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
-from fanin.architecture import Layer
 from fanin.findings.evidence import Evidence
-from fanin.findings.reach import gain, large_inputs
+from fanin.findings.reach import large_inputs, outlier
 from fanin.findings.rules import Finding, finding
 from fanin.numbers import Audit
 from fanin.summary import count
@@ -25,10 +24,6 @@ HUGE_LOSS = 1e15
 # A known loss this many times that of guessing is an error.  Labelled (both seeds): sound up to
 # 140 times, half learned up to 9e4, from there on all faulty.
 HOPELESS = 1e5
-# Gain (std · √fan_in) of weights that are to blame by themselves, and over the next largest one.
-# One layer at 1000 times its usual size, in 5 models: 450 to 1170, 390 times the next one and more.
-# Sound starts of 29 models: up to 3; T5's head, its table of N(0, 1) as well: 7, 7 times the next.
-OUTLIER, APART = 30.0, 10.0
 
 
 def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
@@ -69,37 +64,18 @@ def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
 def _laid(evidence: Evidence, found: Finding, place: str) -> Finding:
     """The same, laid to the one layer whose weights are out of all proportion, if there is one and
     it is not the last."""
-    layers = evidence.seen.architecture.layers
-    gains: dict[tuple[str, ...], float] = {}
-    for layer in layers:
-        gains[layer.weight] = max(gain(evidence, layer), gains.get(layer.weight, 0.0))
-    most, following, *_ = [*sorted(gains.values(), reverse=True), 0.0, 0.0]
-    large = [y for y in layers if gains[y.weight] == most]
-    if not max(OUTLIER, APART * following) <= most < math.inf or not _is_heard(
-        evidence, large, place
-    ):
+    one = outlier(evidence, place)
+    if one is None:
         return found
-    name, usual = large[0].name, evidence.sizes[large[0].weight[0]] / most
     return replace(
         found,
-        layer=name,
-        layers=tuple(dict.fromkeys((name, *found.layers))),
-        why=f"The weights of {name} are {most:.3g} times 1/√fan_in in size, those of all other "
-        f"layers at most {following:.2g} times: what it gives is too large for all that follows, "
-        "and the first steps go into unlearning that.",
-        fix=f"Draw the weights of {name} at their usual size: std about {usual:.2g} (1/√fan_in), "
-        "for an embedding 0.02 to 1.",
+        layer=one.name,
+        layers=tuple(dict.fromkeys((one.name, *found.layers))),
+        why=f"The weights of {one.name} are {one.most:.3g} times 1/√fan_in in size, those of all "
+        f"other layers at most {one.following:.2g} times: what it gives is too large for all that "
+        "follows, and the first steps go into unlearning that.",
+        fix=one.fix,
     )
-
-
-def _is_heard(evidence: Evidence, layers: Sequence[Layer], place: str) -> bool:
-    """Whether the size of what layers give reaches another one: on some way there is no norm."""
-    read = evidence.seen.architecture
-    calls = {i for y in layers for i in y.calls}
-    ends = {i for y in read.layers if y.name == place for i in y.calls}
-    norms = {c.index for c in read.trace.calls if read.normalizes(c)}
-    met = read.first_met(ends, norms | calls, onward=False)
-    return calls.isdisjoint(ends) and not calls.isdisjoint(met)
 
 
 def _severity(evidence: Evidence, guess: float, place: str) -> str:
