@@ -585,6 +585,23 @@ def test_of_a_loss_that_starts_high_the_one_layer_to_blame_is_scaled(place: int)
     assert done.repair.changed == (f"{place}.weight",)
 
 
+@pytest.mark.parametrize(("place", "tanh"), [(0, True), (2, True), (0, False)])
+def test_where_a_whole_layer_is_too_large_its_biases_go_with_its_weights(place: int, tanh: bool):
+    """Beside weights at their usual size they would make all samples one."""
+    torch.manual_seed(0)
+    model = mlp(16, 32, 32, 32, 3)
+    if tanh:
+        model[5] = nn.Tanh()
+    with torch.no_grad():
+        for parameter in model[place].parameters():
+            parameter.mul_(1000)
+    before = model[4].weight.detach().clone()
+    repair = fanin.repair_(model, torch.randn(64, 16), classify(64, 3), warnings=True)
+    assert repair.changed == (f"{place}.weight", f"{place}.bias")
+    assert not model[place].bias.any()
+    assert torch.equal(model[4].weight, before)
+
+
 def test_branches_are_scaled_by_their_number():
     """A residual stream that doubles with each of 24 branches, without norms."""
     torch.manual_seed(0)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from fanin.assignment import KEPT, Assignment
 from fanin.summary import starred
 
-__all__ = ["fewest", "kindred"]
+__all__ = ["BESIDE", "fewest", "kindred"]
 
 # Checks that are spent on it: the kinds of parameters of a block, and what is left of them.
 TRIALS = 10
+#: What is said of biases that go with the scale of their weights.
+BESIDE = "beside a signal scaled to"
 
 Names = frozenset[str]
 
@@ -26,6 +28,7 @@ def kindred(chosen: Mapping[str, Assignment], names: Collection[str]) -> list[li
     for name in names:
         made = chosen[name]
         measured = made.scheme == KEPT or not {"rows", "kept"}.isdisjoint(made.arguments)
+        measured |= BESIDE in made.because
         deep = "in a deep stretch" in made.because
         together.setdefault("scaled" if measured else "deep" if deep else name, set()).add(name)
     repeats: dict[str, list[Names]] = {}

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from fanin.assignment import Assignment
+from fanin.assignment import KEPT, Assignment
 from fanin.findings import Finding
 from fanin.measuring import DIGITS
 from fanin.policies.auto import head_gain
 from fanin.repair.case import DRAWN, Case
+from fanin.repair.fewer import BESIDE
 from fanin.roles import Role
 
-__all__ = ["OVERSIZED", "odd_ones"]
+__all__ = ["OVERSIZED", "drowning", "odd_ones"]
 
 Trial = Mapping[str, Assignment]  # parameter → what is done to it, together
 
@@ -57,7 +58,31 @@ def odd_ones(case: Case, findings: Iterable[Finding]) -> list[Trial]:
     # Norms start alike: where most were drawn, they are no exceptions and yet all wrong.
     if len(norms) > 1 and norms not in trials:
         trials.append(norms)
-    return trials
+    return [_with_biases(case, trial) for trial in trials]
+
+
+def drowning(case: Case, sizes: Mapping[str, float]) -> list[Assignment]:
+    """Biases as in a new model, where they are larger than what weights give that are scaled down.
+
+    A layer all of which is a thousand times too large is a constant with its weights alone mended:
+    small networks, which learn with its bias mended too, then stay at the loss of guessing.
+
+    Args:
+        case: under repair.
+        sizes: of what the layer of a weight gives, once that is scaled down.
+    """
+    given = {case.roles[n].call: size for n, size in sizes.items() if not case.roles[n].head}
+    found = []
+    for name, role in case.roles.items():
+        size, rms = given.get(role.call), case.audits[name].rms
+        if role.kind == "bias" and role.trainable and size is not None and rms > max(1.0, size):
+            found += case.all_anew([name], f"a bias of {rms:.3g} {BESIDE} {size:.3g}")
+    return found
+
+
+def _with_biases(case: Case, trial: Trial) -> Trial:
+    down = {n: 1.0 for n, a in trial.items() if a.scheme == KEPT and 0 < a.gain < 1}
+    return {**trial, **{a.parameter: a for a in drowning(case, down)}}
 
 
 def _one_by_one(made: Trial) -> list[Trial]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
+from torch import nn
+
 from fanin.apply import copied
 from fanin.assignment import Assignment
 from fanin.findings import Finding
@@ -16,7 +18,7 @@ from fanin.policies.deep import BIASED
 from fanin.policies.rest import STREAM_STD
 from fanin.policies.targets import TOLERANCE, uncertain
 from fanin.repair.case import DRAWN, GROSS, TINY, Case
-from fanin.repair.odd import OVERSIZED
+from fanin.repair.odd import OVERSIZED, drowning
 from fanin.roles import Role
 
 __all__ = [
@@ -65,7 +67,10 @@ def exploding(case: Case, finding: Finding, level: int) -> list[Assignment]:
         if drawn:
             return drawn
     made = _rescaled(case, finding, up=False, gross=level == 0)
-    return [*made, *_oversized(case, {a.parameter for a in made})]
+    done = {a.parameter for a in made}
+    large = list(_oversized(case, done))
+    beside = drowning(case, {a.parameter: 1.0 for a in large})
+    return [*made, *large, *(a for a in beside if a.parameter not in done)]
 
 
 def _rescaled(case: Case, finding: Finding, up: bool, gross: bool) -> list[Assignment]:
@@ -212,15 +217,21 @@ def _calibrated(
     """
     wanted = dict(_targets(case, guilty, up, only, centre, tolerance))
     found: dict[str, tuple[float, ...]] = {}
+    louder: dict[str, Assignment] = {}
     for _ in range(_PASSES):
         biases = {t.bias for t in wanted.values() if t.bias is not None}
-        with copied(case.model, {*wanted, *biases}):
+        with copied(case.model, {*wanted, *biases, *louder}):
+            for bias in louder:
+                nn.init.zeros_(case.model.get_parameter(bias))
             found = measure_(case.model, case.batch, wanted)
         free = [n for n in wanted if n in found and not wanted[n].centre]
         wrong = [n for n in free if (found[n][0] > 1) is not up]
-        if not wrong:
+        sizes = {n: wanted[n].size for n in wanted if n in found and not (up or n in wrong)}
+        left = {a.parameter: a for a in drowning(case, sizes)}
+        if not wrong and left.keys() <= louder.keys():
             break
         wanted = {n: t for n, t in wanted.items() if n not in wrong}
+        louder |= left
     way = "and centred" if centre else "up" if up else "down"
     because = f"scaled {way} in one pass over the batch, to a root mean square of"
     made = [
@@ -231,7 +242,7 @@ def _calibrated(
     told = "the means of the outputs, taken away"
     hidden = [t.bias for n, t in wanted.items() if not case.roles[n].head]
     made += [case.values(b, found[b], told) for b in hidden if b is not None and b in found]
-    return made
+    return [*made, *louder.values()]
 
 
 def _targets(
