@@ -18,6 +18,7 @@ from fanin.architecture import Key, parameters_of, weighted_source
 from fanin.branches import residual_branches
 from fanin.clones import repeated_rows, shared
 from fanin.construction import Record, recorded
+from fanin.criteria import FAR
 from fanin.errors import ArgumentError, FaninError, ForwardError, LossError, ModelError
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, private, reseed, watching
@@ -29,7 +30,7 @@ from fanin.offsets import misplaced
 from fanin.passes import Noise, Pass, Subject, run_pass
 from fanin.planning import plan
 from fanin.prediction import between_samples, predictions
-from fanin.probe import Recorder, relative_spread
+from fanin.probe import Recorder, relative_spread, rms
 from fanin.reading import check_batch
 from fanin.report import Report
 from fanin.starts import starts
@@ -197,6 +198,7 @@ def _look(
         thrown=record.thrown(subject.model),
         shared=shared(subject.model),
         met=met,
+        at_unit=_at_unit_size(subject, seen),
     )
 
 
@@ -294,6 +296,24 @@ def _is_met(subject: Subject) -> bool:
         least = cost(output)
         return all(cost(map_batch(aside, output)) > least for _ in range(_ASIDE))
     return False
+
+
+def _at_unit_size(subject: Subject, seen: Pass) -> float | None:
+    """What the loss given would be, were no output larger than 1 in size; None where it is small,
+    or where its guesses are known.  What has no gradient, as a target handed on, stays."""
+    unknown = seen.named_loss and seen.chance is None and seen.guess is None
+    if subject.loss is None or not unknown or not FAR**2 < seen.loss < math.inf:
+        return None
+
+    def unit(tensor: Tensor) -> Tensor:
+        return tensor / max(1.0, rms(tensor)) if tensor.requires_grad else tensor
+
+    with contextlib.suppress(Exception):  # a loss may take derivatives by what the model was given
+        args, kwargs = arguments(private(subject.batch))
+        reseed(subject.seed)
+        cost = float(subject.loss(map_batch(unit, subject.model(*args, **kwargs))))
+        return cost if math.isfinite(cost) else None
+    return None
 
 
 def _is_finite_anew(subject: Subject) -> bool:

@@ -371,6 +371,27 @@ class Bent(nn.Module):
         return x + self.out(a.tanh() * b.sigmoid())
 
 
+class Variational(nn.Module):
+    """An autoencoder that hands its input on, as the loss needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = mlp(16, 32, 32), mlp(4, 32, 16)
+        self.mean, self.log_variance = nn.Linear(32, 4), nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = self.encoder(x).relu()
+        mean, log_variance = self.mean(h), self.log_variance(h)
+        z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.decoder(z), x, mean, log_variance
+
+    @staticmethod
+    def loss(output):
+        made, x, mean, log_variance = output
+        rate = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+        return ((made - x) ** 2).sum(1).mean() + rate.sum(1).mean()
+
+
 class Routed(nn.Module):
     """Blocks that a gate relu(tanh(·)) multiplies (dynamic routing), with no way around them."""
 

@@ -1049,6 +1049,15 @@ def gated_linear_units_shut_for_good():
     return model, torch.randn(16, 20, 8), regress(16, 20, 2)
 
 
+@FAULTS(codes=("O301",), layers=("log_variance",), words=("unit size",), **WARNING)
+def log_variance_that_starts_at_twenty():
+    """Of a loss that is not known: it is 4e7 times that of the same outputs at unit size."""
+    model = blocks.Variational()
+    nn.init.constant_(model.log_variance.bias, 20.0)
+    batch = torch.randn(64, 16)
+    return model, batch, model.loss
+
+
 @FAULTS(codes=("P206",), layers=("1.wide", "2.wide"), words=("shut",), **WARNING)
 def gates_beside_units_that_are_bent_first():
     """x + W(tanh(a) σ(b)), as in a WaveNet, where one layer makes a and b."""

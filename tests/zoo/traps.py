@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo import Zoo, blocks
-from zoo.blocks import Actor, BasicBlock, Bent, Stepwise, classify, mlp, regress, zero_
+from zoo.blocks import Actor, BasicBlock, Bent, Stepwise, Variational, classify, mlp, regress, zero_
 
 __all__ = ["TRAPS"]
 
@@ -3093,6 +3093,20 @@ def an_output_whose_data_is_drawn_over_while_the_model_is_built():
     first = nn.Linear(8, 16)
     first(torch.randn(5, 8)).data.normal_()
     return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 3)), torch.randn(32, 8), classify(32, 3)
+
+
+@TRAPS(absent=("O301",))
+def loss_of_any_kind_on_large_targets():
+    """The model hands them on to its loss, which is 1e4 times as large as of unit ones."""
+    model = Variational()
+    return model, (100 + torch.randn(64, 16)), model.loss
+
+
+@TRAPS(absent=("O301",))
+def loss_of_any_kind_that_sums_over_all_outputs():
+    """It is 1e5, and no smaller for outputs of unit size."""
+    target = torch.randn(64, 200)
+    return nn.Linear(16, 200), torch.randn(64, 16), lambda out: (3 * (out - target)).cosh().sum()
 
 
 @TRAPS(absent=("P206",))

@@ -97,6 +97,8 @@ class Evidence:
             made with zeros in their place.
         misplaced: last layers that their biases hold where they hardly learn, for no gain.
         met: the loss given, where the output is where it is least; `seen` is then without it.
+        at_unit: a loss of which guesses are not known, were no output larger than 1 in size; where
+            it is large.
     """
 
     seen: Pass
@@ -122,6 +124,7 @@ class Evidence:
     refused: str = ""
     misplaced: frozenset[str] = frozenset()
     met: float | None = None
+    at_unit: float | None = None
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from fanin.architecture import weighted_source
+from fanin.criteria import FAR
 from fanin.findings.evidence import Evidence
 from fanin.findings.reach import large_inputs, outlier
 from fanin.findings.rules import Finding, finding
@@ -21,6 +23,12 @@ ABOVE_CHANCE = 2.0
 # A loss of any kind that is hopeless: squares of 3e7, or e^35.  A VAE with weights ten times too
 # large starts at 3e16, MAML at 2e15; after 200 steps both are 3 to 12 times behind a healthy start.
 HUGE_LOSS = 1e15
+# A loss of any kind over that of the same outputs at a size of at most 1: as for a regression.  A
+# VAE whose log-variances start at 20 has 2e9 for 45, and ends at 417 for 8 (120 steps of Adam); a
+# detector of N(0, 1) has 3e4 for 3, and ends at 6.0 for 0.23.
+ABOVE_UNIT = FAR**2
+# Size of what an exponential makes 3,000 of.
+EXPONENT = 8.0
 # A known loss this many times that of guessing is an error.  Labelled (both seeds): sound up to
 # 140 times, half learned up to 9e4, from there on all faulty.
 HOPELESS = 1e5
@@ -36,6 +44,8 @@ def loss_above_chance(evidence: Evidence) -> Iterator[Finding]:
         yield from (_laid(evidence, f, place) for f in above)
     elif chance is None and evidence.seen.named_loss and HUGE_LOSS < loss < math.inf:
         yield _laid(evidence, _huge_loss(evidence, place), place)
+    elif evidence.at_unit is not None and loss > ABOVE_UNIT * max(1.0, abs(evidence.at_unit)):
+        yield _laid(evidence, _loss_of_large_outputs(evidence, place, evidence.at_unit), place)
     if chance is None or not loss - chance.loss > ABOVE_CHANCE * chance.guesses:
         return
     fix = large_inputs(evidence, place)
@@ -129,6 +139,36 @@ def _huge_loss(evidence: Evidence, place: str) -> Finding:
         or "Draw the weights at their usual size (std 1/√fan_in), start the layer in front of an "
         "exponential at zero, and normalize the targets.",
     )
+
+
+def _loss_of_large_outputs(evidence: Evidence, place: str, at_unit: float) -> Finding:
+    """A loss that is not known, and is large since outputs are."""
+    powers = list(dict.fromkeys(_exponents(evidence)))
+    fix = "Start the output layer smaller, or at zero, and draw all weights at their usual size"
+    if powers:
+        fix = (
+            f"Start what an exponential is taken of ({listed(powers, 4)}) near zero, weights small"
+        )
+    return finding(
+        "O301",
+        "warning",
+        (*powers, place),
+        measured=f"loss {evidence.seen.loss:.4g}",
+        expected=f"about {at_unit:.4g}, that of the same outputs at a size of 1",
+        message="The loss starts far above that of outputs of unit size.",
+        why="The first steps go into making the outputs small, at a learning rate that is then too "
+        "small, or break off.",
+        fix=large_inputs(evidence, place) or f"{fix} (std 1/√fan_in).",
+    )
+
+
+def _exponents(evidence: Evidence) -> Iterator[str]:
+    """Layers of whose outputs an exponential is taken, and that are large for it."""
+    read, cells = evidence.seen.architecture, evidence.seen.cells
+    for call in read.trace.calls:
+        source = weighted_source(read.trace.calls, call) if call.op == "exp" else None
+        if source is not None and source.index in cells and cells[source.index].rms > EXPONENT:
+            yield evidence.place(source)
 
 
 def unused_parameter(evidence: Evidence) -> Iterator[Finding]:
