@@ -311,8 +311,8 @@ def _at_unit_size(subject: Subject, seen: Pass) -> float | None:
     with contextlib.suppress(Exception):  # a loss may take derivatives by what the model was given
         args, kwargs = arguments(private(subject.batch))
         reseed(subject.seed)
-        cost = float(subject.loss(map_batch(unit, subject.model(*args, **kwargs))))
-        return cost if math.isfinite(cost) else None
+        cost = subject.loss(map_batch(unit, subject.model(*args, **kwargs))).detach()
+        return float(cost) if math.isfinite(cost) else None
     return None
 
 
