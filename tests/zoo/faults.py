@@ -1680,11 +1680,11 @@ def packed_projection_of_multihead_attention():
 
 
 @FAULTS(thread="pytorch#166378", codes=("W502",), layers=("0.body.qkv",), **WARNING)
-def packed_projection_by_hand(draw=nn.init.xavier_uniform_):
+def packed_projection_by_hand(draw=nn.init.xavier_uniform_, project=nn.Linear):
     class Body(nn.Module):
         def __init__(self):
             super().__init__()
-            self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
+            self.qkv, self.out = project(64, 192), nn.Linear(64, 64)
             draw(self.qkv.weight)
             nn.init.zeros_(self.qkv.bias)
 
@@ -1707,6 +1707,23 @@ def packed_projection_by_hand(draw=nn.init.xavier_uniform_):
 @FAULTS(thread="pytorch#166378", codes=("W502",), layers=("0.body.qkv",), **WARNING)
 def packed_projection_by_hand_of_normals():
     return packed_projection_by_hand(nn.init.xavier_normal_)
+
+
+class Turned(nn.Module):
+    """x @ W + b, W [inputs, outputs], as the Conv1D of GPT-2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+@FAULTS(thread="pytorch#166378", codes=("W502",), layers=("0.body.qkv",), **WARNING)
+def packed_projection_by_hand_of_the_other_layout():
+    return packed_projection_by_hand(project=Turned)
 
 
 class Truncated(nn.Linear):

@@ -208,19 +208,10 @@ def packed_fan(evidence: Evidence) -> Iterator[Finding]:
     audits = {a.name: a for a in evidence.audits}
     found = []
     for layer in evidence.seen.architecture.layers:
-        call = evidence.seen.architecture.trace.calls[layer.calls[0]]
-        shape = call.operands[0].shape
         audit = audits.get(layer.weight[0]) if len(layer.weight) == 1 else None
-        if (
-            audit is None
-            or layer.op != "linear"
-            or len(shape) != 2
-            or not shape[1]
-            or shape[0] % shape[1]
-            or not _is_packed(evidence, layer.calls[0], layer.weight[0], shape)
-        ):
+        if audit is None or not layer.fan_in or not _is_packed(evidence, layer):
             continue
-        packed, apart = (2 / (shape[1] + 3 * shape[1])) ** 0.5, (2 / (2 * shape[1])) ** 0.5
+        packed, apart = (2 / (layer.fan_in + 3 * layer.fan_in)) ** 0.5, layer.fan_in**-0.5
         if _of_std(audit, packed):
             found.append((layer.name, audit.rms, apart))
     if found:
@@ -248,19 +239,17 @@ def _of_std(audit: Audit, std: float) -> bool:
     return abs(audit.rms / std - 1) < error and not by_hand
 
 
-def _is_packed(evidence: Evidence, index: int, weight: str, shape: tuple[int, ...]) -> bool:
-    """[3E, E] whose output is cut in three and goes into attention."""
-    parameters = evidence.seen.architecture.parameters
-    whole = next(p.shape for p in parameters if p.name == weight)
-    if whole[:1] != (3 * shape[1],):
+def _is_packed(evidence: Evidence, layer: Layer) -> bool:
+    """[3E, E], or [E, 3E] of `x @ W`, whose output is cut in three and goes into attention."""
+    architecture, inputs = evidence.seen.architecture, layer.fan_in or 0
+    shape = next(p.shape for p in architecture.parameters if p.name == layer.weight[0])
+    if shape not in ((3 * inputs, inputs), (inputs, 3 * inputs)):
         return False
-    trace = evidence.seen.architecture.trace
-    call = trace.calls[index]
-    if call.inside == "multi_head_attention_forward":
+    trace, index = architecture.trace, layer.calls[0]
+    if trace.calls[index].inside == "multi_head_attention_forward":
         return True
-    after = evidence.seen.architecture.descendants({index})
-    near = [trace.calls[i].op for i in sorted(after)[:24]]
-    return shape[0] == whole[0] and any(
+    near = [trace.calls[i].op for i in sorted(architecture.descendants({index}))[:24]]
+    return layer.units == 3 * inputs and any(
         op in ("scaled_dot_product_attention", "softmax") for op in near
     )
 
