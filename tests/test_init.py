@@ -552,3 +552,10 @@ def test_icnr_and_bilinear_upsampling_leave_no_checkerboard():
     init_(model, batch, "bilinear_upsampling")
     flat = model[1](torch.ones(1, 4, 8, 8))
     torch.testing.assert_close(flat[..., 2:-2, 2:-2], torch.ones(1, 4, 12, 12))
+
+
+def test_hadamard_fills_the_sizes_it_names_and_leaves_others():
+    model = mlp(12, 20, 24, 9, 7)
+    drawn = fanin.init_(model, torch.randn(4, 12), scheme="hadamard")
+    assert [drawn[f"{i}.weight"].scheme == "hadamard" for i in (0, 2, 4, 6)] == [True] * 3 + [False]
+    assert torch.allclose(model[2].weight.T @ model[2].weight, torch.eye(20), atol=1e-5)

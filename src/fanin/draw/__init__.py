@@ -17,7 +17,7 @@ can change a bit, and torch's, numpy's and Python's own random states are neithe
     matrices      orthogonal, hadamard
 """
 
-from fanin.draw.matrices import hadamard, hadamard_rows, orthogonal
+from fanin.draw.matrices import hadamard, hadamard_rows, has_hadamard, orthogonal
 from fanin.draw.native import Backend, Queue, backend
 from fanin.draw.philox import Key, integer, key
 from fanin.draw.tensors import DTYPES, normal_, trunc_normal_, uniform_
@@ -31,6 +31,7 @@ __all__ = [
     "backend",
     "hadamard",
     "hadamard_rows",
+    "has_hadamard",
     "integer",
     "key",
     "normal",

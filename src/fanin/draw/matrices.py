@@ -17,7 +17,7 @@ from fanin.draw.philox import Key, integer, pieces
 from fanin.draw.values import normal, words
 from fanin.errors import ArgumentError
 
-__all__ = ["hadamard", "hadamard_rows", "orthogonal"]
+__all__ = ["hadamard", "hadamard_rows", "has_hadamard", "orthogonal"]
 
 # Orders of the small factors; the last two are of Paley's first kind, of the primes 11 and 19.
 _FACTORS = (1, 12, 20)
@@ -133,11 +133,25 @@ def _rows(chosen: _Choices, small: int, start: int, count: int) -> NDArray[np.in
     return _transform(drawn[:, chosen.order], small) * chosen.column
 
 
+def has_hadamard(n: int) -> bool:
+    """Whether n is 2ᵏ, 12·2ᵏ or 20·2ᵏ, the sizes that `hadamard` draws.
+
+    >>> [n for n in range(1, 50) if has_hadamard(n)]
+    [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48]
+    """
+    return any(n > 0 and _is_power(n, small) for small in _FACTORS)
+
+
+def _is_power(n: int, small: int) -> bool:
+    """Whether n is small·2ᵏ."""
+    power, rest = divmod(n, small)
+    return rest == 0 and power & (power - 1) == 0
+
+
 def _small_factor(argument: str, n: int) -> int:
     """The order of the factor that is not Sylvester's."""
     for small in _FACTORS:
-        power, rest = divmod(n, small)
-        if rest == 0 and power & (power - 1) == 0:
+        if _is_power(n, small):
             return small
     sizes = sorted(small << k for small in _FACTORS for k in range(n.bit_length() + 1))
     below, above = max(s for s in sizes if s < n), min(s for s in sizes if s > n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fanin import draw
 from fanin.catalogue import Scheme
 from fanin.errors import ArgumentError
 from fanin.policies.auto import auto
@@ -50,16 +51,15 @@ _MEANT: Mapping[str, Callable[[Role], bool]] = {
         and role.shape[0] == role.shape[1] * role.groups
     ),
     "identity": lambda role: role.kind in _WEIGHTS and "k" not in role.layout,
-    "hadamard": lambda role: role.kind in _WEIGHTS and _power(role),
+    "hadamard": lambda role: role.kind in _WEIGHTS and _has_hadamard(role),
 }
 
 
-def _power(role: Role) -> bool:
-    """Whether the larger side of the matrix is a power of two."""
+def _has_hadamard(role: Role) -> bool:
+    """Whether there is a Hadamard matrix as large as the larger side of the matrix."""
     if len(role.shape) != len(role.layout) or "k" in role.layout or role.blocks > 1:
         return False
-    larger = max(role.shape[-2:]) if len(role.shape) > 1 else 0
-    return larger > 0 and larger & (larger - 1) == 0
+    return len(role.shape) > 1 and draw.has_hadamard(max(role.shape[-2:]))
 
 
 def meant_for(scheme: Scheme, role: Role, roles: Sequence[Role]) -> bool:
