@@ -696,6 +696,7 @@ def test_a_forward_that_fails_by_itself_names_no_module():
         ((torch.ones(2, 3), 1), None, "A tuple gives positional arguments, here 2; a target"),
         ([torch.ones(2, 3), 1], None, "A list gives positional arguments, here 2; a target is no"),
         ({"x": torch.ones(2, 3)}, None, "A dict gives keyword arguments, here x$"),
+        ({}, None, "A dict gives keyword arguments, here none$"),
         (DataLoader(TensorDataset(torch.ones(2, 3))), None, "DataLoader; give one of its batches"),
         (torch.ones(2, 3), nn.CrossEntropyLoss(), "missing .* It gets the model's output alone: l"),
         (torch.ones(2, 3), nn.functional.mse_loss, "missing .* gets the model's output alone: los"),

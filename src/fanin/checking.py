@@ -38,7 +38,7 @@ from fanin.symmetry import RowSet, alike_rows, examine
 from fanin.trace import reject_unwatchable
 from fanin.version import __version__
 
-__all__ = ["check", "examined"]
+__all__ = ["check", "check_given", "examined"]
 
 Loss = Callable[[Any], Tensor]
 
@@ -82,7 +82,7 @@ def check(
         ModelError: the model cannot be checked: no (trainable) parameters, meta, lazy or sparse
             parameters, or a forward that changes its own trainable parameters.
         ForwardError: the model, its hooks or its backward pass raised.
-        BatchError: the batch is not finite or on another device.
+        BatchError: the batch is not finite (a mask of 0 and −inf may be) or on another device.
         LossError: the loss is not a finite scalar connected to a parameter.
         ArgumentError: an option has a value that is not allowed.
 
@@ -94,7 +94,7 @@ def check(
     ['S101', 'S102']
     """
     if not isinstance(model, nn.Module):
-        _check_loss(loss)
+        check_given(loss, progress, record)
         draw.integer("seed", seed, 0, 2**64)
         _codes(select, ignore)
         model, record = _built(model)
@@ -126,7 +126,7 @@ def examined(
     """As `check`, with the evidence that the report was made from."""
     started = time.perf_counter()
     tell = progress or (lambda _: None)
-    _check_loss(loss)
+    check_given(loss, progress, record)
     seed = draw.integer("seed", seed, 0, 2**64)
     chosen = _codes(select, ignore)
     _check_model(model)
@@ -368,11 +368,20 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
     return model, record
 
 
-def _check_loss(loss: Any) -> None:
+def check_given(loss: Any, progress: Any, record: Any) -> None:
+    """Raise ArgumentError for what is no function, or no record of a construction."""
     if loss is not None and not callable(loss):
         raise ArgumentError(
             f"loss: {type(loss).__name__} is not callable; "
             "give a function from the model's output to a scalar"
+        )
+    if progress is not None and not callable(progress):
+        raise ArgumentError(
+            f"progress: {type(progress).__name__} is not callable; give a function of a text"
+        )
+    if record is not None and not isinstance(record, Record):
+        raise ArgumentError(
+            f"record: {type(record).__name__}; what fanin.recording() gives is needed"
         )
 
 

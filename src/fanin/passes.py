@@ -326,6 +326,9 @@ def _objective(output: Any, value: Any, seed: int) -> tuple[Tensor, bool]:
     outputs = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
     if not outputs:
         raise LossError("model: its output holds no floating tensor; give a loss")
+    if not any(t.numel() for t in outputs):
+        shapes = ", ".join(str(list(t.shape)) for t in outputs)
+        raise LossError(f"model: its output is empty ({shapes}); give a batch that it answers to")
     outputs = [t for t in outputs if t.requires_grad]
     if not outputs:
         raise LossError("model: its output is not connected to any trainable parameter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,7 +31,7 @@ def reading(model: nn.Module, batch: Any) -> Architecture:
 
     Raises:
         ModelError: the model cannot be watched, or its forward changes its trainable parameters.
-        BatchError: the batch is not finite or on another device.
+        BatchError: the batch is not finite (a mask of 0 and −inf may be) or on another device.
         ForwardError: the forward raised.
     """
     reject_unwatchable(model)
@@ -121,11 +122,17 @@ def check_batch(model: nn.Module, batch: Any) -> None:
             if values.layout != torch.strided or not values.is_floating_point() or values.is_meta:
                 continue
             bad = int((~torch.isfinite(values)).sum())
-            if bad:
+            if bad and not _is_mask(values):
                 raise BatchError(
                     f"batch: input {name} holds {bad} NaN or infinite value{'s' * (bad > 1)}; "
                     "a finite batch is needed"
                 )
+
+
+def _is_mask(values: torch.Tensor) -> bool:
+    """Added to attention scores: 0 where a token may look, −inf where it may not."""
+    seen = values == 0
+    return bool(seen.any() and (seen | (values == -math.inf)).all())
 
 
 def _watched(model: nn.Module, batch: Any, guard: Guard) -> Architecture:

@@ -537,8 +537,8 @@ def _on_forward(model: Any, batch: Any) -> str:
         return ". The batch is a DataLoader; give one of its batches, without the target"
     if not refuses(model, args, kwargs):
         return ""
-    if kwargs:
-        return f". A dict gives keyword arguments, here {listed(kwargs)}"
+    if kwargs or isinstance(batch, dict):
+        return f". A dict gives keyword arguments, here {listed(kwargs) or 'none'}"
     return (
         f". A {type(batch).__name__} gives positional arguments, here {len(args)}; a target is "
         "no part of them: loss=lambda output: criterion(output, target)"

@@ -487,7 +487,18 @@ def batch_that_holds_nan_in_a_nested_value():
     return Net(), {"x": data(), "mask": {"a": [torch.full((10,), float("nan"))]}}
 
 
+@BAD(raises=BatchError, words=("batch", "mask"))
+def mask_that_lets_nothing_through():
+    model, batch = causal_mask()
+    return model, {**batch, "mask": torch.full((6, 6), -torch.inf)}
+
+
 # ── the loss ─────────────────────────────────────────────────────────────────────────────────
+
+
+@BAD(raises=LossError, words=("output", "empty", "[0, 3]"))
+def output_without_values():
+    return nn.Sequential(net(), blocks.Lambda(lambda x: x[:0])), data()
 
 
 @BAD(raises=LossError, words=("scalar",))
@@ -557,6 +568,8 @@ for _name, _options, _words in (
     ("dtype-that-is-unknown", {"dtype": "float17"}, ("dtype", "float17")),
     ("dtype-that-is-no-float", {"dtype": torch.int64}, ("dtype", "int64")),
     ("select-of-an-unknown-code", {"select": ["Z9"]}, ("select", "Z9")),
+    ("progress-that-cannot-be-called", {"progress": 1}, ("progress", "int")),
+    ("record-of-another-kind", {"record": ["a"]}, ("record", "list", "recording")),
     ("ignore-of-an-unknown-code", {"ignore": ["S1", "nothing"]}, ("ignore", "nothing")),
 ):
     BAD.add(
@@ -822,6 +835,26 @@ def tensor_subclass_in_the_batch():
         pass
 
     return net(), data().as_subclass(Named), classify(16, 3)
+
+
+@ODD()
+def causal_mask():
+    """−inf is what `nn.Transformer.generate_square_subsequent_mask` gives where none may look."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(10, 10) for _ in range(3))
+            self.head = nn.Linear(10, 3)
+
+        def forward(self, x, mask):
+            scores = self.query(x) @ self.key(x).mT / 10**0.5
+            return self.head((scores + mask).softmax(-1) @ self.value(x))
+
+    return Net(), {
+        "x": torch.randn(5, 6, 10),
+        "mask": nn.Transformer.generate_square_subsequent_mask(6),
+    }
 
 
 @ODD()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fanin import draw
 from fanin.apply import Trial, trial
 from fanin.assignment import REPAIR, Assignment
-from fanin.checking import examined
+from fanin.checking import check_given, examined
 from fanin.clones import shared
 from fanin.construction import Record
 from fanin.draw.tensors import SMALLEST
@@ -119,6 +119,7 @@ def repair_(
     _check_arguments(
         model, warnings=warnings, preserve=preserve, frozen=frozen, all_or_nothing=all_or_nothing
     )
+    check_given(loss, progress, record)
     model = bare(model)
     options = {"seed": seed, "dtype": dtype, "select": select, "ignore": ignore}
     tell = progress or (lambda _: None)
