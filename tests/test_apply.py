@@ -736,6 +736,14 @@ def test_a_seed_that_cannot_be_is_refused_and_nothing_changes(seed):
         init_(model, batch, seed=seed)
 
 
+@pytest.mark.parametrize("device", ["nowhere", "meta", torch.float32])
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_a_device_that_cannot_hold_values_is_refused_and_nothing_changes(device, place):
+    model, batch = mlp(6, 16, 3).to(place), torch.randn(8, 6)
+    with unchanged(model, batch), pytest.raises(ArgumentError, match=r"^device: "):
+        init_(model, batch, device=device)
+
+
 def test_what_a_recipe_does_not_name_and_the_model_has_not_is_an_error_of_the_recipe():
     model = nn.Linear(3, 2)
     weight = Assignment("weight", "he_normal", 1.0, (2 / 3) ** 0.5, 3.0, "", (2, 3), "oi")

@@ -670,3 +670,10 @@ def test_defaults_are_allowed_and_repeat_themselves(scheme: Scheme):
             scheme.complete({argument.name: math.nan})
         with pytest.raises(ArgumentError, match=argument.name):
             scheme.complete({argument.name: [object()]})
+
+
+def test_a_scheme_in_the_place_of_its_name_is_told_its_name():
+    with pytest.raises(ArgumentError, match=r"its name is needed, here 'he_normal'$"):
+        find(SCHEMES["he_normal"])  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"^std: normal has .* gain multiplies its std$"):
+        fill_(torch.empty(2, 2), "normal", std=0.02)

@@ -82,6 +82,7 @@ def apply_(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    _check_device(device)
     model = bare(model)
     prepared(model)
     parameters = by_path(model)
@@ -409,6 +410,19 @@ def require_memory(tensors: Mapping[str, Tensor]) -> None:
                 f"model: the parameter {name!r} is expanded: several of its entries share their "
                 "memory; give it memory of its own (parameter.data = parameter.data.clone())"
             )
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """Raise for what is no device of this machine, or has no memory."""
+    if device is None:
+        return
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last: without that backend
+        told = str(error).partition("\n")[0]
+        raise ArgumentError(f"device: {device!r} cannot be used: {told}") from error
+    if found.type == "meta":
+        raise ArgumentError("device: 'meta' has no memory; values need a real device")
 
 
 def _require_values(

@@ -62,6 +62,8 @@ def find(name: str) -> Scheme:
     >>> find("kaiming_normal_").name, find("GlorotUniform").name
     ('he_normal', 'xavier_uniform')
     """
+    if isinstance(name, Scheme):
+        raise ArgumentError(f"scheme: a Scheme was given; its name is needed, here {name.name!r}")
     if not isinstance(name, str):
         raise ArgumentError(f"scheme: {name!r} is not the name of a scheme, such as 'he_normal'")
     if name in SCHEMES:  # the usual case, once for each parameter

@@ -188,6 +188,7 @@ class Scheme:
         for name, value in arguments.items():
             if name not in known:
                 takes = f"it takes {', '.join(known)}" if known else "it takes none"
+                takes += "; gain multiplies its std" if name == "std" else ""
                 raise ArgumentError(f"{name}: {self.name} has no such argument; {takes}")
             if not _allows(known[name], value):
                 allowed = known[name].allowed
