@@ -19,7 +19,14 @@ from fanin.branches import residual_branches
 from fanin.clones import repeated_rows, shared
 from fanin.construction import Record, recorded
 from fanin.criteria import FAR
-from fanin.errors import ArgumentError, FaninError, ForwardError, LossError, ModelError
+from fanin.errors import (
+    ArgumentError,
+    BatchError,
+    FaninError,
+    ForwardError,
+    LossError,
+    ModelError,
+)
 from fanin.findings import RULES, Evidence, Finding, depth_of, judge, stations, towers_of
 from fanin.guard import finite_again, private, reseed, watching
 from fanin.kinds import PASSIVE
@@ -146,6 +153,10 @@ def examined(
     evidence = replace(evidence, refused=refused)
     wanted = chosen & _OF_ENTRIES if refused else chosen
     findings = tuple(f for f in judge(evidence) if f.code in wanted)
+    blamed = {f.code for f in findings if f.severity == "error" and f.code[0] in "SP"}
+    if blamed and (noise := _noise(batch, seed)) is not None:
+        options = {"seed": seed, "dtype": dtype, "select": blamed, "record": record}
+        _require_fault(lambda: examined(model, noise, loss, **options)[0])
     ignored = tuple(code for code in RULES if code not in chosen)
     seconds = time.perf_counter() - started
     return _report(subject, evidence, findings, ignored, seconds), evidence
@@ -366,6 +377,34 @@ def _built(build: Any) -> tuple[nn.Module, Record]:
             f"model: the function given returned {type(model).__name__}, not a Module"
         )
     return model, record
+
+
+def _noise(batch: Any, seed: int) -> Any | None:
+    """Normal values in the place of a dummy, every input of which holds one value: zeros, ones."""
+    inputs = [t for t in inputs_in(batch) if t.numel() > 1]
+    if not all(t.layout == torch.strided and bool((t == t.flatten()[0]).all()) for t in inputs):
+        return None
+    if not any(t.is_floating_point() for t in inputs):  # tokens: which there are is not known
+        return None
+    source = torch.Generator().manual_seed(seed % 2**63)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        one = not tensor.is_floating_point() or tensor.numel() < 2
+        return tensor if one else torch.randn(tensor.shape, generator=source).to(tensor)
+
+    return map_batch(drawn, batch)
+
+
+def _require_fault(look: Callable[[], Report]) -> None:
+    """Raise where errors of a dummy batch are none with other values: zeros leave every unit of a
+    layer without biases dead, and norms divide what does not vary by nothing."""
+    with contextlib.suppress(FaninError):
+        if not look().ok:
+            return
+    raise BatchError(
+        "batch: each input holds one value only, which makes errors of a model that has none with "
+        "random values; give samples, or random values of that shape"
+    )
 
 
 def check_given(loss: Any, progress: Any, record: Any) -> None:

@@ -487,6 +487,12 @@ def batch_that_holds_nan_in_a_nested_value():
     return Net(), {"x": data(), "mask": {"a": [torch.full((10,), float("nan"))]}}
 
 
+@BAD(raises=BatchError, words=("batch", "one value", "random values"))
+def batch_of_zeros_that_no_bias_makes_up_for():
+    """A dummy that leaves every unit dead: no fault of the model."""
+    return nn.Sequential(nn.Linear(10, 24, bias=False), nn.ReLU(), nn.Linear(24, 3)), 0 * data()
+
+
 @BAD(raises=BatchError, words=("batch", "mask"))
 def mask_that_lets_nothing_through():
     model, batch = causal_mask()
@@ -835,6 +841,11 @@ def tensor_subclass_in_the_batch():
         pass
 
     return net(), data().as_subclass(Named), classify(16, 3)
+
+
+@ODD()
+def batch_of_zeros():
+    return mlp(10, 24, 3), torch.zeros(16, 10), classify(16, 3)
 
 
 @ODD()
