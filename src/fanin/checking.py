@@ -80,8 +80,9 @@ def check(
         seed: of everything random in the check.
         dtype: the dtype that training will compute in, for the range that values must stay in
             (N404); the model's own by default.
-        select: prefixes of the finding codes to report ("S", "P201"); all by default.
-        ignore: prefixes of the finding codes to leave out.
+        select: prefixes of the finding codes to report ("S", "P201"), or names of rules; all by
+            default.
+        ignore: the same of those to leave out.
         progress: told in a few words what is under way.
         record: what `fanin.recording` saw of the model's construction.
 
@@ -426,6 +427,8 @@ def check_given(loss: Any, progress: Any, record: Any) -> None:
 
 def _codes(select: Iterable[str] | None, ignore: Iterable[str] | None) -> set[str]:
     chosen = set(RULES) if select is None else _matching("select", select)
+    if not chosen:
+        raise ArgumentError("select: it names no finding code, so nothing would be judged")
     return chosen if ignore is None else chosen - _matching("ignore", ignore)
 
 
@@ -433,7 +436,8 @@ def _matching(argument: str, prefixes: Iterable[str]) -> set[str]:
     prefixes = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
     found: set[str] = set()
     for prefix in prefixes:
-        codes = {c for c in RULES if c.startswith(str(prefix).upper())}
+        word = str(prefix).upper()
+        codes = {c for c, rule in RULES.items() if c.startswith(word) or rule.name.upper() == word}
         if not codes or not prefix:
             raise ArgumentError(
                 f"{argument}: no finding code starts with {prefix!r}; known: {', '.join(RULES)}"

@@ -576,6 +576,7 @@ for _name, _options, _words in (
     ("select-of-an-unknown-code", {"select": ["Z9"]}, ("select", "Z9")),
     ("progress-that-cannot-be-called", {"progress": 1}, ("progress", "int")),
     ("record-of-another-kind", {"record": ["a"]}, ("record", "list", "recording")),
+    ("select-of-nothing", {"select": []}, ("select", "names no")),
     ("ignore-of-an-unknown-code", {"ignore": ["S1", "nothing"]}, ("ignore", "nothing")),
 ):
     BAD.add(
