@@ -191,8 +191,9 @@ def packed(case: Case, finding: Finding, _level: int) -> list[Assignment]:
     made = []
     for name in case.parameters_at(finding.layers, ("weight",)):
         rms, shape = case.audits[name].rms, case.roles[name].shape
-        factor = math.sqrt(1 / shape[1]) / rms if len(shape) == 2 and rms > 0 else 1.0
-        if shape[0] == 3 * shape[1]:
+        width = min(shape)  # [3E, E], or [E, 3E] of x @ W
+        factor = math.sqrt(1 / width) / rms if len(shape) == 2 and rms > 0 else 1.0
+        if max(shape) == 3 * width:
             because = "three matrices in one: Xavier of each block"
             made.append(case.scaled(name, _short(factor), because))
     return made
