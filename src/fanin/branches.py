@@ -103,7 +103,7 @@ def branches(
     for add in origins.follow():
         if add.op in _ADDS and len(set(add.sources)) == 2:
             pair = _branch(architecture, add, _start(origins, add, starts), depths)
-            if pair is not None and not _restores(architecture, pair[0]):
+            if pair is not None and not _is_no_stream(architecture, pair[0]):
                 found.append(pair)
                 starts[add.index] = pair[0].start
     numbered = _numbered(architecture, [branch for branch, _ in found])
@@ -115,16 +115,23 @@ def branches(
     return numbered, inside, lasts
 
 
-def _restores(architecture: Architecture, branch: Branch) -> bool:
-    """Whether a statistic of the batch is added at the very end: the output gets its units back.
+def _is_no_stream(architecture: Architecture, branch: Branch) -> bool:
+    """Whether a sum at the very end adds terms of the output, and no branch to a stream.
 
-    The stream is what comes out of layers, and the layers before such a sum make the output.
+    What is added are fewer numbers than both ways start from (α·log π(a) − Q(a), of an actor), or
+    more, where the output gets its units back (a statistic of the batch is added); or the sum is
+    the error of a loss, y − f(x), and the batch holds y.  The layers before it make the output.
     """
     calls = architecture.trace.calls
-    if branch.start < 0 or branch.end in architecture.inner:
+    if branch.end in architecture.inner:
         return False
-    spread = math.prod(calls[branch.start].shape) < math.prod(calls[branch.end].shape)
-    return spread and not any(calls[i].operands for i in architecture.ancestors([branch.start]))
+    if branch.start < 0:
+        return not any(calls[i].shape for i in architecture.trace.outputs)
+    start, end = (math.prod(calls[i].shape) for i in (branch.start, branch.end))
+    if start > end:
+        return True
+    layers = any(calls[i].operands for i in architecture.ancestors([branch.start]))
+    return start < end and not layers
 
 
 def low_rank_pairs(architecture: Architecture) -> dict[int, str]:

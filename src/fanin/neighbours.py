@@ -347,15 +347,18 @@ def sets_scale(architecture: Architecture, call: Call) -> bool:
     """Whether a layer's output is the logarithm of a scale that the signal is multiplied with.
 
     As in the coupling layers of a flow: cut, bounded by a tanh or a clamp, and through an
-    exponential to a product with something that this layer has not made.
+    exponential to a product with something that this layer has not made, or has shifted (Glow).
     """
+    made = architecture.descendants([call.index])
     seen, waiting = {call.index}, [call]
     while waiting:
         for after in architecture.followers[waiting.pop().index]:
             if after.op == "exp":
                 scaled = architecture.followers[after.index]
                 others = {i for c in scaled if c.op in PRODUCTS | QUOTIENTS for i in c.sources}
-                if not others <= architecture.descendants([call.index]):
+                sums = (architecture.trace.calls[i] for i in others & made)
+                others.update(i for c in sums if c.op in SUMS for i in c.sources)
+                if not others <= made:
                     return True
             bounds = after.op in _BOUNDS and after.units is None and len(set(after.sources)) == 1
             if bounds and after.index not in seen:
