@@ -146,6 +146,36 @@ def scaled(start: float, channels: int, *first: nn.Module) -> tuple[nn.Module, A
     return nn.Sequential(nn.Linear(6, 8), body, nn.Linear(8, 3)), torch.randn(64, 6)
 
 
+@pytest.mark.parametrize(("size", "shift"), [(1e-3, 0.0), (1.0, 3.0), (100.0, 0.0)])
+def test_offsets_of_a_layer_that_reads_few_numbers_are_as_large_as_what_it_makes(size, shift):
+    model, batch = mlp(2, 64, 64, 1), size * (torch.randn(256, 2) + shift)
+    plan(model, batch).apply_(model)
+    with torch.no_grad():
+        made = F.linear(batch, model[0].weight).square().mean().sqrt()
+        assert 0.7 < float(model[0].bias.std() / made) < 1.4
+        assert 0.7 < float(model[:3](batch).square().mean().sqrt()) < 1.4
+
+
+def few(*, normed: bool = False, act: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8) if normed else act(), nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "bias"),
+    [
+        (few(normed=True), "0.bias"),
+        (few(act=nn.Identity), "0.bias"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Softmax(-1)), "0.bias"),
+        (few(), "2.bias"),
+        (mlp(4, 8, 1), "0.bias"),
+    ],
+    ids=["norm", "straight", "output", "behind", "many"],
+)
+def test_other_biases_beside_few_numbers_are_zero(model: nn.Module, bias: str):
+    width = model[0].in_features
+    assert plan(model, torch.randn(64, width))[bias].scheme == "zeros"
+
+
 def temperature() -> tuple[nn.Module, Any]:
     class Net(nn.Module):
         def __init__(self):
@@ -319,18 +349,28 @@ def test_a_table_beside_the_output_is_small():
 
 
 class Coupled(nn.Module):
-    """The layer in the middle gives a scale's logarithm and a shift; or noise is what it scales."""
+    """The layer in the middle gives a scale's logarithm and a shift; or noise is what it scales.
 
-    def __init__(self, noise=False):
+    The signal is scaled and then shifted (RealNVP), or shifted first (Glow).
+    """
+
+    def __init__(self, noise=False, first=False):
         super().__init__()
-        self.net, self.noise = mlp(4, 16, 8), noise
+        self.net, self.noise, self.first = mlp(4, 16, 8), noise, first
         self.head = nn.Linear(8, 3)
 
     def forward(self, x):
         a, b = x.chunk(2, -1)
         scale, shift = self.net(a).chunk(2, -1)
-        other = torch.ones_like(b) if self.noise else b
-        return self.head(torch.cat([a, other * (0.5 * scale.tanh()).exp() + shift], -1))
+        other, scale = torch.ones_like(b) if self.noise else b, (0.5 * scale.tanh()).exp()
+        moved = (other + shift) * scale if self.first else other * scale + shift
+        return self.head(torch.cat([a, moved], -1))
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_coupling_may_shift_before_it_scales(noise: bool):
+    found = plan(Coupled(noise, first=True), torch.randn(32, 8))["net.2.weight"]
+    assert (found.scheme == "zeros") != noise
 
 
 class Bell(nn.Module):
@@ -354,6 +394,25 @@ class Centred(nn.Module):
     def forward(self, x):
         given = x[:, None] if self.copies else torch.stack([x * (i + 1) for i in range(5)], 1)
         return self.head(torch.exp(-(given - self.rows).square().mean(-1)))
+
+
+class Spoken(nn.Module):
+    """Scores of frames, and the loss of a sequence, or of each frame."""
+
+    def __init__(self, aligned=True):
+        super().__init__()
+        self.body, self.head, self.aligned = (
+            nn.GRU(8, 16, batch_first=True),
+            nn.Linear(16, 5),
+            aligned,
+        )
+
+    def forward(self, x, target):
+        scores = self.head(self.body(x)[0])
+        if not self.aligned:
+            return F.cross_entropy(scores.flatten(0, 1), target.flatten())
+        lengths = [torch.full((len(x),), t.shape[1]) for t in (x, target)]
+        return F.ctc_loss(scores.log_softmax(-1).transpose(0, 1), target, *lengths)
 
 
 class Quantized(nn.Module):
@@ -723,6 +782,22 @@ RULES: dict[str, Rule] = {
         "0.bias",
         "the same for x and −x",
         lambda a: a.scheme == "normal" and 0.2 < a.std < 0.4,
+    ),
+    "bias of a layer that reads up to 3 numbers of the data, before an activation": Rule(
+        lambda: (mlp(3, 16, 1), torch.rand(64, 3) / 100),
+        "0.bias",
+        lambda: (nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 1)), torch.rand(64, 3)),
+        "0.bias",
+        "reads 3 numbers of the data",
+        lambda a: a.scheme == "normal" and a.std == 1.0,
+    ),
+    "output layer before a CTC loss that the model computes": Rule(
+        lambda: (Spoken(), (torch.randn(4, 12, 8), torch.randint(1, 5, (4, 3)))),
+        "head.weight",
+        lambda: (Spoken(aligned=False), (torch.randn(4, 12, 8), torch.randint(1, 5, (4, 12)))),
+        "head.weight",
+        "before a CTC loss",
+        lambda a: 0.5 / 4 < a.std < 4 / 4,
     ),
     "rows that a signal is copied for (centres, tasks)": Rule(
         lambda: (Centred(), torch.randn(64, 8)),

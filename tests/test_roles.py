@@ -1758,6 +1758,32 @@ def test_the_layer_before_the_units_are_put_back_is_the_output_layer(affine: boo
     assert branch_of(found, "middle.weight").of == 1
 
 
+class Judged(nn.Module):
+    """An action, and what a critic says of it: terms of a loss, or two branches of a stream."""
+
+    def __init__(self, loss: bool):
+        super().__init__()
+        self.loss, self.actor = loss, blocks.mlp(6, 8, 3)
+        self.critic, self.head = blocks.mlp(3, 8, 1 if loss else 3), nn.Linear(3, 2)
+
+    def forward(self, x, wanted, given):
+        action = self.actor(x).tanh()
+        judged = self.critic(action)
+        if not self.loss:
+            return self.head(action + judged)
+        entropy = (1 - action**2 + 1e-6).log().sum(-1, keepdim=True)
+        return (entropy - judged).mean() + (self.critic(given) - wanted).square().mean()
+
+
+@pytest.mark.parametrize("loss", [True, False])
+def test_terms_of_a_loss_are_no_residual_branch(loss: bool):
+    """As an actor's log π(a) − Q(a), and the error Q(a) − y, where the batch holds y."""
+    batch = (torch.randn(16, 6), torch.randn(16, 1), torch.randn(16, 3))
+    found = seen(Judged(loss), batch)
+    assert found["critic.2.weight"].head == loss
+    assert (found["critic.2.weight"].branch is None) == loss
+
+
 class Offset(nn.Module):
     """Something is done to what a layer gives, and to a parameter that is added."""
 

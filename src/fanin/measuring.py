@@ -57,6 +57,7 @@ class Target:
         size: wanted root mean square (or std, where `centred`) of the output.
         tolerance: factor within which the output is left as it is.
         centred: whether the std counts, not the root mean square.
+        bare: whether what the bias adds is left out.
         units: whether every unit is brought to it, with its mean at zero, by itself.
         bias: parameter that takes the means away, with `units` or `centre`.
         centre: whether the bias takes the mean of each unit away, with one factor for the whole
@@ -68,6 +69,7 @@ class Target:
     size: float
     tolerance: float = 1.0
     centred: bool = False
+    bare: bool = False
     units: bool = False
     bias: str | None = None
     centre: bool = False
@@ -343,8 +345,8 @@ class _Adjust:
     def _whole(self, name: str, target: Target, use: _Use) -> Tensor:
         """Scale a weight by one factor, and let its bias take the means of its units away."""
         values, added = use.output.detach().double(), use.added()
-        before = self._means.size(values, target.centred)
         product = values if added is None else values - added
+        before = self._means.size(product if target.bare else values, target.centred)
         bias = self._bias(target, use)
         means = None if bias is None else self._of_units(product, use)
         if means is not None:

@@ -84,6 +84,7 @@ class Role:
         shuffled: whether pixel shuffle lays its outputs side by side.
         head: whether its output goes to the model's output, with no layer behind it; also where
             outputs of several are mixed there (experts, dueling heads), by scores of its own too.
+        aligned: whether a CTC loss in the model finds the place of each target in what it makes.
         place: layers with weights before it since the last norm, sum or input.
         run: layers with weights in that stretch.
         chain: the same where norms do not end a stretch.
@@ -139,6 +140,7 @@ class Role:
     heads: int | None = None
     shuffled: bool = False
     head: bool = False
+    aligned: bool = False
     place: int = 0
     run: int = 1
     chain: int = 1
@@ -192,6 +194,7 @@ class _Reader:
         self.tables = {c.index for c in self.calls if "v" in c.layout}
         self.layered = {c.index for c in self.calls if c.layout} - self.tables
         self.codes = picking(architecture, self.again)
+        self.aligning = {c.index for c in self.calls if c.op == "ctc_loss"}
 
     def read(self) -> tuple[Role, ...]:
         uses = _by_parameter((c, o) for c in self.calls for o in c.operands)
@@ -459,6 +462,7 @@ class _Reader:
             repeated=repeated,
             generates=generates,
             head=role.head and (generates is None or generates.last),
+            aligned=role.head and self._is_aligned(call),
             log_scale=not attention and not role.head and sets_scale(self.architecture, call),
             modulates=not (attention or role.head or call.index in self.branch_of)
             and all(modulates(self.architecture, c, self.ends) for c in (call, late)),
@@ -466,6 +470,12 @@ class _Reader:
             features=round(fan_in / role.kept) if fan_in else None,
             **self._standing(call),
         )
+
+    def _is_aligned(self, call: Call) -> bool:
+        """Whether what a layer makes goes to a loss that finds the place of each target itself."""
+        if not self.aligning:
+            return False
+        return not self.aligning.isdisjoint(self.architecture.descendants([call.index]))
 
     def _input(self, call: Call) -> tuple[int, Input]:
         """The signal that a weight reads, and where it comes from; of several the first, but for

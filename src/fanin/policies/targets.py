@@ -24,7 +24,9 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
     """Weight → what its output should be on the batch; empty where closed forms are enough."""
     by_name = {role.parameter: role for role in roles}
     biases = {r.call: r.parameter for r in roles if r.kind == "bias"}
-    planned = {a.parameter for a in recipe.assignments}
+    planned = {a.parameter: a for a in recipe.assignments}
+    # Random ones are as large as what the weight makes, whose size is what counts.
+    offsets = {c for c, name in biases.items() if name in planned and planned[name].std > 0}
     drawn = blueprint(roles, meta=False)
     found: dict[str, Target] = {}
     for assignment in recipe.assignments:
@@ -42,7 +44,8 @@ def targets(recipe: Recipe, roles: Sequence[Role]) -> dict[str, Target]:
             size = target_size(role, drawn) * (head_gain(role) if role.head else 1.0)
             kept = biases.get(role.call, "") in recipe.untouched  # with a value of its own
             shifted = deep_shift(role, drawn) != 0.0
-            found[role.parameter] = Target(size, TOLERANCE, centred=shifted or kept)
+            spread = role.call in offsets
+            found[role.parameter] = Target(size, TOLERANCE, centred=shifted or kept, bare=spread)
     return found
 
 
