@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,8 +157,8 @@ def examined(
     findings = tuple(f for f in judge(evidence) if f.code in wanted)
     blamed = {f.code for f in findings if f.severity == "error" and f.code[0] in "SP"}
     if blamed and (noise := _noise(batch, seed)) is not None:
-        options = {"seed": seed, "dtype": dtype, "select": blamed, "record": record}
-        _require_fault(lambda: examined(model, noise, loss, **options)[0])
+        again = partial(examined, seed=seed, dtype=dtype, select=blamed, record=record)
+        _require_fault(lambda: again(model, noise, loss)[0])
     ignored = tuple(code for code in RULES if code not in chosen)
     seconds = time.perf_counter() - started
     return _report(subject, evidence, findings, ignored, seconds), evidence

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fanin.architecture import weighted_source
+from fanin.architecture import Layer, weighted_source
 from fanin.criteria import FAR
 from fanin.findings.evidence import Evidence
 from fanin.findings.reach import large_inputs, outlier
