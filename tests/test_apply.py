@@ -981,7 +981,6 @@ def test_functional_weights_are_written_where_the_model_holds_them():
     assert float(model.w.detach().std()) == pytest.approx(math.sqrt(2 / 40), rel=0.06)
 
 
-@pytest.mark.filterwarnings("ignore:.*global hooks on modules:UserWarning")
 @pytest.mark.parametrize("wrap", [torch.compile, checkpoint_wrapper], ids=["compile", "checkpoint"])
 def test_what_wraps_a_module_inside_changes_no_value(wrap) -> None:
     def build() -> nn.Sequential:

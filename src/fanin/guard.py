@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -164,8 +165,25 @@ def watching(model: nn.Module) -> Iterator[Guard]:
 
     A forward may take gradients itself, so they are there even where nothing else needs them.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _eager(), _restored(model) as guard:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _eager(),
+        _untold(model),
+        _restored(model) as guard,
+    ):
         yield guard
+
+
+@contextmanager
+def _untold(model: nn.Module) -> Iterator[None]:
+    """Keep torch from telling of the watch's own hooks, as it does for each compiled module."""
+    if not any(hasattr(module, "_orig_mod") for module in model.modules()):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+        yield
 
 
 @contextmanager
