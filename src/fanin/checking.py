@@ -388,11 +388,13 @@ def _noise(batch: Any, seed: int) -> Any | None:
         return None
     if not any(t.is_floating_point() for t in inputs):  # tokens: which there are is not known
         return None
-    source = torch.Generator().manual_seed(seed % 2**63)
+    source = torch.Generator("cpu").manual_seed(seed % 2**63)
 
     def drawn(tensor: Tensor) -> Tensor:
         one = not tensor.is_floating_point() or tensor.numel() < 2
-        return tensor if one else torch.randn(tensor.shape, generator=source).to(tensor)
+        return (
+            tensor if one else torch.randn(tensor.shape, generator=source, device="cpu").to(tensor)
+        )
 
     return map_batch(drawn, batch)
 
