@@ -21,9 +21,12 @@ def replacing(place: str | Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be replaced.
 
-    >>> with replacing("report.txt") as path:
-    ...     _ = path.write_text("sound", encoding="utf-8")
-    >>> Path("report.txt").read_text(encoding="utf-8")
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     place = Path(folder) / "report.txt"
+    ...     with replacing(place) as path:
+    ...         _ = path.write_text("sound", encoding="utf-8")
+    ...     place.read_text(encoding="utf-8")
     'sound'
     """
     if is_stream(place):
