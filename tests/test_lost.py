@@ -69,6 +69,19 @@ def saturated() -> nn.Module:
     return nn.Sequential(*model, nn.Linear(32, 5))
 
 
+class Gated(nn.Module):
+    """tanh(a) σ(b) of one layer, as in a WaveNet."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Linear(20, 64), nn.Linear(32, 5)
+        nn.init.constant_(self.wide.bias[32:].data, shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signal, gate = self.wide(x).chunk(2, -1)
+        return self.head(signal.tanh() * gate.sigmoid())
+
+
 CAUSES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "a step above the weights": (
         lambda: nn.Sequential(Quantized(20, 32, 1.0), nn.ReLU(), Quantized(32, 5, 1.0)),
@@ -79,6 +92,11 @@ CAUSES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: Routed(-1.0, 32, 2),
         "between them (gates.0, blocks.0",
         "a gate",
+    ),
+    "gates beside units that are bent first": (
+        lambda: Gated(-30.0),
+        "units of wide that are gates are shut",
+        "P206",
     ),
     "eps that is the width": (
         lambda: normed(lambda: nn.BatchNorm1d(32, 32)),
@@ -104,11 +122,12 @@ def test_what_shuts_the_difference_out_is_named(name: str):
     "build",
     [
         lambda: Routed(1.5, 32, 2),
+        lambda: Gated(-3.0),
         lambda: normed(lambda: nn.BatchNorm1d(32)),
         lambda: normed(lambda: scaled(1.0)),
         lambda: nn.Sequential(Quantized(20, 32, 0.01), nn.ReLU(), Quantized(32, 5, 0.01)),
     ],
-    ids=["open gates", "usual eps", "usual scales", "small steps"],
+    ids=["open gates", "gates that are nearly shut", "usual eps", "usual scales", "small steps"],
 )
 def test_the_same_models_as_they_are_meant_collapse_nowhere(build):
     found = fanin.check(build(), torch.randn(64, 20)).findings

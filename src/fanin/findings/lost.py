@@ -46,6 +46,7 @@ def lost(evidence: Evidence, first: Station) -> Lost | None:
         _norms(evidence, [*before, first])
         or _computed(evidence, first)
         or _flat(before)
+        or _shut(before)
         or _between(evidence, before, first)
         or _stuck(before)
     )
@@ -112,6 +113,20 @@ def _flat(before: Sequence[Station]) -> Lost | None:
                 f"Bring those units back ({code}): biases near zero, weights at the gain of the "
                 "activation.",
             )
+    return None
+
+
+def _shut(before: Sequence[Station]) -> Lost | None:
+    """Units that are gates, of the last layer whose output still differs."""
+    for station in reversed(before):
+        if station.cell.shut:
+            return Lost(
+                f"The units of {station.shown} that are gates are shut: what lies behind gets the "
+                "same for every sample.",
+                "Open those gates (P206): their part of the biases near zero.",
+            )
+        if _deviation(station) >= LEAST_GIVEN:
+            return None
     return None
 
 
