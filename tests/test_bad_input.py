@@ -246,3 +246,23 @@ def test_an_input_that_is_empty_beside_one_that_is_not_is_allowed():
             return self.layer(torch.cat([cache, x]))
 
     assert fanin.check(Cached(), (torch.randn(8, 4), torch.empty(0, 4))).ok
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_faults_are_found_with_a_dummy_batch_too(value: float):
+    model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 3))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    found = fanin.check(model, torch.full((16, 10), value)).findings
+    assert {"S101", "S102"} <= {f.code for f in found}
+
+
+def test_what_a_dummy_shows_stands_where_the_model_takes_no_other_values():
+    class Shares(nn.Sequential):
+        def forward(self, x):
+            if x.min() < 0:
+                raise ValueError("shares are 0 or more")
+            return super().forward(x)
+
+    model = Shares(nn.Linear(10, 24, bias=False), nn.ReLU(), nn.Linear(24, 3))
+    assert not fanin.check(model, torch.zeros(16, 10)).ok

@@ -402,9 +402,12 @@ def _noise(batch: Any, seed: int) -> Any | None:
 def _require_fault(look: Callable[[], Report]) -> None:
     """Raise where errors of a dummy batch are none with other values: zeros leave every unit of a
     layer without biases dead, and norms divide what does not vary by nothing."""
-    with contextlib.suppress(FaninError):
-        if not look().ok:
-            return
+    try:
+        sound = look().ok
+    except FaninError:  # not all models take any values: then what was found stands
+        return
+    if not sound:
+        return
     raise BatchError(
         "batch: each input holds one value only, which makes errors of a model that has none with "
         "random values; give samples, or random values of that shape"
